@@ -1,0 +1,51 @@
+"""The command line of `vpmoe pretrain`: Megatron's flags and vpMoE's, added in one place.
+
+Megatron's parser closes some choices (`--tokenizer-type`, `--position-embedding-type`,
+`--optimizer`). They are widened here, so that nothing in site-packages is edited.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from vpmoe.data.arguments import add_data_args, validate_data_args
+from vpmoe.model.arguments import add_model_args, validate_model_args
+from vpmoe.optimizer.arguments import add_optimizer_args, validate_optimizer_args
+from vpmoe.tokenizer.arguments import add_tokenizer_args, validate_tokenizer_args
+
+_WIDENED_CHOICES = {
+    "--tokenizer-type": "O200kHarmonyTokenizer",
+    "--position-embedding-type": "grapem",
+    "--optimizer": "normuon",
+}
+
+
+def add_vpmoe_args(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Adds vpMoE's flags to Megatron's parser; Megatron's `extra_args_provider`."""
+    for flag, choice in _WIDENED_CHOICES.items():
+        _widen_choices(parser, flag, choice)
+    add_tokenizer_args(parser)
+    add_data_args(parser)
+    add_model_args(parser)
+    add_optimizer_args(parser)
+    return parser
+
+
+def validate_vpmoe_args(args: argparse.Namespace) -> None:
+    """Checks vpMoE's flags together, after Megatron has checked its own.
+
+    Raises:
+        ValueError: a combination that vpMoE refuses; the message names the flags.
+    """
+    validate_tokenizer_args(args)
+    validate_data_args(args)
+    validate_model_args(args)
+    validate_optimizer_args(args)
+
+
+def _widen_choices(parser: argparse.ArgumentParser, flag: str, choice: str) -> None:
+    action = parser._option_string_actions.get(flag)
+    if action is None or action.choices is None:
+        raise RuntimeError(f"megatron-core no longer has a closed choice {flag}; remove its widening")
+    if choice not in action.choices:
+        action.choices = (*action.choices, choice)

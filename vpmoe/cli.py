@@ -1,0 +1,54 @@
+"""`vpmoe`: train, tokenize, build data, count parameters."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+_EXAMPLES = """\
+examples:
+  vpmoe tokenizer install
+  vpmoe data build --input data/sample/conversations.jsonl --output runs/data
+  vpmoe pretrain --preset configs/vpmoe-tiny.toml --synth-kd-data runs/data --train-iters 20
+  torchrun --nproc-per-node 2 -m vpmoe.pretrain --preset configs/vpmoe-dev.toml ...
+  vpmoe params --config configs/vpmoe-6b.toml
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one sub-command; returns its exit code (2 for wrong usage or broken input)."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["pretrain"]:
+        # Megatron's parser takes it from here: its flags are not declared twice.
+        from vpmoe.pretrain import main as pretrain
+
+        return pretrain(words[1:])
+    options = _parser().parse_args(words)
+    return int(options.func(options) or 0)
+
+
+def _parser() -> argparse.ArgumentParser:
+    from vpmoe.data.cli import add_commands as add_data_commands
+    from vpmoe.model.params import add_commands as add_params_commands
+    from vpmoe.tokenizer.cli import add_commands as add_tokenizer_commands
+
+    parser = argparse.ArgumentParser(
+        prog="vpmoe",
+        description="Train a sparse mixture-of-experts language model on Megatron-core.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands.add_parser(
+        "pretrain",
+        help="train; flags are Megatron's and vpMoE's (vpmoe pretrain --help lists them all)",
+    )
+    add_tokenizer_commands(commands)
+    add_data_commands(commands)
+    add_params_commands(commands)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

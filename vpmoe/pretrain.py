@@ -1,0 +1,167 @@
+"""The training entry, on every lane: Megatron's own `pretrain()` with vpMoE's providers.
+
+    vpmoe pretrain --preset configs/vpmoe-tiny.toml --synth-kd-data DIR --train-iters 20
+    torchrun --nproc-per-node 2 -m vpmoe.pretrain --preset ... --tensor-model-parallel-size 2
+
+Flags are Megatron's and vpMoE's; `--preset FILE` puts a preset's flags before them. Started
+without torchrun, it is a world of one process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+
+from vpmoe.config import PresetError, expand_preset_flags
+from vpmoe.runtime import detect_lane
+from vpmoe.runtime.patches import replaced, skip_helper_build
+
+# A preset is enough to start: what Megatron insists on and a user has no reason to choose.
+_DEFAULT_FLAGS = ("--eval-interval", "1000000", "--no-one-logger", "--ckpt-format", "torch_dist")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Trains. Returns the exit code: 0, or 2 for an unusable preset.
+
+    Args:
+        argv: flags without the program's name; `sys.argv[1:]` when None.
+
+    Raises:
+        ValueError: a combination of flags that vpMoE refuses.
+        SystemExit: Megatron's parser refused a flag.
+    """
+    given = list(sys.argv[1:] if argv is None else argv)
+    lane = detect_lane()
+    try:
+        flags = [*_DEFAULT_FLAGS, *lane.default_flags, *expand_preset_flags(given)]
+    except PresetError as error:
+        print(f"vpmoe pretrain: {error}", file=sys.stderr)
+        return 2
+    with _process_environment(), lane.activate(), skip_helper_build():
+        _train(flags)
+    return 0
+
+
+def _train(flags: list[str]) -> None:
+    """Parses the flags and runs Megatron's loop; imports Megatron only now, inside the lane."""
+    from megatron.core.enums import ModelType
+    from megatron.training import pretrain
+    from megatron.training.argument_utils import pretrain_cfg_container_from_args
+    from megatron.training.arguments import parse_args, validate_args
+    from megatron.training.global_vars import set_global_variables
+    from megatron.training.training import destroy_global_state
+
+    import vpmoe.optimizer.megatron
+    import vpmoe.tokenizer.megatron
+    from vpmoe.arguments import add_vpmoe_args, validate_vpmoe_args
+    from vpmoe.data.dataset import train_valid_test_datasets_provider
+    from vpmoe.model.builder import model_provider
+
+    vpmoe.tokenizer.megatron.install()
+    vpmoe.optimizer.megatron.install()
+    with replaced(sys, "argv", ["vpmoe pretrain", *flags]):
+        args = parse_args(add_vpmoe_args)
+    validate_args(args, {})
+    validate_vpmoe_args(args)
+    try:
+        set_global_variables(args)
+        pretrain(
+            pretrain_cfg_container_from_args(args),
+            train_valid_test_datasets_provider,
+            ModelType.encoder_or_decoder,
+            forward_step,
+            model_provider=_seeded(model_provider),
+        )
+    finally:
+        destroy_global_state()
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
+def forward_step(
+    data_iterator: Iterator[Any], model: Any, return_schedule_plan: bool = False
+) -> tuple[Any, Callable[[Any], Any]]:
+    """One micro-batch forward; Megatron's `forward_step_func`.
+
+    Args:
+        data_iterator: yields samples of the dataset; None on pipeline stages that read none.
+        model: the model chunk of this pipeline stage.
+        return_schedule_plan: Megatron's overlapped expert schedule, which vpMoE does not offer.
+
+    Returns:
+        The output of this stage and the function that turns the last stage's per-token losses
+        [b, s] into Megatron's (loss, number of tokens, report).
+    """
+    if return_schedule_plan:
+        raise ValueError("--overlap-moe-expert-parallel-comm is not supported by vpmoe")
+    from vpmoe.data.batch import get_batch
+    from vpmoe.data.loss import loss_function
+
+    batch = get_batch(data_iterator)
+    output = model(
+        batch.tokens,
+        batch.position_ids,
+        None,
+        labels=batch.labels,
+        document_ids=batch.document_ids,
+    )
+    return output, loss_function(batch)
+
+
+def _seeded(provider: Callable[..., Any]) -> Callable[..., Any]:
+    """Seeds right before the model is built.
+
+    Initial weights must depend on `--seed` alone, not on how much randomness start-up (jit warm-up,
+    data loading) happened to consume. Later chunks of a virtual pipeline go on from the first's.
+    """
+
+    def build(*args: Any, **kwargs: Any) -> Any:
+        from megatron.training import get_args
+        from megatron.training.initialize import _set_random_seed
+
+        if not kwargs.get("vp_stage"):
+            options = get_args()
+            _set_random_seed(
+                options.seed,
+                options.data_parallel_random_init,
+                options.te_rng_tracker,
+                options.inference_rng_tracker,
+                use_cudagraphable_rng=options.cuda_graph_impl != "none",
+            )
+        return provider(*args, **kwargs)
+
+    return build
+
+
+@contextlib.contextmanager
+def _process_environment() -> Iterator[None]:
+    """Makes a plain start a world of one, and leaves torchrun's environment alone."""
+    added = {"CUDA_DEVICE_MAX_CONNECTIONS": "1"}
+    if "RANK" not in os.environ:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        added |= {
+            "RANK": "0",
+            "LOCAL_RANK": "0",
+            "WORLD_SIZE": "1",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+    added = {name: value for name, value in added.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,43 @@
+"""Lanes: one training entry, two kinds of machine.
+
+A `Lane` says which Megatron flags a machine needs by default and which context Megatron runs in.
+The GPU lane adds nothing: Megatron runs as it is. The CPU lane maps Megatron onto gloo.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+
+from vpmoe.runtime import cpu_lane
+
+
+@dataclass(frozen=True)
+class Lane:
+    """One kind of machine.
+
+    Attributes:
+        name: `cpu` or `gpu`.
+        default_flags: Megatron flags put before the user's own, which therefore win.
+        activate: context manager inside which Megatron is imported and runs.
+    """
+
+    name: str
+    default_flags: tuple[str, ...]
+    activate: Callable[[], AbstractContextManager[None]]
+
+
+CPU = Lane(name="cpu", default_flags=cpu_lane.DEFAULT_FLAGS, activate=cpu_lane.activate)
+GPU = Lane(name="gpu", default_flags=(), activate=contextlib.nullcontext)
+
+
+def detect_lane() -> Lane:
+    """Returns the lane of this process: GPU where torch sees a CUDA device, CPU otherwise.
+
+    `CUDA_VISIBLE_DEVICES=""` therefore selects the CPU lane on a machine with GPUs.
+    """
+    return GPU if torch.cuda.is_available() else CPU
