@@ -46,6 +46,8 @@ def validate_vpmoe_args(args: argparse.Namespace) -> None:
 def _widen_choices(parser: argparse.ArgumentParser, flag: str, choice: str) -> None:
     action = parser._option_string_actions.get(flag)
     if action is None or action.choices is None:
-        raise RuntimeError(f"megatron-core no longer has a closed choice {flag}; remove its widening")
+        raise RuntimeError(
+            f"megatron-core no longer has a closed choice {flag}; remove its widening"
+        )
     if choice not in action.choices:
         action.choices = (*action.choices, choice)

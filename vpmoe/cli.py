@@ -10,8 +10,8 @@ _EXAMPLES = """\
 examples:
   vpmoe tokenizer install
   vpmoe data build --input data/sample/conversations.jsonl --output runs/data
-  vpmoe pretrain --preset configs/vpmoe-tiny.toml --synth-kd-data runs/data --train-iters 20
-  torchrun --nproc-per-node 2 -m vpmoe.pretrain --preset configs/vpmoe-dev.toml ...
+  vpmoe pretrain --config configs/vpmoe-tiny.toml --synth-kd-data runs/data --train-iters 20
+  torchrun --nproc-per-node 2 -m vpmoe.pretrain --config configs/vpmoe-dev.toml ...
   vpmoe params --config configs/vpmoe-6b.toml
 """
 

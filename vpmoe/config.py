@@ -179,26 +179,26 @@ def load_preset(path: Path) -> Preset:
 
 
 def expand_preset_flags(argv: list[str]) -> list[str]:
-    """Replaces `--preset FILE` by the flags that the preset renders to.
+    """Replaces `--config FILE` by the flags that the preset renders to.
 
-    The preset's flags are put first, wherever `--preset` stood, so that explicit flags win.
+    The preset's flags are put first, wherever `--config` stood, so that explicit flags win.
 
     Raises:
-        PresetError: `--preset` without a file, given twice, or an unusable preset.
+        PresetError: `--config` without a file, given twice, or an unusable preset.
     """
     rest: list[str] = []
     preset: Path | None = None
     words = iter(argv)
     for word in words:
         flag, equals, value = word.partition("=")
-        if flag != "--preset":
+        if flag != "--config":
             rest.append(word)
             continue
         file = value if equals else next(words, "")
         if not file or file.startswith("--"):
-            raise PresetError("--preset needs a file, such as configs/vpmoe-tiny.toml")
+            raise PresetError("--config needs a file, such as configs/vpmoe-tiny.toml")
         if preset is not None:
-            raise PresetError(f"--preset is given twice: {preset} and {file}")
+            raise PresetError(f"--config is given twice: {preset} and {file}")
         preset = Path(file)
     return rest if preset is None else load_preset(preset).to_flags() + rest
 
@@ -327,6 +327,7 @@ def _check_experts(fields: Mapping[str, Any]) -> None:
 
 def _layer_schedule(text: str) -> list[int]:
     """Evaluates `([0]+[1]*79)`, the list arithmetic that Megatron's flag takes, and nothing else."""
+
     def value(node: ast.expr) -> Any:
         match node:
             case ast.List(elts=elements):
@@ -352,6 +353,4 @@ def _layer_schedule(text: str) -> list[int]:
 
 def _divides(fields: Mapping[str, Any], divisor: str, number: str) -> None:
     if divisor in fields and fields[number] % fields[divisor]:
-        raise PresetError(
-            f"{divisor}: {fields[divisor]} does not divide {number} {fields[number]}"
-        )
+        raise PresetError(f"{divisor}: {fields[divisor]} does not divide {number} {fields[number]}")

@@ -1,9 +1,9 @@
 """The training entry, on every lane: Megatron's own `pretrain()` with vpMoE's providers.
 
-    vpmoe pretrain --preset configs/vpmoe-tiny.toml --synth-kd-data DIR --train-iters 20
-    torchrun --nproc-per-node 2 -m vpmoe.pretrain --preset ... --tensor-model-parallel-size 2
+    vpmoe pretrain --config configs/vpmoe-tiny.toml --synth-kd-data DIR --train-iters 20
+    torchrun --nproc-per-node 2 -m vpmoe.pretrain --config ... --tensor-model-parallel-size 2
 
-Flags are Megatron's and vpMoE's; `--preset FILE` puts a preset's flags before them. Started
+Flags are Megatron's and vpMoE's; `--config FILE` puts a preset's flags before them. Started
 without torchrun, it is a world of one process.
 """
 

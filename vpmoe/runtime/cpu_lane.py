@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from types import SimpleNamespace
@@ -172,12 +171,13 @@ def _cuda_replacements() -> dict[str, Any]:
 def _without_dynamo() -> Iterator[None]:
     """Megatron's `jit_fuser` is torch.compile: on a CPU it needs a C++ compiler and changes results
     with `ATEN_CPU_CAPABILITY`. `--disable-jit-fuser` alone does not stop it."""
+    import torch._dynamo.config as dynamo
+
     name = "TORCHDYNAMO_DISABLE"
     before = os.environ.get(name)
     os.environ[name] = "1"
-    dynamo = sys.modules.get("torch._dynamo.config")
     try:
-        with replaced(dynamo, "disable", True) if dynamo else contextlib.nullcontext():
+        with dynamo.patch(disable=True):
             yield
     finally:
         if before is None:

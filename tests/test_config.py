@@ -1,0 +1,104 @@
+"""Presets: every shipped one loads, renders and round-trips; every contradiction names its field."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from vpmoe.config import PresetError, expand_preset_flags, load_preset
+
+PRESETS = ["vpmoe-6b", "vpmoe-dev", "vpmoe-tiny"]
+
+
+@pytest.fixture
+def edited(repository: Path, tmp_path: Path):
+    """Writes the tiny preset with one replacement and returns its path."""
+
+    def edit(old: str, new: str) -> Path:
+        text = (repository / "configs/vpmoe-tiny.toml").read_text()
+        assert text.count(old) == 1, f"{old!r} occurs {text.count(old)} times"
+        path = tmp_path / "edited.toml"
+        path.write_text(text.replace(old, new))
+        return path
+
+    return edit
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_shipped_preset_renders_every_field(repository: Path, name: str) -> None:
+    preset = load_preset(repository / "configs" / f"{name}.toml")
+    flags = preset.to_flags()
+    for field, value in preset.fields.items():
+        flag = "--" + field.replace("_", "-")
+        assert (flag in flags) is (value is not False)
+        if not isinstance(value, bool):
+            assert type(value)(flags[flags.index(flag) + 1]) == value
+    assert flags[flags.index("--padded-vocab-size") + 1] == "201088"
+
+
+def test_locked_architecture_of_6b(repository: Path) -> None:
+    fields = load_preset(repository / "configs/vpmoe-6b.toml").fields
+    assert (fields["num_layers"], fields["hidden_size"]) == (80, 1024)
+    assert (fields["num_attention_heads"], fields["num_query_groups"]) == (8, 2)
+    assert (fields["num_experts"], fields["moe_router_topk"]) == (256, 4)
+    assert (fields["window_size"], fields["window_attn_skip_freq"]) == (128, 4)
+    assert fields["moe_shared_expert_intermediate_size"] == 512
+    assert fields["hidden_dropout"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "field"),
+    [
+        ("num_query_groups = 2", "num_query_groups = 3", "num_query_groups"),
+        ("group_query_attention = true", "group_query_attention = false", "group_query_attention"),
+        ("kv_channels = 16", "kv_channels = 15", "kv_channels"),
+        ("window_size = 16", "window_size = 64", "window_size"),
+        ("window_attn_skip_freq = 4", "window_attn_skip_freq = 5", "window_attn_skip_freq"),
+        ("no_rope_freq = 4", "no_rope_freq = 2", "no_rope_freq"),
+        ("tpa_rank = 2\n", "", "tpa_rank"),
+        ("use_tpa = true", "use_tpa = false", "tpa_rank"),
+        ("[1]*3", "[1]*4", "moe_layer_freq"),
+        ('"([0]+[1]*3)"', '"__import__(1)"', "moe_layer_freq"),
+        ('"([0]+[1]*3)"', '"[2]*4"', "moe_layer_freq"),
+        ("moe_router_group_topk = 1", "moe_router_group_topk = 3", "moe_router_group_topk"),
+        ("moe_router_topk = 2", "moe_router_topk = 5", "moe_router_topk"),
+        ("moe_router_num_groups = 2", "moe_router_num_groups = 3", "moe_router_num_groups"),
+        ("padded_vocab_size = 201088", "padded_vocab_size = 201216", "padded_vocab_size"),
+        ("O200kHarmonyTokenizer", "NullTokenizer", "tokenizer_type"),
+        ("hidden_size = 64\nnum", "num", "hidden_size"),
+        ("micro_batch_size = 2", "micro_batch_size = 3", "micro_batch_size"),
+        ("min_lr = 1e-4", "min_lr = 1.0", "min_lr"),
+        ("seq_length = 64", "seq_length = 128", "seq_length"),
+        ("hidden_dropout = 0.0", 'hidden_dropout = "none"', "hidden_dropout"),
+        ("num_layers = 4", "num_layers = 0", "num_layers"),
+        ("num_layers = 4", "num_layers = 4.0", "num_layers"),
+        ("use_tpa = true", "use_tpa = true\nlr = 1e-3", "belongs to [optimizer]"),
+        ("use_tpa = true", "use_tpa = true\nuse_tap = true", "use_tap"),
+        ("[experts]", "[expert]", "[expert]"),
+    ],
+)
+def test_contradiction_names_the_field(edited, old: str, new: str, field: str) -> None:
+    path = edited(old, new)
+    with pytest.raises(PresetError, match="edited.toml") as error:
+        load_preset(path)
+    assert field in str(error.value)
+
+
+def test_missing_and_malformed_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(PresetError, match=r"none\.toml: no such preset"):
+        load_preset(tmp_path / "none.toml")
+    (tmp_path / "bad.toml").write_bytes(b"\xff = [")
+    with pytest.raises(PresetError, match=r"bad\.toml: not valid TOML"):
+        load_preset(tmp_path / "bad.toml")
+
+
+def test_explicit_flags_come_after_the_preset(repository: Path) -> None:
+    path = str(repository / "configs/vpmoe-tiny.toml")
+    flags = expand_preset_flags(["--lr", "0.5", "--config", path])
+    assert flags[-2:] == ["--lr", "0.5"]
+    assert flags == expand_preset_flags([f"--config={path}", "--lr", "0.5"])
+    assert expand_preset_flags(["--lr", "0.5"]) == ["--lr", "0.5"]
+    for broken in (["--config"], ["--config", "--lr"], ["--config", path, "--config", path]):
+        with pytest.raises(PresetError, match="--config"):
+            expand_preset_flags(broken)
