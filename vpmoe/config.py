@@ -326,7 +326,7 @@ def _check_experts(fields: Mapping[str, Any]) -> None:
 
 
 def _layer_schedule(text: str) -> list[int]:
-    """Evaluates `([0]+[1]*79)`, the list arithmetic that Megatron's flag takes, and nothing else."""
+    """Evaluates the list arithmetic that Megatron's flag takes, `([0]+[1]*79)`, and no more."""
 
     def value(node: ast.expr) -> Any:
         match node:
