@@ -1,0 +1,193 @@
+"""`golden dashboard`: MLflow's own pages on the published runs.
+
+A remote store already has a server, whose address is all there is to say.  For the embedded
+SQLite store a server is started on the loopback interface and ends with the command.
+"""
+
+import collections
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+import webbrowser
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from validation.tracking.store import Store, TrackingError, require_mlflow, resolve_store
+
+_START_SECONDS = 90.0
+_STOP_SECONDS = 10.0
+_LOG_LINES = 15
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running MLflow server.
+
+    Attributes:
+        url: Where its pages are.
+        process: The server's process, None when the store has a server of its own.
+    """
+
+    url: str
+    process: subprocess.Popen[bytes] | None
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """Return a TCP port of `host` that is free now."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
+        listener.bind((host, 0))
+        return int(listener.getsockname()[1])
+
+
+@contextmanager
+def running_server(
+    store: Store, *, host: str = "127.0.0.1", port: int = 0, start_seconds: float = _START_SECONDS
+) -> Iterator[Server]:
+    """Serve `store` until the context ends.
+
+    Args:
+        store: What to serve.
+        host: Interface to listen on.
+        port: Port to listen on; 0 takes a free one.
+        start_seconds: How long the server may take to answer.
+
+    Raises:
+        TrackingError: The server did not come up; the message ends with what it said.
+    """
+    if store.is_remote:
+        yield Server(url=store.uri, process=None)
+        return
+    require_mlflow()
+    if store.artifacts is not None:
+        try:
+            store.artifacts.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise TrackingError(f"the store's folder cannot be written: {error}") from error
+    port = port or free_port(host)
+    url = f"http://{host}:{port}"
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store.uri]
+    command += ["--host", host, "--port", str(port), "--workers", "1"]
+    if store.artifacts is not None:
+        command += ["--artifacts-destination", store.artifacts.as_uri()]
+    environment = {
+        **os.environ,
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        # The job runner serves LLM evaluation, and costs a second server's memory.
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "PYTHONWARNINGS": "ignore",
+    }
+    # Its own session, so that Ctrl-C reaches it once, through us, and its workers go with it.
+    process = subprocess.Popen(
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    log = _Drain(process)
+    try:
+        _await_health(url, process, log, time.monotonic() + start_seconds)
+        yield Server(url=url, process=process)
+    finally:
+        _stop(process)
+
+
+def serve(
+    store: str | None = None,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    *,
+    open_browser: bool = True,
+    announce: Callable[[str], None] = print,
+) -> int:
+    """Open MLflow on the published runs and stay until Ctrl-C.
+
+    Args:
+        store: Tracking URI; None follows `resolve_store`.
+        host: Interface to listen on; the loopback by default, since MLflow has no login.
+        port: Port; 0 takes a free one.
+        open_browser: Whether to open the user's browser at the address.
+        announce: Receives the lines for the user.
+
+    Returns:
+        The exit status, 0 after Ctrl-C.
+    """
+    with running_server(resolve_store(store), host=host, port=port) as server:
+        announce(f"MLflow: {server.url}")
+        if open_browser:
+            webbrowser.open(server.url)
+        if server.process is None:
+            return 0
+        announce("Press Ctrl-C to stop.")
+        try:
+            with _terminate_as_interrupt():
+                status = server.process.wait()
+        except KeyboardInterrupt:
+            announce("stopped")
+            return 0
+        raise TrackingError(f"the MLflow server ended by itself with status {status}")
+
+
+@contextmanager
+def _terminate_as_interrupt() -> Iterator[None]:
+    """Let SIGTERM end the command as Ctrl-C does, so that the server is not left behind."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+class _Drain:
+    """Reads a process's output so that it never blocks, and keeps the last lines."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self.lines: collections.deque[str] = collections.deque(maxlen=_LOG_LINES)
+        self._pipe = process.stdout
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        assert self._pipe is not None
+        for line in self._pipe:
+            self.lines.append(line.decode("utf-8", "replace").rstrip())
+
+    def text(self) -> str:
+        self._thread.join(timeout=1.0)
+        return "\n".join(self.lines)
+
+
+def _await_health(url: str, process: subprocess.Popen[bytes], log: _Drain, deadline: float) -> None:
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise TrackingError(f"the MLflow server did not start:\n{log.text()}")
+        try:
+            with urllib.request.urlopen(f"{url}/health", timeout=2) as answer:  # noqa: S310
+                if answer.status == 200:
+                    return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.2)
+    raise TrackingError(f"the MLflow server did not answer at {url} in time")
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End the server and its workers: ask first, then insist."""
+    for signal_number in (signal.SIGTERM, signal.SIGKILL):
+        if process.poll() is not None:
+            break
+        try:
+            os.killpg(process.pid, signal_number)
+            process.wait(timeout=_STOP_SECONDS)
+        except (ProcessLookupError, subprocess.TimeoutExpired):
+            continue

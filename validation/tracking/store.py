@@ -1,0 +1,117 @@
+"""Where runs are published: an MLflow server, or an SQLite file inside the project.
+
+`MLFLOW_TRACKING_URI` names the store; without it `mlruns/mlflow.db` under the project's root is
+used and created on first use, with artifacts beside it.
+"""
+
+import importlib.util
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import unquote
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+TRACKING_URI_VARIABLE = "MLFLOW_TRACKING_URI"
+_SQLITE = "sqlite:///"
+_PROJECT_MARKERS = ("goldens", ".git", "pyproject.toml")
+
+# MLflow's defaults suit a long training job: seven retries with exponential waits hold a check
+# for minutes when a server is down.  A run that is not sent now is sent later, so fail early.
+_CLIENT_DEFAULTS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+
+
+class TrackingError(RuntimeError):
+    """The store cannot be used; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Store:
+    """An MLflow tracking store.
+
+    Attributes:
+        uri: Tracking URI, absolute when it is an SQLite file.
+        artifacts: Folder of the artifacts of an SQLite store; None when the store decides.
+    """
+
+    uri: str
+    artifacts: Path | None
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether a server already serves this store."""
+        return self.uri.startswith(("http://", "https://", "databricks"))
+
+    def client(self) -> "MlflowClient":
+        """Return a client of the store, creating an SQLite file on first use."""
+        require_mlflow()
+        import mlflow
+
+        if self.artifacts is not None:
+            self.artifacts.mkdir(parents=True, exist_ok=True)
+        return mlflow.MlflowClient(tracking_uri=self.uri)
+
+
+def project_root(start: Path | None = None) -> Path:
+    """Return the nearest folder at or above `start` (the working directory) that is a project."""
+    here = (start or Path.cwd()).resolve()
+    for folder in (here, *here.parents):
+        if any((folder / marker).exists() for marker in _PROJECT_MARKERS):
+            return folder
+    return here
+
+
+def resolve_store(uri: str | None = None, *, project: Path | None = None) -> Store:
+    """Return the store named by `uri`, else by `MLFLOW_TRACKING_URI`, else the project's own.
+
+    Args:
+        uri: A tracking URI, or a path to an SQLite file.
+        project: Folder that holds the embedded store; found from the working directory if None.
+    """
+    uri = uri or os.environ.get(TRACKING_URI_VARIABLE) or None
+    if uri is None:
+        uri = f"{_SQLITE}{project_root(project) / 'mlruns' / 'mlflow.db'}"
+    elif "://" not in uri:
+        uri = f"{_SQLITE}{uri}"
+    if not uri.startswith(_SQLITE):
+        return Store(uri=uri, artifacts=None)
+    database = Path(unquote(uri.removeprefix(_SQLITE))).absolute()
+    return Store(uri=f"{_SQLITE}{database}", artifacts=database.parent / "artifacts")
+
+
+def require_mlflow() -> None:
+    """Raise `TrackingError` with the command that installs MLflow when it is missing."""
+    if importlib.util.find_spec("mlflow") is None:
+        raise TrackingError("MLflow is not installed: pip install 'vpmoe[tracking]'")
+
+
+@contextmanager
+def quiet_client() -> Iterator[None]:
+    """Keep MLflow off the network but for its store, quick to give up, and silent.
+
+    Variables the user has set win.
+    """
+    added = {k: v for k, v in _CLIENT_DEFAULTS.items() if k not in os.environ}
+    loggers = [logging.getLogger(name) for name in ("mlflow", "alembic", "urllib3")]
+    levels = [logger.level for logger in loggers]
+    os.environ.update(added)
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        for name in added:
+            os.environ.pop(name, None)
