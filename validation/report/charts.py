@@ -41,7 +41,7 @@ class Axis:
             return 0.5
         return min(1.0, max(0.0, (value - low) / (high - low)))
 
-    def ticks(self, count: int = 4, *, integers: bool = False) -> list[Tick]:
+    def ticks(self, count: int = 5, *, integers: bool = False) -> list[Tick]:
         """Return about `count` labels at round numbers, whole ones if asked."""
         if self.log:
             first, last = math.ceil(math.log10(self.low)), math.floor(math.log10(self.high))
@@ -50,7 +50,12 @@ class Axis:
         else:
             values = _round_values(self.low, self.high, count)
             values = [v for v in values if not integers or v.is_integer()]
-        return [Tick(100 * self.unit(v), format_number(v)) for v in values]
+        # Enough digits to tell neighbours apart on a short axis far from zero.
+        largest = max((abs(v) for v in values), default=0.0)
+        stride = abs(values[1] - values[0]) if len(values) > 1 else 0.0
+        ratio = largest / stride if stride and not self.log else 1.0
+        digits = max(4, math.ceil(math.log10(ratio)) + 2) if math.isfinite(ratio) else 4
+        return [Tick(100 * self.unit(v), format_number(v, digits)) for v in values]
 
 
 @dataclass(frozen=True)
@@ -83,21 +88,26 @@ class CurveChart:
     single_step: bool
 
 
-def format_number(value: float) -> str:
-    """Return `value` in few characters: 0.0123, 1,200, 3.1e-7, nan, inf."""
+def format_number(value: float, digits: int = 4) -> str:
+    """Return `value` in few characters: 0.0123, 1,200, 3.1e-7, nan, inf.
+
+    Args:
+        value: The number.
+        digits: Significant digits of ordinary magnitudes; very large or small ones get three,
+            or as many as asked beyond four.
+    """
     if not math.isfinite(value):
         return str(value)
     if value == 0:
         return "0"
     magnitude = abs(value)
     if magnitude >= 1e6 or magnitude < 1e-3:
-        mantissa, exponent = f"{value:.3g}".split("e") if "e" in f"{value:.3g}" else (None, None)
-        if mantissa is None or exponent is None:
-            return f"{value:.3g}"
+        mantissa, _, exponent = f"{value:.{max(3, digits - 1) - 1}e}".partition("e")
+        mantissa = mantissa.rstrip("0").rstrip(".")
         return f"{mantissa}e{int(exponent)}"
     if magnitude >= 1000 and float(value).is_integer():
         return f"{int(value):,}"
-    return f"{value:.4g}"
+    return f"{value:.{digits}g}"
 
 
 def curve_chart(

@@ -119,34 +119,38 @@ def serve(
     Returns:
         The exit status, 0 after Ctrl-C.
     """
-    with running_server(resolve_store(store), host=host, port=port) as server:
-        announce(f"MLflow: {server.url}")
-        if open_browser:
-            webbrowser.open(server.url)
-        if server.process is None:
-            return 0
-        announce("Press Ctrl-C to stop.")
-        try:
-            with _terminate_as_interrupt():
-                status = server.process.wait()
-        except KeyboardInterrupt:
-            announce("stopped")
-            return 0
-        raise TrackingError(f"the MLflow server ended by itself with status {status}")
+    target = resolve_store(store)
+    try:
+        with _ending_on_signals(), running_server(target, host=host, port=port) as server:
+            announce(f"MLflow: {server.url}")
+            if open_browser:
+                webbrowser.open(server.url)
+            if server.process is None:
+                return 0
+            announce("Press Ctrl-C to stop.")
+            status = server.process.wait()
+    except KeyboardInterrupt:
+        announce("stopped")
+        return 0
+    raise TrackingError(f"the MLflow server ended by itself with status {status}")
 
 
 @contextmanager
-def _terminate_as_interrupt() -> Iterator[None]:
-    """Let SIGTERM end the command as Ctrl-C does, so that the server is not left behind."""
+def _ending_on_signals() -> Iterator[None]:
+    """Let SIGTERM, and SIGINT where a shell had it ignored, end the command as Ctrl-C does.
+
+    The server is a session of its own and would otherwise be left behind.
+    """
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    previous = signal.signal(signal.SIGTERM, interrupt)
+    previous = {s: signal.signal(s, interrupt) for s in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 class _Drain:
