@@ -1,0 +1,1 @@
+"""The vpMoE model on megatron-core: attention, positions, experts, layer specs, builder."""

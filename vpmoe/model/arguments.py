@@ -1,0 +1,206 @@
+"""Flags of the model, beside Megatron's, and what is refused.
+
+The flags and their meaning are listed in `docs/model.md`.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from vpmoe.model.window import parse_window_size
+
+ATTENTION_KERNELS = ("auto", "eager", "triton", "te")
+EXPERT_KERNELS = ("auto", "sequential", "grouped")
+
+
+def add_model_args(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Adds vpMoE's model flags and lets Megatron's `--window-size` take one integer."""
+    window = parser._option_string_actions["--window-size"]
+    window.type = parse_window_size
+    window.help = (
+        "Sliding window of local layers. One integer W is the number of tokens seen, the current "
+        "one included (128); `left,0` is Megatron's form, without the current one (127,0)."
+    )
+    group = parser.add_argument_group(title="vpMoE model")
+    group.add_argument(
+        "--grapem-log-freq-scale",
+        type=float,
+        default=16.0,
+        help="s in phi = s ln(frequency), the learnable log-frequencies of GRAPE-M.",
+    )
+    group.add_argument(
+        "--grapem-learnable-freq",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="Learn the frequencies of GRAPE-M; frozen ones make it RoPE.",
+    )
+    group.add_argument(
+        "--grapem-per-head",
+        action="store_true",
+        help="Frequencies of their own for every KV group, instead of one set for all heads.",
+    )
+    group.add_argument(
+        "--grape-a",
+        action="store_true",
+        help="GRAPE-A on global layers: the ALiBi bias -m_h (i - j) on the attention logits.",
+    )
+    group.add_argument(
+        "--grape-a-with-rotation",
+        action="store_true",
+        help="Permit global layers that rotate and have the GRAPE-A bias as well.",
+    )
+    group.add_argument(
+        "--use-tpa", action="store_true", help="Tensor Product Attention on local layers."
+    )
+    group.add_argument("--tpa-rank", type=int, default=None, help="Rank of TPA's keys and values.")
+    group.add_argument("--tpa-q-rank", type=int, default=None, help="Rank of TPA's queries.")
+    group.add_argument(
+        "--attention-kernel",
+        choices=ATTENTION_KERNELS,
+        default="auto",
+        help="Attention backend: eager is the fp32 reference, triton the fused CUDA kernel, te "
+        "Transformer Engine's; auto takes the fastest that can do the layer.",
+    )
+    group.add_argument(
+        "--expert-kernel",
+        choices=EXPERT_KERNELS,
+        default="auto",
+        help="Routed experts one by one (sequential) or in one grouped matrix product (grouped); "
+        "auto is grouped on a GPU.",
+    )
+    return parser
+
+
+def validate_model_args(args: argparse.Namespace) -> None:
+    """Refuses what the model cannot do, each with its own message.
+
+    Raises:
+        ValueError: the combination and the flag that would mend it.
+    """
+    _validate_support(args)
+    _validate_positions(args)
+    _validate_attention(args)
+    if args.use_tpa or args.tpa_rank is not None or args.tpa_q_rank is not None:
+        _validate_tpa(args)
+
+
+def _validate_support(args: argparse.Namespace) -> None:
+    if args.context_parallel_size > 1:
+        raise ValueError(
+            f"--context-parallel-size {args.context_parallel_size}: vpMoE's windows, ALiBi "
+            "distances and document resets need the whole sequence on a rank; use 1"
+        )
+    if args.multi_latent_attention:
+        raise ValueError("--multi-latent-attention is not a vpMoE attention; leave it out")
+    if getattr(args, "mtp_num_layers", None):
+        raise ValueError("--mtp-num-layers: vpMoE has no multi-token prediction; leave it out")
+    if args.normalization != "RMSNorm":
+        raise ValueError(f"--normalization {args.normalization}: vpMoE has RMSNorm only")
+    if not args.untie_embeddings_and_output_weights:
+        raise ValueError("vpMoE does not tie embeddings: --untie-embeddings-and-output-weights")
+    if args.attention_dropout:
+        raise ValueError(
+            f"--attention-dropout {args.attention_dropout}: no attention kernel of vpMoE drops "
+            "out; use 0"
+        )
+    if args.fp8 or getattr(args, "fp4", None):
+        raise ValueError("--fp8-format, --fp4-format: vpMoE trains in fp32, fp16 or bf16")
+
+
+def _validate_positions(args: argparse.Namespace) -> None:
+    kind = args.position_embedding_type
+    if kind not in ("grapem", "rope", "none"):
+        raise ValueError(
+            f"--position-embedding-type {kind}: vpMoE has grapem, rope (Megatron's) and none"
+        )
+    if kind == "grapem":
+        if args.apply_rope_fusion:
+            raise ValueError("GRAPE-M: apply_rope_fusion is not supported; pass --no-rope-fusion")
+        if args.flash_decode:
+            raise ValueError("GRAPE-M: --flash-decode is not supported; it is training only")
+        if getattr(args, "use_flashinfer_fused_rope", False):
+            raise ValueError("GRAPE-M: flashinfer's fused RoPE is not supported")
+        if args.kv_channels % 2:
+            raise ValueError(f"GRAPE-M rotates planes: --kv-channels {args.kv_channels} is odd")
+        if args.grapem_log_freq_scale <= 0:
+            raise ValueError(
+                f"--grapem-log-freq-scale {args.grapem_log_freq_scale} must be positive"
+            )
+    elif args.grapem_per_head or not args.grapem_learnable_freq:
+        raise ValueError("--grapem-*: needs --position-embedding-type grapem")
+    if args.grapem_per_head:
+        groups, tp = _query_groups(args), args.tensor_model_parallel_size
+        if groups % tp:
+            raise ValueError(
+                f"--grapem-per-head: {groups} KV groups don't divide among {tp} tensor-parallel "
+                "ranks"
+            )
+
+
+def _validate_attention(args: argparse.Namespace) -> None:
+    heads, groups, tp = (
+        args.num_attention_heads,
+        _query_groups(args),
+        args.tensor_model_parallel_size,
+    )
+    if heads % groups:
+        raise ValueError(f"--num-query-groups {groups} does not divide {heads} attention heads")
+    if groups % tp:
+        raise ValueError(
+            f"--num-query-groups {groups} does not divide among {tp} tensor-parallel ranks"
+        )
+    if args.window_size is None and args.window_attn_skip_freq is not None:
+        raise ValueError("--window-attn-skip-freq: needs --window-size")
+    if args.grape_a:
+        global_layers = [n for n in _layers(args) if not _is_local(args, n)]
+        both = [n for n in global_layers if _rotates(args, n)]
+        if both and not args.grape_a_with_rotation:
+            raise ValueError(
+                f"--grape-a does not switch the rotation off: layers {both} would both rotate and "
+                "have the ALiBi bias; pass --no-rope-freq for them, or --grape-a-with-rotation if "
+                "that is meant"
+            )
+    elif args.grape_a_with_rotation:
+        raise ValueError("--grape-a-with-rotation: needs --grape-a")
+
+
+def _validate_tpa(args: argparse.Namespace) -> None:
+    if not args.use_tpa:
+        raise ValueError("--tpa-rank, --tpa-q-rank: need --use-tpa")
+    if args.window_size is None:
+        raise ValueError("--use-tpa: TPA is on local layers; set --window-size")
+    for name in ("tpa_rank", "tpa_q_rank"):
+        rank = getattr(args, name)
+        flag = "--" + name.replace("_", "-")
+        if rank is None:
+            raise ValueError(f"--use-tpa: {flag} is missing")
+        if rank < 1:
+            raise ValueError(f"{flag} {rank} must be positive")
+    groups, tp = _query_groups(args), args.tensor_model_parallel_size
+    if groups < tp:
+        raise ValueError(
+            f"--use-tpa: num_query_groups {groups} must be at least the tensor-parallel size {tp}"
+        )
+
+
+def _query_groups(args: argparse.Namespace) -> int:
+    return args.num_query_groups if args.group_query_attention else args.num_attention_heads
+
+
+def _layers(args: argparse.Namespace) -> range:
+    return range(1, args.num_layers + 1)
+
+
+def _is_local(args: argparse.Namespace, layer_number: int) -> bool:
+    from megatron.core.transformer.utils import is_layer_window_attention
+
+    return is_layer_window_attention(args.window_size, args.window_attn_skip_freq, layer_number)
+
+
+def _rotates(args: argparse.Namespace, layer_number: int) -> bool:
+    if args.position_embedding_type not in ("grapem", "rope"):
+        return False
+    skip = args.no_rope_freq
+    if isinstance(skip, int):
+        return layer_number % skip != 0
+    return not (skip and skip[layer_number - 1])

@@ -1,0 +1,1 @@
+"""Core attention: one module, several backends."""

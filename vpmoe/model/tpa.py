@@ -1,0 +1,172 @@
+"""Tensor Product Attention (Zhang et al., 2025): low-rank queries, keys and values per token.
+
+q_h = 1/R_q sum_r A_q(x)[h, r] B_q(x)[r, :], and k_g, v_g likewise with rank R over the KV groups.
+All factors are linear in x without bias. q, k and v are materialised for training: at vpMoE's ranks
+the factorised form costs more arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from megatron.core.tensor_parallel import set_tensor_model_parallel_attributes
+from megatron.core.tensor_parallel.mappings import (
+    copy_to_tensor_model_parallel_region,
+    gather_from_sequence_parallel_region,
+)
+from megatron.core.transformer.attention import SelfAttentionSubmodules
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.utils import (
+    ensure_metadata_has_dp_cp_group,
+    make_sharded_tensors_for_checkpoint,
+)
+from megatron.core.typed_torch import apply_module
+from megatron.core.utils import get_pg_size
+from torch.nn import functional
+
+from vpmoe.model.config import VpmoeConfig
+from vpmoe.model.self_attention import VpmoeSelfAttention
+
+
+class TensorProductQKV(MegatronModule):
+    """The factors of TPA: takes the place of Megatron's `linear_qkv`.
+
+    Weights, rows are outputs: `a_q` [H/TP R_q, hidden], `a_k` and `a_v` [G/TP R, hidden] are
+    sharded over heads and groups; `b_q` [R_q D, hidden], `b_k` and `b_v` [R D, hidden] serve all
+    heads, are replicated, and have their gradients summed over the tensor-parallel ranks.
+
+    Args:
+        input_size: hidden size.
+        output_size: of Megatron's interface; implied by the configuration.
+        config: vpMoE's configuration.
+        init_method: initialises each factor.
+        tp_group: tensor-parallel group.
+    """
+
+    SHARDED = ("a_q", "a_k", "a_v")
+    REPLICATED = ("b_q", "b_k", "b_v")
+
+    def __init__(
+        self,
+        input_size: int,
+        output_size: int,
+        /,
+        *,
+        config: VpmoeConfig,
+        init_method: Callable[[torch.Tensor], Any],
+        tp_group: torch.distributed.ProcessGroup,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(config=config)
+        del output_size, init_method, kwargs  # vpmoe.model.initialization draws the weights
+        assert config.tpa_rank is not None
+        assert config.tpa_q_rank is not None
+        assert config.kv_channels is not None
+        assert config.num_query_groups is not None
+        self.tp_group = tp_group
+        size = get_pg_size(tp_group)
+        if config.num_query_groups % size:
+            raise ValueError(
+                f"TPA: num_query_groups {config.num_query_groups} must be at least, and divide "
+                f"among, {size} tensor-parallel ranks"
+            )
+        self.heads = config.num_attention_heads // size
+        self.groups = config.num_query_groups // size
+        self.channels = config.kv_channels
+        self.q_rank, self.rank = config.tpa_q_rank, config.tpa_rank
+        rows = {
+            "a_q": self.heads * self.q_rank,
+            "a_k": self.groups * self.rank,
+            "a_v": self.groups * self.rank,
+            "b_q": self.q_rank * self.channels,
+            "b_k": self.rank * self.channels,
+            "b_v": self.rank * self.channels,
+        }
+        for name, count in rows.items():
+            weight = torch.nn.Parameter(torch.empty(count, input_size, dtype=config.params_dtype))
+            if name in self.SHARDED:
+                set_tensor_model_parallel_attributes(weight, is_parallel=True, dim=0, stride=1)
+            setattr(self, name, weight)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Composes this rank's heads.
+
+        Args:
+            x: [s, b, hidden], or this rank's part of s under sequence parallelism.
+
+        Returns:
+            query [s, b, H/TP, D], key and value [s, b, G/TP, D].
+        """
+        if self.config.sequence_parallel:
+            x = gather_from_sequence_parallel_region(
+                x, tensor_parallel_output_grad=True, group=self.tp_group
+            )
+        else:
+            x = copy_to_tensor_model_parallel_region(x, self.tp_group)
+        weights = [getattr(self, name) for name in self.SHARDED]
+        weights += [
+            copy_to_tensor_model_parallel_region(getattr(self, name), self.tp_group)
+            for name in self.REPLICATED
+        ]
+        factors = functional.linear(x, torch.cat(weights))
+        a_q, a_k, a_v, b_q, b_k, b_v = factors.split([w.shape[0] for w in weights], dim=-1)
+        return (
+            self._compose(a_q, b_q, self.heads, self.q_rank),
+            self._compose(a_k, b_k, self.groups, self.rank),
+            self._compose(a_v, b_v, self.groups, self.rank),
+        )
+
+    def _compose(self, a: torch.Tensor, b: torch.Tensor, heads: int, rank: int) -> torch.Tensor:
+        a = a.unflatten(-1, (heads, rank))
+        b = b.unflatten(-1, (rank, self.channels))
+        return torch.matmul(a, b) / rank
+
+    def backward_dw(self) -> None:
+        """Of Megatron's delayed weight gradients, which this module does not delay."""
+
+    def sharded_state_dict(
+        self,
+        prefix: str = "",
+        sharded_offsets: tuple[tuple[int, int, int], ...] = (),
+        metadata: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """A sharded over heads and groups, B once: loads at another tensor-parallel size."""
+        metadata = ensure_metadata_has_dp_cp_group(metadata)
+        return make_sharded_tensors_for_checkpoint(
+            self.state_dict(prefix="", keep_vars=True),
+            prefix,
+            dict.fromkeys(self.SHARDED, 0),
+            sharded_offsets,
+            tp_group=self.tp_group,
+            dp_cp_group=metadata["dp_cp_group"],
+        )
+
+
+class TPASelfAttention(VpmoeSelfAttention):
+    """Self-attention of a local layer with TPA in place of the QKV projection."""
+
+    def __init__(
+        self,
+        config: VpmoeConfig,
+        submodules: SelfAttentionSubmodules,
+        layer_number: int,
+        attn_mask_type: AttnMaskType = AttnMaskType.causal,
+        **kwargs: Any,
+    ) -> None:
+        if config.multi_latent_attention:
+            raise ValueError("TPA and multi-latent attention exclude each other")
+        super().__init__(config, submodules, layer_number, attn_mask_type, **kwargs)
+
+    def get_query_key_value_tensors(
+        self, hidden_states: torch.Tensor, key_value_states: torch.Tensor | None = None, **_: Any
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """query [s, b, H/TP, D], key and value [s, b, G/TP, D], after QK-norm."""
+        query, key, value = apply_module(self.linear_qkv)(hidden_states)
+        if self.q_layernorm is not None:
+            query = apply_module(self.q_layernorm)(query)
+        if self.k_layernorm is not None:
+            key = apply_module(self.k_layernorm)(key)
+        return query, key, value
