@@ -76,7 +76,7 @@ def _train(flags: list[str]) -> None:
             train_valid_test_datasets_provider,
             ModelType.encoder_or_decoder,
             forward_step,
-            model_provider=_seeded(model_provider),
+            model_provider=model_provider,
         )
     finally:
         destroy_global_state()
@@ -112,31 +112,6 @@ def forward_step(
         document_ids=batch.document_ids,
     )
     return output, loss_function(batch)
-
-
-def _seeded(provider: Callable[..., Any]) -> Callable[..., Any]:
-    """Seeds right before the model is built.
-
-    Initial weights must depend on `--seed` alone, not on how much randomness start-up (jit warm-up,
-    data loading) happened to consume. Later chunks of a virtual pipeline go on from the first's.
-    """
-
-    def build(*args: Any, **kwargs: Any) -> Any:
-        from megatron.training import get_args
-        from megatron.training.initialize import _set_random_seed
-
-        if not kwargs.get("vp_stage"):
-            options = get_args()
-            _set_random_seed(
-                options.seed,
-                options.data_parallel_random_init,
-                options.te_rng_tracker,
-                options.inference_rng_tracker,
-                use_cudagraphable_rng=options.cuda_graph_impl != "none",
-            )
-        return provider(*args, **kwargs)
-
-    return build
 
 
 @contextlib.contextmanager
