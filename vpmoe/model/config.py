@@ -39,6 +39,11 @@ class VpmoeConfig(TransformerConfig):
     attention_kernel: str = "auto"
     expert_kernel: str = "auto"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        # Local and global layers hold different weights: none is a slice of a common stack.
+        self.hetereogenous_dist_checkpoint = True
+
     def rotates(self, layer_number: int) -> bool:
         """Whether the layer (counted from 1) rotates its queries and keys."""
         if self.position_embedding_type not in ("grapem", "rope"):

@@ -1,0 +1,160 @@
+"""`vpmoe params`: the parameter table of a preset, counted from its dimensions."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class ParameterTable:
+    """Parameters by component.
+
+    Attributes:
+        components: component to number of parameters, in the order of the forward pass.
+        active: parameters that one token meets: all but the experts it is not routed to.
+    """
+
+    components: Mapping[str, int]
+    active: int
+
+    @property
+    def total(self) -> int:
+        """All parameters."""
+        return sum(self.components.values())
+
+
+def count_parameters(fields: Mapping[str, Any]) -> ParameterTable:
+    """Counts the parameters of a model.
+
+    Args:
+        fields: a preset's flat fields (`vpmoe.config.Preset.fields`), named as Megatron's flags.
+
+    Returns:
+        The table; `embeddings` are input and output together, `norms` the layers' and the final
+        ones, and attention includes its QK-norm and softmax offsets.
+    """
+    hidden, channels = fields["hidden_size"], fields["kv_channels"]
+    layers = range(1, fields["num_layers"] + 1)
+    moe = _moe_layers(fields)
+    local = [n for n in layers if _is_local(fields, n)]
+    tpa = bool(fields.get("use_tpa"))
+    full = _attention(fields) + hidden * (
+        fields["num_attention_heads"] * channels + 2 * fields["num_query_groups"] * channels
+    )
+    factored = _attention(fields) + hidden * _tpa_rows(fields) if tpa else full
+    experts = len(moe) * fields.get("num_experts", 0)
+    expert = 2 * hidden * fields.get("moe_ffn_hidden_size", fields["ffn_hidden_size"])
+    components = {
+        "embeddings": 2 * fields["padded_vocab_size"] * hidden,
+        "grapem": _grapem(fields),
+        "local_attention": len(local) * factored,
+        "global_attention": (len(layers) - len(local)) * full,
+        "dense_ffn": (len(layers) - len(moe)) * 2 * hidden * fields["ffn_hidden_size"],
+        "routers": experts * hidden,
+        "experts": experts * expert,
+        "shared_experts": len(moe)
+        * 2
+        * hidden
+        * fields.get("moe_shared_expert_intermediate_size", 0),
+        "norms": (2 * len(layers) + 1) * hidden,
+    }
+    idle = experts - len(moe) * fields.get("moe_router_topk", 0)
+    return ParameterTable(components, sum(components.values()) - idle * expert)
+
+
+def _attention(fields: Mapping[str, Any]) -> int:
+    """Output projection, QK-norm and softmax offsets of one layer."""
+    heads, channels = fields["num_attention_heads"], fields["kv_channels"]
+    norm = 2 * channels if fields.get("qk_layernorm") else 0
+    offset = heads if fields.get("softmax_type") == "learnable" else 0
+    return int(heads * channels * fields["hidden_size"] + norm + offset)
+
+
+def _tpa_rows(fields: Mapping[str, Any]) -> int:
+    """Rows of TPA's six factor matrices together."""
+    q_rank, rank = fields["tpa_q_rank"], fields["tpa_rank"]
+    a = fields["num_attention_heads"] * q_rank + 2 * fields["num_query_groups"] * rank
+    return int(a + (q_rank + 2 * rank) * fields["kv_channels"])
+
+
+def _grapem(fields: Mapping[str, Any]) -> int:
+    if fields.get("position_embedding_type") != "grapem":
+        return 0
+    sets = fields["num_query_groups"] if fields.get("grapem_per_head") else 1
+    return int(sets * fields["kv_channels"] // 2)
+
+
+def _is_local(fields: Mapping[str, Any], layer_number: int) -> bool:
+    if fields.get("window_size") is None:
+        return False
+    skip = fields.get("window_attn_skip_freq")
+    return skip is None or layer_number % skip != 0
+
+
+def _moe_layers(fields: Mapping[str, Any]) -> list[int]:
+    from vpmoe.config import _layer_schedule
+
+    if "num_experts" not in fields:
+        return []
+    schedule = fields.get("moe_layer_freq")
+    flags = [1] * fields["num_layers"] if schedule is None else _layer_schedule(schedule)
+    return [number for number, flag in enumerate(flags, 1) if flag]
+
+
+def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Adds `vpmoe params`."""
+    parser = subparsers.add_parser(
+        "params",
+        help="count a preset's parameters by component",
+        description="Count the parameters of a preset by component, total and active per token.",
+    )
+    parser.add_argument(
+        "--config", type=Path, required=True, metavar="FILE", help="a preset, configs/*.toml"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object and no more")
+    parser.set_defaults(func=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Runs `vpmoe params`; returns 0, or 2 for an unusable preset."""
+    import sys
+
+    from vpmoe.config import PresetError, load_preset
+
+    try:
+        preset = load_preset(options.config)
+    except PresetError as error:
+        print(f"vpmoe params: {error}", file=sys.stderr)
+        return 2
+    table = count_parameters(preset.fields)
+    if options.json:
+        print(
+            json.dumps(
+                {
+                    "total": table.total,
+                    "active": table.active,
+                    "components": dict(table.components),
+                }
+            )
+        )
+    else:
+        print(render(preset.name, table))
+    return 0
+
+
+def render(name: str, table: ParameterTable) -> str:
+    """The table as text."""
+    embeddings = table.components["embeddings"]
+    lines = [name]
+    lines += [f"  {component:<18}{count:>16,}" for component, count in table.components.items()]
+    lines += [
+        f"  {'total':<18}{table.total:>16,}",
+        f"  {'active per token':<18}{table.active:>16,}"
+        f"  ({table.active - embeddings:,} without embeddings)",
+    ]
+    return "\n".join(lines)
