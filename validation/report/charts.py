@@ -45,8 +45,8 @@ class Axis:
         """Return about `count` labels at round numbers, whole ones if asked."""
         if self.log:
             first, last = math.ceil(math.log10(self.low)), math.floor(math.log10(self.high))
-            stride = max(1, math.ceil((last - first + 1) / count))
-            values = [10.0**e for e in range(first, last + 1, stride)]
+            decades = max(1, math.ceil((last - first + 1) / count))
+            values = [10.0**e for e in range(first, last + 1, decades)]
         else:
             values = _round_values(self.low, self.high, count)
             values = [v for v in values if not integers or v.is_integer()]

@@ -1,0 +1,79 @@
+"""A run folder as MLflow shall see it, in plain values.
+
+Nothing here touches MLflow: `validation.tracking.publish` sends what this module describes.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+_FORBIDDEN = re.compile(r"[^\w\-. :/]", re.ASCII)
+_MAX_NAME = 250
+_MAX_TAG = 5000
+
+
+@dataclass(frozen=True)
+class MetricPoint:
+    """One value of a metric; `step` is the training step, 0 for a total."""
+
+    name: str
+    value: float
+    step: int = 0
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One MLflow run.
+
+    Attributes:
+        key: Identifies the run across republishing; unique in its experiment.
+        name: Shown name.
+        params: Immutable facts: commit, digests, environment.
+        tags: What MLflow's search finds: verdict, case, first divergence.
+        note: Markdown description.
+        metrics: Values, per step where they have one.
+        artifacts: (file or folder, folder inside the run's artifacts).
+    """
+
+    key: str
+    name: str
+    params: Mapping[str, str]
+    tags: Mapping[str, str]
+    note: str
+    metrics: Sequence[MetricPoint]
+    artifacts: Sequence[tuple[Path, str]] = ()
+
+
+@dataclass(frozen=True)
+class CheckRecord:
+    """A check: the parent run, one nested run per case, and when it happened.
+
+    Attributes:
+        experiment: Name of the experiment: one per lane.
+        started_ms: Start, milliseconds since the epoch.
+        ended_ms: End, milliseconds since the epoch.
+        passed: Whether MLflow shall show the run as finished rather than failed.
+        parent: The check.
+        cases: Its cases.
+    """
+
+    experiment: str
+    started_ms: int
+    ended_ms: int
+    passed: bool
+    parent: RunRecord
+    cases: Sequence[RunRecord] = field(default=())
+
+
+def safe_name(name: str) -> str:
+    """Return `name` in the characters MLflow allows in metrics, parameters and tags."""
+    cleaned = _FORBIDDEN.sub("_", name)
+    parts = [part for part in cleaned.split("/") if part.strip(". ")]
+    return "/".join(parts)[:_MAX_NAME] or "unnamed"
+
+
+def safe_value(value: object) -> str:
+    """Return `value` as text of a length that every MLflow store keeps."""
+    text = str(value)
+    return text if len(text) <= _MAX_TAG else text[: _MAX_TAG - 1] + "…"
