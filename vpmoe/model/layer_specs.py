@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import torch
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.models.gpt.moe_module_specs import _build_shared_experts
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
@@ -26,6 +27,7 @@ from megatron.core.transformer.transformer_layer import (
 
 from vpmoe.model.attention.core import CoreAttention
 from vpmoe.model.config import VpmoeConfig
+from vpmoe.model.experts import GroupedExperts
 from vpmoe.model.norm import RMSNorm
 from vpmoe.model.self_attention import VpmoeSelfAttention
 from vpmoe.model.tpa import TensorProductQKV, TPASelfAttention
@@ -84,6 +86,13 @@ def is_moe_layer(config: VpmoeConfig, layer_number: int) -> bool:
     return bool(schedule[layer_number - 1])
 
 
+def groups_experts(config: VpmoeConfig) -> bool:
+    """Whether the routed experts are one grouped product: `--expert-kernel`, auto on a GPU."""
+    if config.expert_kernel == "auto":
+        return torch.cuda.is_available() and not config.gated_linear_unit
+    return config.expert_kernel == "grouped"
+
+
 def _attention_spec(config: VpmoeConfig, layer_number: int) -> ModuleSpec:
     tpa = uses_tpa(config, layer_number)
     norm = RMSNorm if config.qk_layernorm else None
@@ -106,7 +115,9 @@ def _dense() -> Any:
 
 def _moe(config: VpmoeConfig) -> Any:
     submodules = _mlp_submodules()
-    experts = partial(SequentialMLP, submodules=submodules)
+    experts = (
+        GroupedExperts if groups_experts(config) else partial(SequentialMLP, submodules=submodules)
+    )
     shared = partial(_build_shared_experts, submodules=submodules)
     return partial(MoELayer, submodules=MoESubmodules(experts=experts, shared_experts=shared))
 

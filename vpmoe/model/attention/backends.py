@@ -10,12 +10,15 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 
 from vpmoe.model.attention.eager import eager_attention
 from vpmoe.model.attention.pattern import AttentionPattern
+from vpmoe.model.window import window_to_left_right
 
 
 class AttentionBackend(ABC):
@@ -66,8 +69,105 @@ class EagerBackend(AttentionBackend):
         return eager_attention(query, key, value, offset, document_ids, pattern)
 
 
+class TritonBackend(AttentionBackend):
+    """The fused kernel of `triton_kernel`: everything in one pass, nothing materialised."""
+
+    name = "triton"
+
+    def refusal(
+        self, pattern: AttentionPattern, query: torch.Tensor, document_ids: torch.Tensor | None
+    ) -> str | None:
+        """Needs CUDA, Triton, fp32, fp16 or bf16, and a head dimension that is a power of two."""
+        if not query.is_cuda:
+            return "needs a CUDA device"
+        if importlib.util.find_spec("triton") is None:
+            return "Triton is not installed"
+        if query.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+            return f"computes in fp32, fp16 or bf16, not {query.dtype}"
+        channels = query.shape[-1]
+        if channels < 16 or channels > 256 or channels & (channels - 1):
+            return f"head dimension {channels} is not a power of two from 16 to 256"
+        return None
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        offset: torch.Tensor | None,
+        document_ids: torch.Tensor | None,
+        pattern: AttentionPattern,
+    ) -> torch.Tensor:
+        """See `triton_attention`."""
+        from vpmoe.model.attention.triton_kernel import triton_attention
+
+        return triton_attention(query, key, value, offset, document_ids, pattern)
+
+
+class TransformerEngineBackend(AttentionBackend):
+    """Transformer Engine's DotProductAttention, where it computes the same function."""
+
+    name = "te"
+
+    def refusal(
+        self, pattern: AttentionPattern, query: torch.Tensor, document_ids: torch.Tensor | None
+    ) -> str | None:
+        """Refuses ALiBi (TE would materialise a bf16 bias), documents, fp32 and the CPU."""
+        if not query.is_cuda:
+            return "needs a CUDA device"
+        if importlib.util.find_spec("transformer_engine") is None:
+            return "Transformer Engine is not installed"
+        if query.dtype not in (torch.float16, torch.bfloat16):
+            return f"attends in fp16 or bf16, not {query.dtype}"
+        if pattern.slopes is not None:
+            return "would round the ALiBi bias to the model's dtype"
+        if document_ids is not None:
+            return "takes documents in THD packing only"
+        return None
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        offset: torch.Tensor | None,
+        document_ids: torch.Tensor | None,
+        pattern: AttentionPattern,
+    ) -> torch.Tensor:
+        """Runs TE's module with this layer's offset in the place of its own."""
+        module = _te_module(pattern, query.shape[2], key.shape[2], query.shape[3])
+        if offset is not None:
+            module.softmax_offset = offset
+        out: torch.Tensor = module(query, key, value)
+        return out
+
+
+@functools.cache
+def _te_module(pattern: AttentionPattern, heads: int, groups: int, channels: int) -> Any:
+    import transformer_engine.pytorch as te
+
+    module = te.DotProductAttention(
+        heads,
+        channels,
+        num_gqa_groups=groups,
+        attention_dropout=0.0,
+        qkv_format="sbhd",
+        attn_mask_type="causal",
+        window_size=None if pattern.window is None else window_to_left_right(pattern.window),
+        softmax_scale=pattern.scale,
+        softmax_type="learnable" if pattern.has_offset else "vanilla",
+    )
+    # The module is shared by the layers of one pattern; each of them brings its own offset.
+    module._parameters.pop("softmax_offset", None)
+    return module
+
+
 # In the order of preference.
-_BACKENDS: tuple[AttentionBackend, ...] = (EagerBackend(),)
+_BACKENDS: tuple[AttentionBackend, ...] = (
+    TritonBackend(),
+    TransformerEngineBackend(),
+    EagerBackend(),
+)
 
 
 def choose_backend(
