@@ -1,9 +1,10 @@
-"""Runs Megatron's `pretrain()` on the CPU lane with the model alone, in forked processes.
+"""Runs Megatron's `pretrain()` with the model alone: no tokenizer, data set or optimizer of vpMoE.
 
     python megatron_run.py PLAN.json
 
-PLAN.json is a list of runs: {"name", "ranks", "flags", "out"}. Importing Megatron takes seconds, so
-it is imported once and every rank of every run is a fork. A run leaves `out/curve.json` with the
+PLAN.json is a list of runs: {"ranks", "flags", "out"}. Importing Megatron takes seconds, so on the
+CPU it is imported once and every rank of every run is a fork; CUDA doesn't survive a fork, so on a
+GPU every rank is a process. A run leaves `out/curve.json` with the
 loss, gradient norm and learning rate of each step, and its checkpoint where `--save` says.
 """
 
@@ -20,14 +21,17 @@ from typing import Any
 
 import torch
 
-from vpmoe.runtime import cpu_lane
+from vpmoe.runtime import detect_lane
 from vpmoe.runtime.patches import replaced, skip_helper_build
 
 _MEGATRON_FLAGS = """
 --eval-iters 0 --eval-interval 1000000 --no-one-logger --ckpt-format torch_dist --log-interval 1
 --tokenizer-type NullTokenizer --num-workers 0 --lr 1e-2 --lr-decay-style constant --adam-eps 1e-5
 """
-BASE_FLAGS = (*cpu_lane.DEFAULT_FLAGS, *_MEGATRON_FLAGS.split())
+BASE_FLAGS = (*detect_lane().default_flags, *_MEGATRON_FLAGS.split())
+
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 class Documents(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
@@ -75,7 +79,7 @@ def loss_function(mask: torch.Tensor, losses: torch.Tensor) -> tuple[Any, Any, A
 
 def forward_step(iterator: Any, model: Any) -> Any:
     """Every rank reads the samples: tensor- and pipeline-parallel ranks read the same ones."""
-    batch = next(iterator)
+    batch = {name: tensor.to(DEVICE) for name, tensor in next(iterator).items()}
     losses = model(
         batch["tokens"],
         batch["position_ids"],
@@ -161,30 +165,38 @@ def rank_main(run: dict[str, Any], rank: int, port: int) -> int:
     return 0
 
 
-def main(plan: Path) -> int:
-    """Runs the plan, one run after the other."""
+def start(run: dict[str, Any], rank: int, port: int) -> int:
+    """Starts a rank; returns its process id."""
+    if torch.cuda.is_available():
+        words = [sys.executable, __file__, json.dumps(run), str(rank), str(port)]
+        return os.spawnv(os.P_NOWAIT, sys.executable, words)
+    child = os.fork()
+    if child == 0:
+        code = rank_main(run, rank, port)
+        sys.stdout.flush()
+        os._exit(code)
+    return child
+
+
+def main(words: list[str]) -> int:
+    """Runs a plan, one run after the other, or one rank on a GPU."""
     torch.set_num_threads(1)
     failed = 0
-    with cpu_lane.activate(), skip_helper_build():
-        import megatron.training  # noqa: F401
+    with detect_lane().activate(), skip_helper_build():
+        if len(words) == 3:
+            return rank_main(json.loads(words[0]), int(words[1]), int(words[2]))
+        if not torch.cuda.is_available():
+            import megatron.training  # noqa: F401
 
-        import vpmoe.model.builder  # noqa: F401
-
-        for run in json.loads(plan.read_text()):
+            import vpmoe.model.builder  # noqa: F401
+        for run in json.loads(Path(words[0]).read_text()):
             with socket.socket() as probe:
                 probe.bind(("127.0.0.1", 0))
                 port = probe.getsockname()[1]
-            children = []
-            for rank in range(run["ranks"]):
-                child = os.fork()
-                if child == 0:
-                    code = rank_main(run, rank, port)
-                    sys.stdout.flush()
-                    os._exit(code)
-                children.append(child)
+            children = [start(run, rank, port) for rank in range(run["ranks"])]
             failed += sum(os.waitstatus_to_exitcode(os.waitpid(c, 0)[1]) != 0 for c in children)
     return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(main(sys.argv[1:]))

@@ -78,10 +78,10 @@ def validate_model_args(args: argparse.Namespace) -> None:
         ValueError: the combination and the flag that would mend it.
     """
     _validate_support(args)
-    _validate_positions(args)
-    _validate_attention(args)
     if args.use_tpa or args.tpa_rank is not None or args.tpa_q_rank is not None:
         _validate_tpa(args)
+    _validate_positions(args)
+    _validate_attention(args)
 
 
 def _validate_support(args: argparse.Namespace) -> None:

@@ -1,0 +1,113 @@
+"""Every refusal of the model's flags, with its own message."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import pytest
+
+from vpmoe.model.arguments import add_model_args, validate_model_args
+
+ACCEPTED: dict[str, Any] = {
+    "context_parallel_size": 1,
+    "tensor_model_parallel_size": 1,
+    "multi_latent_attention": False,
+    "mtp_num_layers": None,
+    "normalization": "RMSNorm",
+    "untie_embeddings_and_output_weights": True,
+    "attention_dropout": 0.0,
+    "fp8": None,
+    "num_layers": 8,
+    "num_attention_heads": 8,
+    "group_query_attention": True,
+    "num_query_groups": 2,
+    "kv_channels": 128,
+    "position_embedding_type": "grapem",
+    "apply_rope_fusion": False,
+    "flash_decode": False,
+    "no_rope_freq": 4,
+    "window_size": (127, 0),
+    "window_attn_skip_freq": 4,
+    "grapem_log_freq_scale": 16.0,
+    "grapem_learnable_freq": True,
+    "grapem_per_head": False,
+    "grape_a": True,
+    "grape_a_with_rotation": False,
+    "use_tpa": True,
+    "tpa_rank": 2,
+    "tpa_q_rank": 4,
+}
+
+
+def test_the_architecture_is_accepted() -> None:
+    validate_model_args(argparse.Namespace(**ACCEPTED))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"context_parallel_size": 2}, "--context-parallel-size 2"),
+        ({"multi_latent_attention": True}, "--multi-latent-attention"),
+        ({"mtp_num_layers": 1}, "--mtp-num-layers"),
+        ({"normalization": "LayerNorm"}, "--normalization LayerNorm"),
+        ({"untie_embeddings_and_output_weights": False}, "--untie-embeddings"),
+        ({"attention_dropout": 0.1}, "--attention-dropout 0.1"),
+        ({"fp8": "e4m3"}, "--fp8-format"),
+        ({"position_embedding_type": "learned_absolute"}, "learned_absolute"),
+        ({"apply_rope_fusion": True}, "apply_rope_fusion"),
+        ({"flash_decode": True}, "--flash-decode"),
+        ({"use_flashinfer_fused_rope": True}, "flashinfer"),
+        ({"kv_channels": 127}, "--kv-channels 127"),
+        ({"grapem_log_freq_scale": 0.0}, "--grapem-log-freq-scale"),
+        ({"position_embedding_type": "none", "grapem_per_head": True}, "--grapem-"),
+        (
+            {
+                "grapem_per_head": True,
+                "tensor_model_parallel_size": 4,
+                "use_tpa": False,
+                "tpa_rank": None,
+                "tpa_q_rank": None,
+            },
+            "--grapem-per-head: 2 KV groups",
+        ),
+        ({"no_rope_freq": None}, r"layers \[4, 8\] would both rotate"),
+        ({"no_rope_freq": [0, 0, 0, 1, 0, 0, 0, 0]}, r"layers \[8\] would both rotate"),
+        ({"grape_a": False, "grape_a_with_rotation": True}, "needs --grape-a"),
+        ({"num_query_groups": 3}, "--num-query-groups 3"),
+        (
+            {"window_size": None, "use_tpa": False, "tpa_rank": None, "tpa_q_rank": None},
+            "--window-attn-skip-freq",
+        ),
+        ({"window_size": None, "window_attn_skip_freq": None}, "set --window-size"),
+        ({"use_tpa": False}, "need --use-tpa"),
+        ({"tpa_rank": None}, "--tpa-rank is missing"),
+        ({"tpa_q_rank": None}, "--tpa-q-rank is missing"),
+        ({"tpa_rank": 0}, "--tpa-rank 0"),
+        ({"tensor_model_parallel_size": 4}, "at least the tensor-parallel size 4"),
+        (
+            {"num_query_groups": 4, "tensor_model_parallel_size": 3},
+            "does not divide among 3",
+        ),
+    ],
+)
+def test_refusals(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        validate_model_args(argparse.Namespace(**{**ACCEPTED, **changes}))
+
+
+def test_both_encodings_on_a_layer_when_asked_for_by_name() -> None:
+    changes = {"no_rope_freq": None, "grape_a_with_rotation": True}
+    validate_model_args(argparse.Namespace(**{**ACCEPTED, **changes}))
+
+
+def test_flags_parse() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--window-size", type=str)
+    add_model_args(parser)
+    args = parser.parse_args(
+        ["--window-size", "128", "--no-grapem-learnable-freq", "--use-tpa", "--tpa-rank", "2"]
+    )
+    assert args.window_size == (127, 0)
+    assert not args.grapem_learnable_freq
+    assert args.tpa_rank == 2
