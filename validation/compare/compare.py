@@ -1,0 +1,340 @@
+"""Comparison of a run's trace with a golden one: every record, in execution order.
+
+Discrete records and tables are equal or not. Floating ones may differ by their class's tolerance;
+a NaN or an infinity never passes, in either trace, nor does a record that only one of them has.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from validation.compare.tolerance import EXACT, Tolerances, curve_class, event_class
+from validation.trace.model import PHASES, Event, Key, Trace
+from validation.trace.sketch import Sketch, relative_distance
+from validation.verdict import Divergence
+
+# A value far below its class's largest is held to that scale: a gradient that is zero up to
+# rounding has no relative accuracy of its own.
+_CLASS_FLOOR = 1e-3
+
+MISSING = "missing"
+
+
+@dataclass(frozen=True)
+class CurveComparison:
+    """A metric of both traces, step by step, as the reports draw it.
+
+    Attributes:
+        metric: its name.
+        steps: every step of either trace.
+        golden: values of the golden; None where it has none.
+        actual: values of the run; None where it has none.
+        tolerance: relative tolerance by step.
+        first_difference: first step beyond its tolerance.
+    """
+
+    metric: str
+    steps: Sequence[int]
+    golden: Sequence[float | None]
+    actual: Sequence[float | None]
+    tolerance: Sequence[float]
+    first_difference: int | None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One floating record of both traces.
+
+    Attributes:
+        place: where it is; curves have the module `training`.
+        record_class: its tolerance class.
+        error: relative error; 0 when bit-identical.
+        tolerance: what it may be.
+    """
+
+    place: Divergence
+    record_class: str
+    error: float
+    tolerance: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A run against its golden.
+
+    Attributes:
+        compared: records that both traces have.
+        identical: of these, bit-identical ones.
+        divergences: beyond tolerance, missing or extra, in execution order.
+        outcomes: every floating record.
+        curves: for drawing.
+        golden: the golden trace.
+        actual: the run's trace.
+    """
+
+    compared: int
+    identical: int
+    divergences: Sequence[Divergence]
+    outcomes: Sequence[Outcome]
+    curves: Sequence[CurveComparison]
+    golden: Trace
+    actual: Trace
+
+
+def compare(
+    golden: Trace, actual: Trace, tolerances: Tolerances = EXACT, *, exact: bool = False
+) -> Comparison:
+    """Compares two traces of a case.
+
+    Args:
+        golden: what is expected.
+        actual: what a run left.
+        tolerances: of the golden.
+        exact: require bit-identity of floating records as well.
+    """
+    allowed = EXACT if exact else tolerances
+    found: list[tuple[tuple[Any, ...], Divergence]] = []
+    outcomes: list[Outcome] = []
+    compared = identical = 0
+    for order, difference, outcome, equal in (
+        *_events(golden, actual, allowed),
+        *_curve_values(golden, actual, allowed),
+        *_tables(golden, actual),
+    ):
+        if difference is not None:
+            found.append((order, difference))
+        if outcome is not None:
+            outcomes.append(outcome)
+        if equal is not None:
+            compared += 1
+            identical += equal
+    found.sort(key=lambda item: item[0])
+    return Comparison(
+        compared=compared,
+        identical=identical,
+        divergences=[divergence for _, divergence in found],
+        outcomes=outcomes,
+        curves=list(_drawn_curves(golden, actual, allowed)),
+        golden=golden,
+        actual=actual,
+    )
+
+
+# (order, divergence or None, floating outcome or None, identical or None when not compared)
+_Found = tuple[tuple[Any, ...], Divergence | None, Outcome | None, bool | None]
+
+
+def _events(golden: Trace, actual: Trace, tolerances: Tolerances) -> Iterator[_Found]:
+    expected = {event.key: (index, event) for index, event in enumerate(golden.events)}
+    measured = {event.key: (index, event) for index, event in enumerate(actual.events)}
+    scales = _event_scales(golden)
+    for key in [*expected, *(key for key in measured if key not in expected)]:
+        index, event = expected.get(key) or measured[key]
+        order = (key.step, 0, index, key.rank)
+        if key not in expected or key not in measured:
+            yield order, _one_sided(key, expected.get(key), measured.get(key)), None, None
+            continue
+        other = measured[key][1]
+        if isinstance(event.value, Sketch) and isinstance(other.value, Sketch):
+            name = event_class(key)
+            error = relative_distance(
+                event.value, other.value, _CLASS_FLOOR * scales[name, key.step]
+            )
+            if not all(math.isfinite(s.norm) for s in (event.value, other.value)):
+                error = math.nan
+            tolerance = tolerances.of(name, key.step)
+            place = _place(key, _shown(event.value), _shown(other.value), error, tolerance)
+            outcome = Outcome(place, name, error, tolerance)
+            yield order, None if error <= tolerance else place, outcome, error == 0.0
+        elif event.value == other.value and type(event.value) is type(other.value):
+            yield order, None, None, True
+        else:
+            yield order, _discrete(key, event, other), None, False
+
+
+def _event_scales(trace: Trace) -> Mapping[tuple[str, int], float]:
+    scales: dict[tuple[str, int], float] = defaultdict(float)
+    for event in trace.events:
+        if isinstance(event.value, Sketch) and math.isfinite(event.value.norm):
+            place = event_class(event.key), event.key.step
+            scales[place] = max(scales[place], event.value.norm)
+    return scales
+
+
+def _curve_values(golden: Trace, actual: Trace, tolerances: Tolerances) -> Iterator[_Found]:
+    scales: dict[tuple[str, int], float] = defaultdict(float)
+    for metric, series in golden.curves.items():
+        for step, value in series.items():
+            if math.isfinite(value):
+                place = curve_class(metric), step
+                scales[place] = max(scales[place], abs(value))
+    for metric in _union(golden.curves, actual.curves):
+        phase = golden.curve_phases.get(metric) or actual.curve_phases.get(metric, "forward")
+        expected, measured = golden.curves.get(metric, {}), actual.curves.get(metric, {})
+        name = curve_class(metric)
+        for step in _union(expected, measured):
+            order = (step, 1, PHASES.index(phase), metric)
+            one, other = expected.get(step), measured.get(step)
+            tolerance = tolerances.of(name, step)
+            error = None
+            if one is not None and other is not None:
+                error = _relative_error(one, other, _CLASS_FLOOR * scales[name, step])
+            divergence = Divergence(
+                step=step,
+                phase=phase,
+                module="training",
+                tensor=metric,
+                rank=_curve_rank(metric),
+                expected=MISSING if one is None else one,
+                actual=MISSING if other is None else other,
+                relative_error=error,
+                tolerance=tolerance,
+            )
+            if error is None:
+                yield order, divergence, None, None
+            else:
+                outcome = Outcome(divergence, name, error, tolerance)
+                yield order, None if error <= tolerance else divergence, outcome, error == 0.0
+
+
+def _tables(golden: Trace, actual: Trace) -> Iterator[_Found]:
+    for name in _union(golden.tables, actual.tables):
+        order = (0, 2, 0, name)
+        one, other = golden.tables.get(name), actual.tables.get(name)
+        if one is None or other is None:
+            yield (
+                order,
+                Divergence(
+                    step=0,
+                    phase="forward",
+                    module=name,
+                    tensor="table",
+                    expected=MISSING if one is None else f"{len(one)} rows",
+                    actual=MISSING if other is None else f"{len(other)} rows",
+                ),
+                None,
+                None,
+            )
+            continue
+        rows = [list(row) for row in one], [list(row) for row in other]
+        if rows[0] == rows[1]:
+            yield order, None, None, True
+            continue
+        offset = _first_difference(*rows)
+        yield (
+            order,
+            Divergence(
+                step=0,
+                phase="forward",
+                module=name,
+                tensor="table",
+                offset=offset,
+                expected=rows[0][offset] if offset < len(rows[0]) else MISSING,
+                actual=rows[1][offset] if offset < len(rows[1]) else MISSING,
+            ),
+            None,
+            False,
+        )
+
+
+def _drawn_curves(
+    golden: Trace, actual: Trace, tolerances: Tolerances
+) -> Iterator[CurveComparison]:
+    beyond: dict[str, int] = {}
+    for order, divergence, _, _ in _curve_values(golden, actual, tolerances):
+        if divergence is not None and divergence.tensor is not None:
+            step = int(order[0])
+            beyond[divergence.tensor] = min(step, beyond.get(divergence.tensor, step))
+    for metric in _union(golden.curves, actual.curves):
+        expected, measured = golden.curves.get(metric, {}), actual.curves.get(metric, {})
+        steps = sorted({*expected, *measured})
+        yield CurveComparison(
+            metric=metric,
+            steps=steps,
+            golden=[expected.get(step) for step in steps],
+            actual=[measured.get(step) for step in steps],
+            tolerance=[tolerances.of(curve_class(metric), step) for step in steps],
+            first_difference=beyond.get(metric),
+        )
+
+
+def _relative_error(expected: float, actual: float, floor: float) -> float:
+    if not (math.isfinite(expected) and math.isfinite(actual)):
+        return math.nan
+    if expected == actual:
+        # -0.0 is another bit pattern, and no difference that training could see.
+        return 0.0
+    reference = max(abs(expected), floor)
+    return abs(actual - expected) / reference if reference else math.inf
+
+
+def _one_sided(
+    key: Key, golden: tuple[int, Event] | None, actual: tuple[int, Event] | None
+) -> Divergence:
+    return _place(
+        key,
+        MISSING if golden is None else _shown(golden[1].value),
+        MISSING if actual is None else _shown(actual[1].value),
+        None,
+        None,
+    )
+
+
+def _discrete(key: Key, golden: Event, actual: Event) -> Divergence:
+    expected, measured = _shown(golden.value), _shown(actual.value)
+    offset = None
+    if isinstance(expected, list) and isinstance(measured, list):
+        offset = _first_difference(expected, measured)
+        expected = expected[offset] if offset < len(expected) else MISSING
+        measured = measured[offset] if offset < len(measured) else MISSING
+    return _place(key, expected, measured, None, None, offset)
+
+
+def _place(
+    key: Key,
+    expected: Any,
+    actual: Any,
+    error: float | None,
+    tolerance: float | None,
+    offset: int | None = None,
+) -> Divergence:
+    return Divergence(
+        step=key.step,
+        micro_batch=key.micro_batch,
+        phase=key.phase,
+        module=key.module,
+        tensor=key.tensor,
+        rank=key.rank,
+        offset=offset,
+        expected=expected,
+        actual=actual,
+        relative_error=error,
+        tolerance=tolerance,
+    )
+
+
+def _shown(value: Any) -> Any:
+    """A sketch as a reader sees it: its shape and norm."""
+    if isinstance(value, Sketch):
+        shape = "x".join(map(str, value.shape)) or "scalar"
+        return f"{value.dtype} {shape}, norm {value.norm!r}"
+    return value
+
+
+def _first_difference(one: Sequence[Any], other: Sequence[Any]) -> int:
+    pairs = zip(one, other, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
+
+
+def _union(one: Mapping[Any, Any], other: Mapping[Any, Any]) -> list[Any]:
+    return [*one, *(key for key in other if key not in one)]
+
+
+def _curve_rank(metric: str) -> int:
+    """Rank of a curve: 0, or what follows the last `@`."""
+    _, at, rank = metric.rpartition("@")
+    return int(rank) if at and rank.isdigit() else 0
