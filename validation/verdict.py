@@ -77,7 +77,9 @@ class Divergence:
 
 @dataclass(frozen=True)
 class CaseResult:
-    """One case's part of a check; `comparison` is what the reports draw and is not in the JSON."""
+    """One case's part of a check; `comparison` and `decoded` are what the reports draw and are
+    not in the JSON. `decoded` holds the text around the first differing token: side ("golden",
+    "actual") -> (before, token, after)."""
 
     case: str
     verdict: Verdict
@@ -88,6 +90,9 @@ class CaseResult:
     first_divergence: Divergence | None = None
     message: str = ""
     comparison: Comparison | None = field(default=None, compare=False, repr=False)
+    decoded: Mapping[str, tuple[str, str, str]] = field(
+        default_factory=dict, compare=False, repr=False
+    )
 
     def to_json(self) -> dict[str, Any]:
         """The contract's object of a case."""

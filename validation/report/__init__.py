@@ -1,1 +1,19 @@
 """What a verdict looks like: on a terminal, as JUnit XML, as one HTML page, as an explanation."""
+
+from pathlib import Path
+
+from validation.verdict import CheckResult
+
+JUNIT_FILE = "junit.xml"
+REPORT_FILE = "report.html"
+
+
+def write_reports(result: CheckResult, run_dir: Path) -> None:
+    """Leave in a run folder what its readers need: `evidence/`, `junit.xml`, `report.html`."""
+    from validation.report.gather import save_evidence
+    from validation.report.html import write_report
+    from validation.report.junit import write_junit
+
+    save_evidence(result, run_dir)
+    write_junit(result, run_dir / JUNIT_FILE)
+    write_report(result, run_dir, run_dir / REPORT_FILE)

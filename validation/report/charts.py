@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 BOX = 1000.0
-MAX_POINTS = 1200
+MAX_POINTS = 600
 _MIN_LOG = 1e-18
 _LARGEST = 1e150
 
@@ -128,7 +128,7 @@ def curve_chart(
             nothing was calibrated.
         first_difference: Step at which the run first differs, marked in both plots.
     """
-    keep = _decimate(steps, golden, actual, first_difference)
+    keep = decimate(steps, golden, actual, first_difference)
     xs = [steps[i] for i in keep]
     gold = [_finite(golden[i]) for i in keep]
     run = [_finite(actual[i]) for i in keep]
@@ -209,7 +209,7 @@ def _round_values(low: float, high: float, count: int) -> list[float]:
     return [i * stride for i in range(first, math.floor(high / stride + 1e-9) + 1)]
 
 
-def _decimate(
+def decimate(
     steps: Sequence[int],
     golden: Sequence[float | None],
     actual: Sequence[float | None],

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import filelock
 
+from validation.files import write_atomically
 from validation.tracking.record import CheckRecord, RunRecord, safe_name, safe_value
 from validation.tracking.store import Store, TrackingError, quiet_client, resolve_store
 
@@ -265,8 +266,6 @@ def _state(run_dir: Path) -> dict[str, Any]:
 
 
 def _write_state(result: PublishResult) -> None:
-    from validation.report.junit import write_atomically
-
     entry = {k: v for k, v in asdict(result).items() if k in ("sent", "run_id", "message")}
     stores = {**_state(result.run_dir), result.store: {**entry, "time": time.time()}}
     text = json.dumps({"schema": 1, "stores": stores}, indent=1) + "\n"
