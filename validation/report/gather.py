@@ -5,6 +5,7 @@ traces, in `evidence/<case>.json`; reports, explanations and MLflow read it late
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from validation.trace import Event, Trace
 from validation.verdict import CaseResult, CheckResult, Divergence
 
 FOLDER = "evidence"
+_MASK_NAME = re.compile(r"(^|[/._-])(window|mask|attention)", re.IGNORECASE)
 _STATES = list(State)
 
 
@@ -136,8 +138,9 @@ def _interesting_steps(golden: Sequence[Event], found: Sequence[EventEvidence]) 
 
 
 def _tables(golden: Trace, actual: Trace) -> list[TableEvidence]:
-    """Return the tables whose rows are intervals; others differ in the list of divergences."""
+    """Return the tables of allowed keys; others are told by their first differing row."""
     names = [*golden.tables, *(name for name in actual.tables if name not in golden.tables)]
+    names = [name for name in names if _MASK_NAME.search(name)]
     pairs = [(name, _intervals(golden, name), _intervals(actual, name)) for name in names]
     return [
         TableEvidence(name, max(_columns(one), _columns(other)), one, other)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import filelock
 
 from validation.files import write_atomically
+from validation.tracking.folder import read_check
 from validation.tracking.record import CheckRecord, RunRecord, safe_name, safe_value
 from validation.tracking.store import Store, TrackingError, quiet_client, resolve_store
 
@@ -64,8 +65,6 @@ def publish_run(run_dir: Path, *, store: str | None = None) -> PublishResult:
     Returns:
         Whether it was sent.  A failure is also kept in the folder, for `pending`.
     """
-    from validation.tracking.folder import read_check
-
     target = resolve_store(store)
     try:
         record = read_check(run_dir)

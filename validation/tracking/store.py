@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
+from validation.source import RepositoryError, find_root
+
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 TRACKING_URI_VARIABLE = "MLFLOW_TRACKING_URI"
 _SQLITE = "sqlite:///"
-_PROJECT_MARKERS = ("goldens", ".git", "pyproject.toml")
 
 # MLflow's defaults suit a long training job: seven retries with exponential waits hold a check
 # for minutes when a server is down.  A run that is not sent now is sent later, so fail early.
@@ -63,25 +64,23 @@ class Store:
         return mlflow.MlflowClient(tracking_uri=self.uri)
 
 
-def project_root(start: Path | None = None) -> Path:
-    """Return the nearest folder at or above `start` (the working directory) that is a project."""
-    here = (start or Path.cwd()).resolve()
-    for folder in (here, *here.parents):
-        if any((folder / marker).exists() for marker in _PROJECT_MARKERS):
-            return folder
-    return here
+def project_root() -> Path:
+    """Return the repository around the working directory, else the working directory."""
+    try:
+        return find_root()
+    except RepositoryError:
+        return Path.cwd()
 
 
-def resolve_store(uri: str | None = None, *, project: Path | None = None) -> Store:
+def resolve_store(uri: str | None = None) -> Store:
     """Return the store named by `uri`, else by `MLFLOW_TRACKING_URI`, else the project's own.
 
     Args:
         uri: A tracking URI, or a path to an SQLite file.
-        project: Folder that holds the embedded store; found from the working directory if None.
     """
     uri = uri or os.environ.get(TRACKING_URI_VARIABLE) or None
     if uri is None:
-        uri = f"{_SQLITE}{project_root(project) / 'mlruns' / 'mlflow.db'}"
+        uri = f"{_SQLITE}{project_root() / 'mlruns' / 'mlflow.db'}"
     elif "://" not in uri:
         uri = f"{_SQLITE}{uri}"
     if not uri.startswith(_SQLITE):

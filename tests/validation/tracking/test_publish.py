@@ -32,15 +32,6 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty, migrated store: creating one takes MLflow seconds."""
-    path = tmp_path_factory.mktemp("template") / "mlflow.db"
-    with quiet_client():
-        resolve_store(str(path)).client().search_experiments()
-    return path
-
-
 @pytest.fixture
 def store(template: Path, tmp_path: Path) -> Store:
     path = tmp_path / "store" / "mlflow.db"
@@ -50,14 +41,20 @@ def store(template: Path, tmp_path: Path) -> Store:
 
 
 def check_record(
-    folder: Path, *, key: str = "abc", verdict: str = "PASS", commit: str = "c0ffee", at: int = 1000
+    folder: Path,
+    *,
+    key: str = "abc",
+    verdict: str = "PASS",
+    commit: str = "c0ffee",
+    at: int = 1000,
+    cases: tuple[str, ...] = ("dense", "moe"),
 ) -> CheckRecord:
     evidence = folder / "verdict.json"
     evidence.write_text('{"verdict": "PASS"}')
     traces = folder / "traces"
     (traces / "dense").mkdir(parents=True, exist_ok=True)
     (traces / "dense" / "curves.json").write_text("{}")
-    cases = [
+    records = [
         RunRecord(
             key=f"{key}/{name}",
             name=name,
@@ -66,7 +63,7 @@ def check_record(
             note="",
             metrics=[MetricPoint("lm_loss", 3.0 / s, s) for s in range(1, 701)],
         )
-        for name in ("dense", "moe")
+        for name in cases
     ]
     parent = RunRecord(
         key=key,
@@ -77,7 +74,7 @@ def check_record(
         metrics=[MetricPoint("compared", 10.0)],
         artifacts=[(evidence, ""), (traces, "traces")],
     )
-    return CheckRecord("golden/cpu", at, at + 500, verdict == "PASS", parent, cases)
+    return CheckRecord("golden/cpu", at, at + 500, verdict == "PASS", parent, records)
 
 
 def contents(store: Store) -> dict[str, Any]:
@@ -166,7 +163,7 @@ def test_death_at_any_write_is_repaired_by_publishing_again(
         path.write_bytes(template.read_bytes())
         return resolve_store(str(path))
 
-    record = check_record(tmp_path)
+    record = check_record(tmp_path, cases=("dense",))
     whole = fresh("whole")
     send(record, whole)
     expected = contents(whole)
@@ -187,7 +184,7 @@ def test_death_at_any_write_is_repaired_by_publishing_again(
                 deaths += 1
         send(record, store)
         assert contents(store) == expected, f"after a death at write {survives}"
-    assert deaths > 15
+    assert deaths > 12
 
 
 def test_runs_created_twice_by_a_lost_reply_become_one(store: Store, tmp_path: Path) -> None:

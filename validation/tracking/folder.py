@@ -1,0 +1,328 @@
+"""Reads a run folder (`verdict.json`, `traces/`, `evidence/`) into what MLflow shall hold."""
+
+import contextlib
+import hashlib
+import math
+import statistics
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from validation.files import DamagedFileError, decode_json, read_file, safe_name, to_float
+from validation.report import JUNIT_FILE, REPORT_FILE
+from validation.report.evidence import CaseEvidence, CurveEvidence
+from validation.report.gather import load_evidence
+from validation.report.wording import counted, flat, headline, number_text, share, where
+from validation.tracking.record import CheckRecord, MetricPoint, RunRecord
+from validation.verdict import Canary, CaseResult, CheckResult, Divergence, Verdict
+
+VERDICT_FILE = "verdict.json"
+# A family of more metrics (one per parameter) is for the report and the trace, not for charts.
+MAX_FAMILY = 32
+
+
+def read_verdict(run_dir: Path) -> CheckResult:
+    """Return the check that `verdict.json` of a run folder holds.
+
+    Raises:
+        DamagedFileError: it is missing, or not a verdict; its path comes first.
+    """
+    path = run_dir / VERDICT_FILE
+    document = decode_json(read_file(path), path)
+    try:
+        canary = document["canary"]
+        return CheckResult(
+            verdict=Verdict(document["verdict"]),
+            lane=str(document["lane"]),
+            seconds=to_float(document["seconds"], path),
+            environment=dict(document["environment"]),
+            canary=None if canary is None else Canary(str(canary["fault"]), bool(canary["caught"])),
+            cases=[_read_case(case, path) for case in document["cases"]],
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise DamagedFileError(f"{path}: not a verdict: {error!r}") from error
+
+
+def _read_case(case: Mapping[str, Any], path: Path) -> CaseResult:
+    if not safe_name(str(case["case"])):
+        raise ValueError(f"{case['case']!r} is no name of a case")
+    divergence = case["first_divergence"]
+    if divergence is not None:
+        known = {k: v for k, v in divergence.items() if k in Divergence.__dataclass_fields__}
+        for name in ("relative_error", "tolerance"):
+            if known.get(name) is not None:
+                known[name] = to_float(known[name], path)
+        divergence = Divergence(**known)
+    return CaseResult(
+        case=str(case["case"]),
+        verdict=Verdict(case["verdict"]),
+        compared=int(case["compared"]),
+        identical=int(case["identical"]),
+        skipped_because=case["skipped_because"],
+        seconds=to_float(case["seconds"], path),
+        first_divergence=divergence,
+        message=str(case["message"]),
+    )
+
+
+def read_check(run_dir: Path) -> CheckRecord:
+    """Return the MLflow runs of a run folder.
+
+    Raises:
+        DamagedFileError: the folder has no whole verdict, or a file of it is damaged.
+    """
+    result = read_verdict(run_dir)
+    provenance = {case.case: _provenance(run_dir, case.case) for case in result.cases}
+    key = evidence_key(run_dir)
+    started = _started(run_dir, list(provenance.values()))
+    ended = started + int(1000 * result.seconds)
+    shared = next((p for p in provenance.values() if p), {})
+    params = {
+        "lane": result.lane,
+        **_source_params(shared),
+        "config_digest": _config_digest(provenance),
+        "cases": ", ".join(sorted(case.case for case in result.cases)),
+        **{f"environment.{k}": v for k, v in flat(result.environment) if v != "None"},
+    }
+    ran = [case for case in result.cases if case.skipped_because is None]
+    return CheckRecord(
+        experiment=f"golden/{result.lane}",
+        started_ms=started,
+        ended_ms=ended,
+        passed=result.verdict is Verdict.PASS,
+        parent=RunRecord(
+            key=key,
+            name=run_dir.name,
+            params=params,
+            tags={
+                "golden.kind": "check",
+                "golden.run": run_dir.name,
+                **_check_tags(result, shared),
+            },
+            note=_note(result),
+            metrics=list(_check_metrics(result, provenance)),
+            artifacts=_artifacts(run_dir),
+        ),
+        cases=[
+            _case_record(case, key, result.lane, run_dir, provenance[case.case]) for case in ran
+        ],
+    )
+
+
+def evidence_key(run_dir: Path) -> str:
+    """Return a digest of what a run left: its verdict and its traces.
+
+    Reports, logs and what publishing itself writes do not change it.
+    """
+    hasher = hashlib.blake2b(digest_size=16)
+    files = [run_dir / VERDICT_FILE, *(run_dir / "traces").rglob("*")]
+    for path in sorted(p for p in files if p.is_file() and not p.is_symlink()):
+        name = path.relative_to(run_dir).as_posix()
+        hasher.update(f"{name}\0{path.stat().st_size}\0".encode())
+        with path.open("rb") as stream:
+            while chunk := stream.read(1 << 20):
+                hasher.update(chunk)
+    return hasher.hexdigest()
+
+
+def _provenance(run_dir: Path, case: str) -> Mapping[str, Any]:
+    path = run_dir / "traces" / case / "trace.json"
+    if not path.exists():
+        return {}
+    provenance = decode_json(read_file(path), path).get("provenance")
+    return provenance if isinstance(provenance, dict) else {}
+
+
+def _started(run_dir: Path, provenances: Sequence[Mapping[str, Any]]) -> int:
+    """Return when the check began, in ms: as recorded, else from the folder's name."""
+    moments: list[datetime] = []
+    for provenance in provenances:
+        with contextlib.suppress(ValueError):
+            moments.append(datetime.fromisoformat(str(provenance.get("recorded"))))
+    if not moments:
+        with contextlib.suppress(ValueError):
+            moments.append(datetime.strptime(run_dir.name[:15] + "+0000", "%Y%m%dT%H%M%S%z"))
+    if not moments:
+        moments.append(datetime.fromtimestamp((run_dir / VERDICT_FILE).stat().st_mtime, UTC))
+    return int(1000 * min(m if m.tzinfo else m.replace(tzinfo=UTC) for m in moments).timestamp())
+
+
+def _source_params(provenance: Mapping[str, Any]) -> dict[str, str]:
+    dirty = provenance.get("dirty") or []
+    params = {
+        "commit": str(provenance.get("commit") or "unknown"),
+        "source_digest": str(provenance.get("source_digest") or "unknown"),
+        "dirty": "yes" if dirty else "no",
+    }
+    command = provenance.get("command")
+    return {**params, "command": " ".join(map(str, command))} if command else params
+
+
+def _config_digest(provenance: Mapping[str, Mapping[str, Any]]) -> str:
+    lines = [f"{case} {p['case_digest']}" for case, p in provenance.items() if "case_digest" in p]
+    return hashlib.blake2b("\n".join(sorted(lines)).encode(), digest_size=8).hexdigest()
+
+
+def _check_tags(result: CheckResult, provenance: Mapping[str, Any]) -> dict[str, str]:
+    tags = {
+        "golden.kind": "check",
+        "golden.verdict": str(result.verdict),
+        "golden.lane": result.lane,
+        "golden.failed": ", ".join(
+            c.case for c in result.cases if c.verdict not in (Verdict.PASS, Verdict.SKIPPED)
+        )
+        or "none",
+        "mlflow.source.type": "JOB",
+        "mlflow.source.name": "golden check",
+    }
+    if provenance.get("commit"):
+        tags["mlflow.source.git.commit"] = str(provenance["commit"])
+    if result.canary is not None:
+        tags["golden.canary"] = result.canary.fault
+        tags["golden.canary_caught"] = "yes" if result.canary.caught else "no"
+    first = next((c for c in result.cases if c.first_divergence is not None), None)
+    return tags | (_divergence_tags(first) if first is not None else {})
+
+
+def _divergence_tags(case: CaseResult) -> dict[str, str]:
+    divergence = case.first_divergence
+    if divergence is None:
+        return {}
+    tags = {"golden.first_divergence": f"{case.case}: {where(divergence)}"}
+    for name in ("step", "phase", "module", "tensor", "rank"):
+        value = getattr(divergence, name)
+        if value is not None:
+            tags[f"golden.divergence.{name}"] = str(value)
+    return tags
+
+
+def _check_metrics(
+    result: CheckResult, provenance: Mapping[str, Mapping[str, Any]]
+) -> Iterator[MetricPoint]:
+    compared = sum(case.compared for case in result.cases)
+    identical = sum(case.identical for case in result.cases)
+    verdicts = Counter(case.verdict for case in result.cases)
+    yield MetricPoint("seconds", result.seconds)
+    yield MetricPoint("records_compared", compared)
+    yield MetricPoint("records_identical", identical)
+    yield MetricPoint("identical_fraction", identical / compared if compared else 0.0)
+    for verdict in (Verdict.PASS, Verdict.FAIL, Verdict.INVALID, Verdict.SKIPPED):
+        yield MetricPoint(f"cases_{verdict.lower()}", verdicts[verdict])
+    for case in result.cases:
+        if case.skipped_because is None:
+            yield MetricPoint(f"seconds/{case.case}", case.seconds)
+            for name, value in _performance(provenance[case.case]).items():
+                yield MetricPoint(f"{name}/{case.case}", value)
+
+
+def _performance(provenance: Mapping[str, Any]) -> dict[str, float]:
+    """Return measured throughput and memory: a number, or the median of a list of them."""
+    measured = provenance.get("performance")
+    numbers: dict[str, float] = {}
+    for name, value in measured.items() if isinstance(measured, dict) else ():
+        values = value if isinstance(value, list) else [value]
+        if values and all(isinstance(v, int | float) and math.isfinite(v) for v in values):
+            numbers[str(name)] = float(statistics.median(values))
+    return numbers
+
+
+def _case_record(
+    case: CaseResult, key: str, lane: str, run_dir: Path, provenance: Mapping[str, Any]
+) -> RunRecord:
+    evidence = load_evidence(run_dir, case.case) or CaseEvidence()
+    params = {"case": case.case, "lane": lane, **_source_params(provenance)}
+    params |= {f"settings.{k}": v for k, v in flat(provenance.get("settings") or {})}
+    if "case_digest" in provenance:
+        params["case_digest"] = str(provenance["case_digest"])
+    totals = {
+        "seconds": case.seconds,
+        "records_compared": float(case.compared),
+        "records_identical": float(case.identical),
+        **_performance(provenance),
+    }
+    return RunRecord(
+        key=f"{key}/{case.case}",
+        name=case.case,
+        params=params,
+        tags={
+            "golden.kind": "case",
+            "golden.case": case.case,
+            "golden.lane": lane,
+            "golden.verdict": str(case.verdict),
+            **_divergence_tags(case),
+        },
+        note=_case_note(case),
+        metrics=[
+            *(MetricPoint(name, value) for name, value in totals.items()),
+            *_curve_metrics(evidence.curves),
+        ],
+    )
+
+
+def _curve_metrics(curves: Sequence[CurveEvidence]) -> Iterator[MetricPoint]:
+    """Per step: the value, the golden's value and the relative deviation from it."""
+    families = Counter(curve.metric.partition("/")[0] for curve in curves)
+    for curve in curves:
+        if families[curve.metric.partition("/")[0]] > MAX_FAMILY:
+            continue
+        for step, golden, actual in zip(curve.steps, curve.golden, curve.actual, strict=True):
+            if actual is not None:
+                yield MetricPoint(curve.metric, actual, step)
+            if golden is not None:
+                yield MetricPoint(f"golden/{curve.metric}", golden, step)
+            if golden is not None and actual is not None:
+                gap = abs(actual - golden)
+                deviation = gap / abs(golden) if golden else gap
+                yield MetricPoint(f"deviation/{curve.metric}", deviation, step)
+
+
+def _artifacts(run_dir: Path) -> list[tuple[Path, str]]:
+    files = [run_dir / name for name in (VERDICT_FILE, REPORT_FILE, JUNIT_FILE, "log.txt")]
+    folders = [(run_dir / name, name) for name in ("traces", "evidence")]
+    return [
+        *((path, "") for path in files if path.is_file()),
+        *(f for f in folders if f[0].is_dir()),
+    ]
+
+
+def _note(result: CheckResult) -> str:
+    """Return the description that MLflow shows on top of a run, in Markdown."""
+    compared = sum(case.compared for case in result.cases)
+    identical = sum(case.identical for case in result.cases)
+    rows = [
+        f"| {_cell(c.case)} | {c.verdict} | {c.compared:,} | {share(c.identical, c.compared)} |"
+        for c in result.cases
+    ]
+    return "\n".join(
+        [
+            f"**{result.verdict}** {_cell(headline(result))}",
+            "",
+            f"{counted(compared, 'record')} compared, {share(identical, compared)} bit-identical. "
+            f"Full report: artifact `{REPORT_FILE}`.",
+            "",
+            "| case | verdict | compared | bit-identical |",
+            "| --- | --- | --- | --- |",
+            *rows,
+        ]
+    )
+
+
+def _case_note(case: CaseResult) -> str:
+    lines = [f"**{case.verdict}** {_cell(case.message)}".rstrip()]
+    divergence = case.first_divergence
+    if divergence is not None:
+        lines.append(f"First divergence: {_cell(where(divergence))}.")
+        if divergence.relative_error is not None:
+            lines.append(
+                f"Relative error {number_text(divergence.relative_error)}, "
+                f"tolerance {number_text(divergence.tolerance)}."
+            )
+    return "\n\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    """Return text that Markdown shows as it is, in a table or a line."""
+    escaped = "".join(f"\\{c}" if c in "\\`*_{}[]<>#|!" else c for c in text)
+    return " ".join(escaped.split())
