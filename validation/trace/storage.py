@@ -127,7 +127,8 @@ def decode_trace(
     Raises:
         DamagedFileError: malformed content; the message begins with the file's path.
     """
-    curves, phases = {}, {}
+    curves: dict[str, dict[int, float]] = {}
+    phases: dict[str, str] = {}
     path, content = files[CURVES]
     for name, series in _section(content, path, "curves").items():
         entry = _mapping(series, path, name)
@@ -139,9 +140,10 @@ def decode_trace(
         }
         if len(curves[name]) != len(steps):
             raise DamagedFileError(f"{path}: curve {name!r}: a step twice")
-        phases[name] = entry.get("phase")
-        if phases[name] not in PHASES:
-            raise DamagedFileError(f"{path}: curve {name!r}: no phase {phases[name]!r}")
+        phase = entry.get("phase")
+        if phase not in PHASES:
+            raise DamagedFileError(f"{path}: curve {name!r}: no phase {phase!r}")
+        phases[name] = phase
     path, content = files[TABLES]
     tables: dict[str, Sequence[Row]] = {}
     for name, rows in _section(content, path, "tables").items():

@@ -1,0 +1,160 @@
+"""`golden calibrate`: measure a case's noise and set its tolerances.
+
+One commit is rerun under settings that change rounding but not meaning: thread counts, the CPU's
+vector instructions, initial weights moved by one unit in the last place. What the reruns differ by,
+pooled by class of record and step, is the noise; the tolerance is a multiple of it. Noise grows
+along a run (a router choice flips), so tolerances follow the step: tight early, wide late.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from validation.compare import Comparison, Tolerances, compare, curve_class
+from validation.trace import Trace
+
+# A tolerance is this many times the largest noise seen in its class up to a few steps later.
+SAFETY = 4.0
+LOOK_AHEAD = 2
+# Below this, fp32 sums of another order differ without any noise having shown it.
+FLOOR = 1e-6
+DETECTABLE = ("lm_loss", "grad_norm", "learning_rate")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One setting of the environment that must not change what a run computes.
+
+    Attributes:
+        name: for progress and the record.
+        environment: variables of the process.
+        settings: handed to the case's target.
+    """
+
+    name: str
+    environment: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, int] = field(default_factory=dict)
+
+
+def variants(lane: str, runs: int) -> list[Variant]:
+    """The first `runs` settings of a lane, different kinds first.
+
+    On the CPU: threads {1, 2} x capability {default, the native one}, then one-ulp perturbations of
+    the initial weights with other seeds. On a GPU the perturbations alone.
+    """
+    found: list[Variant] = []
+    if lane == "cpu":
+        for capability in ("default", native_capability()):
+            for threads in ("1", "2"):
+                found.append(
+                    Variant(
+                        f"{threads} thread(s), {capability}",
+                        {
+                            "OMP_NUM_THREADS": threads,
+                            "MKL_NUM_THREADS": threads,
+                            "ATEN_CPU_CAPABILITY": capability,
+                        },
+                    )
+                )
+    perturbed = (
+        Variant(f"one-ulp perturbation {seed}", {}, {"perturb_seed": seed})
+        for seed in range(1, runs + 1)
+    )
+    return [*found, *perturbed][:runs]
+
+
+def native_capability() -> str:
+    """The best vector instructions that this CPU has, as ATEN_CPU_CAPABILITY names them."""
+    import torch
+
+    chosen = os.environ.get("ATEN_CPU_CAPABILITY")
+    capability = torch.backends.cpu.get_cpu_capability().lower()
+    return capability if chosen is None and capability in ("avx2", "avx512") else "avx2"
+
+
+def measure(
+    golden: Trace,
+    run: Callable[[Variant], Trace],
+    chosen: Sequence[Variant],
+    progress: Callable[[str], None],
+) -> tuple[Tolerances, list[str]]:
+    """Reruns a case under each variant and pools what differs.
+
+    Args:
+        golden: the trace that reruns are compared with.
+        run: makes a rerun.
+        chosen: variants.
+        progress: told what happens.
+
+    Returns:
+        Tolerances of every floating class, and a line for each variant.
+
+    Raises:
+        ValueError: a variant changed a discrete record or the set of records: such a setting
+            changes meaning, or the case is not deterministic.
+    """
+    noise: dict[str, dict[int, float]] = defaultdict(lambda: defaultdict(float))
+    lines = []
+    for number, variant in enumerate(chosen, start=1):
+        progress(f"[{number}/{len(chosen)}] {variant.name}")
+        comparison = compare(golden, run(variant))
+        wrong = next((d for d in comparison.divergences if d.relative_error is None), None)
+        if wrong is not None and not variant.settings:
+            raise ValueError(
+                f"{variant.name}: {wrong.module}.{wrong.tensor} at step {wrong.step} changed from "
+                f"{wrong.expected} to {wrong.actual}; rounding must not move a discrete record"
+            )
+        worst = pool(comparison, noise)
+        lines.append(
+            f"{variant.name}: {comparison.identical} of {comparison.compared} records "
+            f"bit-identical, largest relative difference {worst:.3g}"
+        )
+        progress(f"[{number}/{len(chosen)}] {lines[-1]}")
+    return tolerances_from(noise), lines
+
+
+def pool(comparison: Comparison, noise: dict[str, dict[int, float]]) -> float:
+    """Adds a comparison's errors to the noise by class and step; returns the largest one.
+
+    Raises:
+        ValueError: a floating record is not finite.
+    """
+    worst = 0.0
+    for outcome in comparison.outcomes:
+        if not math.isfinite(outcome.error):
+            place = outcome.place
+            raise ValueError(f"{place.module}.{place.tensor} at step {place.step} is not finite")
+        step = outcome.place.step or 0
+        steps = noise[outcome.record_class]
+        steps[step] = max(steps[step], outcome.error)
+        worst = max(worst, outcome.error)
+    return worst
+
+
+def tolerances_from(noise: Mapping[str, Mapping[int, float]]) -> Tolerances:
+    """Tolerances that never shrink along a run: SAFETY x the largest noise so far, and a floor."""
+    classes: dict[str, dict[int, float]] = {}
+    for name, steps in noise.items():
+        known = sorted(steps)
+        classes[name] = {
+            step: max(FLOOR, SAFETY * _largest(steps, (s for s in known if s <= step + LOOK_AHEAD)))
+            for step in known
+        }
+    return Tolerances(classes)
+
+
+def detectable_effect(trace: Trace, tolerances: Tolerances) -> dict[str, float]:
+    """Metric -> the smallest relative change at its first step that the gate would see."""
+    effect = {}
+    for metric, series in trace.curves.items():
+        if metric in DETECTABLE or metric.startswith("update_rms/"):
+            effect[metric] = tolerances.of(curve_class(metric), min(series))
+    return effect
+
+
+def _largest(steps: Mapping[int, float], chosen: Iterable[int]) -> float:
+    return max((steps[s] for s in chosen), default=0.0)

@@ -1,0 +1,169 @@
+"""Cases and faults: declared as data, found through entry points.
+
+A package offers cases by an entry point of the group `validation.cases` that names a module with a
+`CASES` sequence, and faults by one of `validation.faults` with `FAULTS`:
+
+    [project.entry-points."validation.cases"]
+    mine = "my_training.golden_cases"
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from validation.files import encode_json, safe_name
+
+LANES: Mapping[str, int] = {"cpu": 0, "h200": 1, "h200-x2": 2}
+"""Lane -> GPUs that a machine of it has."""
+
+
+class CaseError(ValueError):
+    """A case or fault that is declared wrongly, or unknown by name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """What a case needs of a machine; it is SKIPPED, with the reason, where something is missing.
+
+    Attributes:
+        gpus: CUDA devices.
+        modules: importable Python modules.
+        paths: files or folders, relative to the repository.
+    """
+
+    gpus: int = 0
+    modules: Sequence[str] = ()
+    paths: Sequence[str] = ()
+
+    def missing(self, root: Path, gpus: int) -> str | None:
+        """Why the case cannot run here, or None.
+
+        Args:
+            root: the repository.
+            gpus: CUDA devices of the machine.
+        """
+        if gpus < self.gpus:
+            return f"needs {self.gpus} GPU(s), this machine has {gpus}"
+        for name in self.modules:
+            if importlib.util.find_spec(name) is None:
+                return f"needs the Python module {name}"
+        for path in self.paths:
+            if not (root / path).exists():
+                return f"needs {path}"
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One thing that is run and traced.
+
+    Attributes:
+        name: letters, digits, `_`, `-`; also the golden's folder.
+        description: one sentence.
+        lanes: where it runs.
+        target: `module:function`, called in each process as function(recorder, settings).
+        settings: JSON values handed to the target; part of the golden's provenance.
+        processes: ranks; more than one get torchrun's environment.
+        traced_steps: training steps whose tensors are recorded.
+        timeout: seconds after which a run is stopped and the verdict INVALID.
+        needs: see `Needs`.
+        inputs: files of the repository, besides code, that the run reads (for the report).
+    """
+
+    name: str
+    description: str
+    lanes: Sequence[str]
+    target: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    processes: int = 1
+    traced_steps: Sequence[int] = ()
+    timeout: float = 900.0
+    needs: Needs = field(default_factory=Needs)
+
+    def __post_init__(self) -> None:
+        if not safe_name(self.name):
+            raise CaseError(f"case {self.name!r}: a name of letters, digits, '.', '_' and '-'")
+        unknown = [lane for lane in self.lanes if lane not in LANES]
+        if unknown or not self.lanes:
+            raise CaseError(f"case {self.name}: lanes are {', '.join(LANES)}, not {unknown}")
+        if self.target.count(":") != 1:
+            raise CaseError(f"case {self.name}: target {self.target!r} is not module:function")
+
+    @property
+    def digest(self) -> str:
+        """Of everything that decides what is run."""
+        content = {
+            "target": self.target,
+            "settings": dict(self.settings),
+            "processes": self.processes,
+            "traced_steps": list(self.traced_steps),
+        }
+        return hashlib.blake2b(encode_json(content), digest_size=8).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """A known bug that can be planted at run time.
+
+    Attributes:
+        id: letters, digits, `_`, `-`.
+        category: such as `window` or `optimizer`.
+        component: module or metric that a check should trace it to.
+        imitates: what it is like; a link where there is a public report.
+        plant: `module:function`; a context manager entered in the worker around the target.
+        case: the cheapest case that shows it.
+        canary_steps: training steps after which it must show; None when unfit as a canary.
+        lanes: where it applies.
+    """
+
+    id: str
+    category: str
+    component: str
+    imitates: str
+    plant: str
+    case: str
+    canary_steps: int | None = None
+    lanes: Sequence[str] = ("cpu",)
+
+    def __post_init__(self) -> None:
+        if not safe_name(self.id):
+            raise CaseError(f"fault {self.id!r}: an id of letters, digits, '.', '_' and '-'")
+
+
+def discover_cases() -> dict[str, Case]:
+    """Every case of every installed package, by name.
+
+    Raises:
+        CaseError: a module without `CASES`, or a name twice.
+    """
+    return {case.name: case for case in _discover("validation.cases", "CASES", Case, "name")}
+
+
+def discover_faults() -> dict[str, Fault]:
+    """Every fault of every installed package, by id.
+
+    Raises:
+        CaseError: a module without `FAULTS`, or an id twice.
+    """
+    return {fault.id: fault for fault in _discover("validation.faults", "FAULTS", Fault, "id")}
+
+
+def _discover(group: str, attribute: str, kind: type, name: str) -> list[Any]:
+    found: dict[str, Any] = {}
+    for point in sorted(entry_points(group=group), key=lambda p: p.name):
+        module = point.load()
+        items = getattr(module, attribute, None)
+        if items is None or not all(isinstance(item, kind) for item in items):
+            raise CaseError(f"{point.value}: expected {attribute}, a sequence of {kind.__name__}")
+        for item in items:
+            key = getattr(item, name)
+            if key in found:
+                raise CaseError(f"{point.value}: {kind.__name__.lower()} {key!r} exists already")
+            found[key] = item
+    return list(found.values())

@@ -1,0 +1,260 @@
+"""`golden check`: run the cases of a lane, compare them with their goldens, plant the canary."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from validation.cases import Case, Fault, discover_cases
+from validation.compare import MISSING, Comparison, compare
+from validation.environment import describe, gpu_count
+from validation.execution import RunError, RunOptions, run_case
+from validation.files import DamagedFileError
+from validation.goldens import Golden, GoldenStore
+from validation.source import commit, dirty_files, source_digest
+from validation.trace import Trace, save_trace
+from validation.verdict import Canary, CaseResult, CheckResult, Verdict, worst
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckPlan:
+    """What a check does.
+
+    Attributes:
+        root: the repository.
+        lane: lane whose goldens judge.
+        cases: in the order in which they run.
+        faults: candidates for the canary.
+        exact: require bit-identity.
+        command: words of the command line, for provenance.
+    """
+
+    root: Path
+    lane: str
+    cases: Sequence[Case]
+    faults: Sequence[Fault]
+    exact: bool = False
+    command: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """`runs/<time>-<lane>-<source digest>/`: everything that a check leaves."""
+
+    path: Path
+
+    @property
+    def log(self) -> Path:
+        """What the runs printed."""
+        return self.path / "log.txt"
+
+    def trace(self, case: str) -> Path:
+        """Folder of a case's trace."""
+        return self.path / "traces" / case
+
+
+def new_run_folder(root: Path, lane: str, source: str) -> RunFolder:
+    """Makes a run folder that no other check has."""
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
+    for attempt in range(1000):
+        name = f"{stamp}-{lane}-{source[:12]}" + (f"-{attempt}" if attempt else "")
+        path = root / "runs" / name
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return RunFolder(path)
+    raise RuntimeError(f"{root / 'runs'}: too many runs at {stamp}")
+
+
+def run_check(plan: CheckPlan, folder: RunFolder, progress: Progress) -> CheckResult:
+    """Runs and compares every case, then the canary.
+
+    Args:
+        plan: what to do.
+        folder: receives traces and the log.
+        progress: told what happens, a line at a time.
+    """
+    began = time.monotonic()
+    store = GoldenStore(plan.root / "goldens")
+    provenance = describe_source(plan)
+    gpus = gpu_count()
+    results = []
+    for number, case in enumerate(plan.cases, start=1):
+        progress(f"[{number}/{len(plan.cases)}] {case.name}: {case.description}")
+        result = _check_case(case, plan, store, folder, provenance, gpus)
+        progress(f"[{number}/{len(plan.cases)}] {case.name}: {result.verdict}")
+        results.append(result)
+    ran = [r for r in results if r.verdict is not Verdict.SKIPPED]
+    verdict = worst(result.verdict for result in results)
+    canary, message = None, ""
+    if ran and any(r.compared for r in ran):
+        canary, message = _check_canary(plan, store, folder, results, progress)
+        if not canary.caught:
+            verdict = Verdict.INVALID
+    elif not ran:
+        message = "nothing was compared: no case ran"
+    return CheckResult(
+        verdict=verdict,
+        lane=plan.lane,
+        seconds=time.monotonic() - began,
+        environment=describe(plan.lane),
+        canary=canary,
+        cases=results,
+        message=message,
+    )
+
+
+def describe_source(plan: CheckPlan) -> dict[str, Any]:
+    """Provenance that all traces of a check share."""
+    return {
+        "source_digest": source_digest(plan.root),
+        "commit": commit(plan.root),
+        "dirty": dirty_files(plan.root)[:20],
+        "command": list(plan.command),
+        "recorded": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def record_case(
+    case: Case,
+    lane: str,
+    root: Path,
+    log: Path,
+    provenance: Mapping[str, Any],
+    options: RunOptions | None = None,
+) -> Trace:
+    """Runs a case and completes its trace's provenance.
+
+    Raises:
+        RunError: it left no trace.
+    """
+    trace = run_case(case, options or RunOptions(lane=lane), root, log)
+    own = {"case_digest": case.digest, "settings": dict(case.settings)}
+    return replace(trace, provenance={**provenance, **trace.provenance, **own})
+
+
+def judge(golden: Golden, trace: Trace, *, exact: bool = False) -> tuple[Comparison, Verdict, str]:
+    """Compares a trace with its golden and says PASS, FAIL or INVALID, and why."""
+    comparison = compare(golden.trace, trace, golden.tolerances, exact=exact)
+    if comparison.compared == 0:
+        return comparison, Verdict.INVALID, "nothing was compared: the traces share no record"
+    if comparison.divergences:
+        count = len(comparison.divergences)
+        return comparison, Verdict.FAIL, f"{count} of {comparison.compared} records differ"
+    return comparison, Verdict.PASS, ""
+
+
+def _check_case(
+    case: Case,
+    plan: CheckPlan,
+    store: GoldenStore,
+    folder: RunFolder,
+    provenance: Mapping[str, Any],
+    gpus: int,
+) -> CaseResult:
+    began = time.monotonic()
+
+    def result(verdict: Verdict, message: str = "", **more: Any) -> CaseResult:
+        seconds = time.monotonic() - began
+        return CaseResult(case.name, verdict, seconds=seconds, message=message, **more)
+
+    reason = case.needs.missing(plan.root, gpus)
+    if reason is not None:
+        return result(Verdict.SKIPPED, skipped_because=reason)
+    problem = None
+    try:
+        golden = store.load(plan.lane, case.name)
+        if golden.case_digest != case.digest:
+            problem = (
+                f"{store.path(plan.lane, case.name)}: recorded of another declaration of the case; "
+                f"record it again with `golden update {case.name} --reason TEXT`"
+            )
+    except DamagedFileError as error:
+        problem = str(error)
+    # A run without a golden is still worth having: it is what `golden update --from` accepts.
+    try:
+        trace = record_case(case, plan.lane, plan.root, folder.log, provenance)
+    except RunError as error:
+        return result(Verdict.INVALID if problem else Verdict.FAIL, problem or str(error))
+    save_trace(trace, folder.trace(case.name))
+    if problem:
+        return result(Verdict.INVALID, problem)
+    comparison, verdict, message = judge(golden, trace, exact=plan.exact)
+    return result(
+        verdict,
+        message,
+        compared=comparison.compared,
+        identical=comparison.identical,
+        first_divergence=comparison.divergences[0] if comparison.divergences else None,
+        comparison=comparison,
+    )
+
+
+def choose_canary(faults: Sequence[Fault], lane: str, source: str) -> Fault | None:
+    """The fault that this source tree's check plants: the same one at every rerun."""
+    fit = sorted(
+        (f for f in faults if f.canary_steps is not None and lane in f.lanes), key=lambda f: f.id
+    )
+    return fit[int(source[:8], 16) % len(fit)] if fit else None
+
+
+def _check_canary(
+    plan: CheckPlan,
+    store: GoldenStore,
+    folder: RunFolder,
+    results: Sequence[CaseResult],
+    progress: Progress,
+) -> tuple[Canary, str]:
+    """Plants a known bug for a few steps and compares with the golden's same steps.
+
+    Where no package offers a bug for the lane, a record of a compared trace is edited instead:
+    that proves the comparison at least.
+    """
+    fault = choose_canary(plan.faults, plan.lane, source_digest(plan.root))
+    if fault is None or fault.canary_steps is None:
+        return _edited_trace_canary(plan, store, results)
+    progress(f"[canary] {fault.id}: planting {fault.imitates}")
+    blind = f"the gate is blind to {fault.id} ({fault.imitates})"
+    case = {**discover_cases(), **{case.name: case for case in plan.cases}}.get(fault.case)
+    if case is None:
+        return Canary(fault.id, False), f"{blind}: there is no case {fault.case}"
+    options = RunOptions(
+        lane=plan.lane, settings={"stop_after": fault.canary_steps}, fault=fault.plant
+    )
+    try:
+        golden = store.load(plan.lane, fault.case)
+        trace = run_case(case, options, plan.root, folder.log)
+    except (DamagedFileError, RunError) as error:
+        # A planted bug that crashes proves nothing about the comparison.
+        return Canary(fault.id, False), f"{blind}: {error}"
+    comparison = compare(golden.trace.up_to(fault.canary_steps), trace, golden.tolerances)
+    caught = any(MISSING not in (d.expected, d.actual) for d in comparison.divergences)
+    progress(f"[canary] {fault.id}: {'caught' if caught else 'NOT caught'}")
+    return Canary(fault.id, caught), "" if caught else blind
+
+
+def _edited_trace_canary(
+    plan: CheckPlan, store: GoldenStore, results: Sequence[CaseResult]
+) -> tuple[Canary, str]:
+    """Doubles the first value of a curve, or drops a record, in the first compared case's trace."""
+    fault = "edited-trace"
+    case = next(result.case for result in results if result.compared)
+    golden = store.load(plan.lane, case)
+    trace = golden.trace
+    if trace.curves:
+        metric, series = next(iter(trace.curves.items()))
+        step, value = next(iter(series.items()))
+        edited = {**trace.curves, metric: {**series, step: 2.0 * value + 1.0}}
+        comparison = compare(trace, replace(trace, curves=edited), golden.tolerances)
+    else:
+        edited_events = replace(trace, events=trace.events[1:], tables={})
+        comparison = compare(trace, edited_events, golden.tolerances)
+    caught = bool(comparison.divergences)
+    return Canary(fault, caught), "" if caught else f"the gate is blind to {fault}"

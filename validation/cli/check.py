@@ -1,0 +1,158 @@
+"""`golden check` and `golden calibrate`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from validation.calibrate import detectable_effect, measure, variants
+from validation.cases import discover_cases, discover_faults
+from validation.check import (
+    CheckPlan,
+    RunFolder,
+    describe_source,
+    new_run_folder,
+    record_case,
+    run_check,
+)
+from validation.cli.common import Progress, add_selection, chosen_cases, chosen_lane
+from validation.execution import RunError, RunOptions
+from validation.files import encode_json, write_atomically
+from validation.goldens import GoldenStore
+from validation.goldens.acceptance import RefusedError, refuse_dirty
+from validation.source import find_root, source_digest
+from validation.trace import Trace
+from validation.verdict import CheckResult
+
+
+def add_commands(commands: Any) -> None:
+    """Adds the commands to the parser."""
+    parser = commands.add_parser(
+        "check",
+        help="run, compare, verdict",
+        description="Run cases, compare their traces with the goldens, plant a known bug (the "
+        "canary) and say PASS, FAIL, INVALID or UNFIT. Everything is left in runs/.",
+        epilog="examples:\n  golden check\n  golden check tiny_moe --exact\n"
+        "  golden check --lane cpu --json > verdict.json\n"
+        "  OMP_NUM_THREADS=1 golden check    (your settings are obeyed)\n",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_selection(parser)
+    parser.add_argument("--exact", action="store_true", help="require bit-identity")
+    parser.add_argument("--json", action="store_true", help="print the verdict as one JSON object")
+    parser.add_argument("--report", type=Path, metavar="DIR", help="also write report.html to DIR")
+    parser.add_argument("--junit", type=Path, metavar="FILE", help="also write JUnit XML to FILE")
+    parser.set_defaults(func=check)
+
+    parser = commands.add_parser(
+        "calibrate",
+        help="measure noise, write tolerances and the detectable effect",
+        description="Rerun cases of an unchanged source tree under other thread counts, CPU "
+        "capabilities and one-ulp perturbations, and store the tolerances that follow.",
+        epilog="example:\n  golden calibrate tiny_moe --runs 12\n",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_selection(parser)
+    parser.add_argument("--runs", type=int, default=8, help="reruns of each case (default: 8)")
+    parser.set_defaults(func=calibrate)
+
+
+def check(options: argparse.Namespace) -> int:
+    """Runs the check and every sink; returns the verdict's exit code."""
+    root, lane = find_root(), chosen_lane(options)
+    plan = CheckPlan(
+        root=root,
+        lane=lane,
+        cases=chosen_cases(discover_cases(), options.case, lane),
+        faults=list(discover_faults().values()),
+        exact=options.exact,
+        command=["golden", *sys.argv[1:]],
+    )
+    progress = Progress()
+    folder = new_run_folder(root, lane, source_digest(root))
+    result = run_check(plan, folder, progress)
+    write_sinks(result, folder, options.report, options.junit)
+    if options.json:
+        json.dump(result.to_json(), sys.stdout, allow_nan=False)
+        print()
+    else:
+        from validation.report.terminal import print_check
+
+        print_check(result)
+        print(f"run: {folder.path.relative_to(root)}")
+    publish(folder, progress)
+    return result.exit_code
+
+
+def write_sinks(
+    result: CheckResult, folder: RunFolder, report: Path | None, junit: Path | None
+) -> None:
+    """Writes the verdict and the reports into the run folder, and where the user wants copies."""
+    from validation.report import write_reports
+    from validation.report.html import write_report
+    from validation.report.junit import write_junit
+
+    write_atomically(folder.path / "verdict.json", encode_json(result.to_json()))
+    write_reports(result, folder.path)
+    if report:
+        write_report(result, folder.path, report / "report.html")
+    if junit:
+        write_junit(result, junit)
+
+
+def publish(folder: RunFolder, progress: Progress) -> None:
+    """Logs the run to MLflow where that is installed; the verdict is fixed by then."""
+    if os.environ.get("GOLDEN_MLFLOW") == "0":
+        return
+    from validation.tracking.publish import publish_run
+
+    outcome = publish_run(folder.path, store=None)
+    if not outcome.sent:
+        progress(f"warning: not logged to MLflow: {outcome.message}; send it later: golden publish")
+
+
+def calibrate(options: argparse.Namespace) -> int:
+    """Measures noise and stores tolerances with the goldens."""
+    root, lane = find_root(), chosen_lane(options)
+    if options.runs < 1:
+        raise RefusedError("--runs: at least 1")
+    refuse_dirty(root)
+    cases = discover_cases()
+    store = GoldenStore(root / "goldens")
+    progress = Progress()
+    log = new_run_folder(root, lane, source_digest(root)).log
+    plan = CheckPlan(root=root, lane=lane, cases=[], faults=[], command=["golden", *sys.argv[1:]])
+    for case in chosen_cases(cases, options.case, lane):
+        golden = store.load(lane, case.name)
+        provenance = describe_source(plan)
+
+        def rerun(variant: Any, case: Any = case, provenance: Any = provenance) -> Trace:
+            run = RunOptions(lane=lane, settings=variant.settings, environment=variant.environment)
+            return record_case(case, lane, root, log, provenance, run)
+
+        chosen = variants(lane, options.runs)
+        try:
+            tolerances, lines = measure(golden.trace, rerun, chosen, progress)
+        except (RunError, ValueError) as error:
+            raise RefusedError(f"case {case.name}: {error}") from error
+        with store.lock():
+            store.save(
+                replace(
+                    golden,
+                    tolerances=tolerances,
+                    calibration={
+                        "runs": len(chosen),
+                        "variants": lines,
+                        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+                    },
+                    detectable_effect=detectable_effect(golden.trace, tolerances),
+                )
+            )
+        print(f"{lane}/{case.name}: {len(tolerances.classes)} classes from {len(chosen)} runs")
+    return 0

@@ -1,0 +1,206 @@
+"""`golden list`, `golden show` and `golden diff`: reading goldens, changing nothing."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import sys
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from validation.cases import LANES, CaseError, discover_cases
+from validation.cli.common import chosen_lane
+from validation.compare import compare
+from validation.files import DamagedFileError
+from validation.goldens import Golden, GoldenStore, MissingGoldenError
+from validation.goldens.acceptance import RefusedError
+from validation.goldens.changes import changes
+from validation.source import RepositoryError, find_root, git
+from validation.trace import Trace, load_trace
+from validation.verdict import jsonable
+
+
+def add_commands(commands: Any) -> None:
+    """Adds the commands to the parser."""
+    parser = commands.add_parser(
+        "list",
+        help="cases, lanes, when and why last accepted",
+        description="Every case with the golden of each of its lanes.",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(func=list_cases)
+
+    parser = commands.add_parser(
+        "show",
+        help="one golden as text",
+        description="Prints a golden.json, or a trace folder, as text: provenance, tolerances at "
+        "their first step, curves.",
+    )
+    parser.add_argument("file", type=Path, metavar="FILE")
+    parser.set_defaults(func=show)
+
+    parser = commands.add_parser(
+        "diff",
+        help="two traces of a case as a person reads them",
+        description="Compares two traces of a case beyond their tolerances. A and B are git "
+        "revisions, run folders or trace folders; without them the committed golden (HEAD) is "
+        "compared with the one in the working tree. Exits 1 when they differ.",
+        epilog="examples:\n  golden diff tiny_moe\n  golden diff tiny_moe HEAD~3\n"
+        "  golden diff tiny_moe HEAD runs/20260101T000000-cpu-0123456789ab\n",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("case", metavar="CASE")
+    parser.add_argument("a", nargs="?", metavar="A", help="default: HEAD")
+    parser.add_argument("b", nargs="?", metavar="B", help="default: the working tree")
+    parser.add_argument("--lane", choices=list(LANES), help="default: what this machine is")
+    parser.set_defaults(func=diff)
+
+
+def list_cases(options: argparse.Namespace) -> int:
+    """Prints every case and lane; returns 0, damaged goldens shown as such."""
+    store = GoldenStore(find_root() / "goldens")
+    rows = []
+    for case in discover_cases().values():
+        for lane in case.lanes:
+            row: dict[str, Any] = {
+                "case": case.name,
+                "lane": lane,
+                "accepted": None,
+                "reason": None,
+                "environment": None,
+                "detectable_effect": None,
+            }
+            try:
+                head = store.head(lane, case.name)
+                row["accepted"] = head["accepted"]["time"]
+                row["reason"] = head["accepted"]["reason"]
+                row["environment"] = head["provenance"].get("environment")
+                row["detectable_effect"] = head["detectable_effect"] or None
+            except MissingGoldenError:
+                row["reason"] = "no golden yet"
+            except DamagedFileError as error:
+                row["reason"] = str(error)
+            rows.append(row)
+    if options.json:
+        json.dump({"cases": jsonable(rows)}, sys.stdout, allow_nan=False)
+        print()
+        return 0
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("case", "lane", "accepted", "detects", "reason"):
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        effect = row["detectable_effect"] or {}
+        detects = ", ".join(f"{m} {e:.1e}" for m, e in sorted(effect.items()) if "/" not in m)
+        table.add_row(
+            row["case"], row["lane"], row["accepted"] or "-", detects or "-", row["reason"]
+        )
+    Console(soft_wrap=True).print(table)
+    return 0
+
+
+def show(options: argparse.Namespace) -> int:
+    """Prints a golden or a trace as text; returns 0."""
+    path: Path = options.file
+    if path.is_dir() and (path / "trace.json").exists():
+        trace, lines = load_trace(path), []
+    else:
+        folder = path if path.is_dir() else path.parent
+        golden = GoldenStore(folder.parent.parent).load(folder.parent.name, folder.name)
+        trace = golden.trace
+        lines = [f"accepted: {k}: {v}" for k, v in golden.accepted.items()]
+        lines += [f"calibration: {k}: {v}" for k, v in golden.calibration.items()]
+        lines += [f"detects: {k}: {v!r}" for k, v in golden.detectable_effect.items()]
+    print("\n".join([f"case: {trace.case}", *lines, *_described(trace)]))
+    return 0
+
+
+def _described(trace: Trace) -> Iterator[str]:
+    for name, value in sorted(trace.provenance.items()):
+        yield f"{name}: {json.dumps(jsonable(value), sort_keys=True)}"
+    for metric, series in trace.curves.items():
+        values = ", ".join(f"{step}: {value!r}" for step, value in series.items())
+        yield f"curve {metric}: {values}"
+    for name, rows in trace.tables.items():
+        yield f"table {name}: {json.dumps(rows)}"
+    for event in trace.events:
+        key = event.key
+        place = f"step {key.step}.{key.micro_batch} {key.phase} {key.module} {key.tensor}"
+        rank = f" rank {key.rank}" if key.rank else ""
+        value = event.value
+        text = f"{value.digest} norm {value.norm!r}" if event.floating else json.dumps(value)
+        yield f"event {place}{rank}: {text}"
+
+
+def diff(options: argparse.Namespace) -> int:
+    """Prints what differs; returns 1 when anything does."""
+    root = find_root()
+    if options.case not in discover_cases():
+        raise CaseError(f"there is no case {options.case!r}")
+    lane = chosen_lane(options)
+    one = _load(root, lane, options.case, options.a or "HEAD")
+    other = _load(root, lane, options.case, options.b)
+    comparison = compare(one.trace, other.trace, one.tolerances)
+    lines = [change.describe() for change in changes(comparison)]
+    lines += _provenance_changes(one.trace, other.trace)
+    if one.tolerances != other.tolerances and other.accepted:
+        lines.append("tolerances differ")
+    print(
+        f"{comparison.compared} records compared, {comparison.identical} bit-identical, "
+        f"{len(comparison.divergences)} beyond tolerance"
+    )
+    print("\n".join(lines) if lines else "no difference")
+    same = comparison.identical == comparison.compared and not comparison.divergences
+    return 0 if same and not lines else 1
+
+
+def _provenance_changes(one: Trace, other: Trace) -> list[str]:
+    lines = []
+    before, after = (t.provenance.get("environment", {}) for t in (one, other))
+    for name in sorted({*before, *after}):
+        if before.get(name) != after.get(name):
+            lines.append(f"environment {name}: {before.get(name)} -> {after.get(name)}")
+    return lines
+
+
+def _load(root: Path, lane: str, case: str, name: str | None) -> Golden:
+    """A golden of the working tree (None) or a revision, or the trace of a run."""
+    if name is None:
+        return GoldenStore(root / "goldens").load(lane, case)
+    folder = Path(name)
+    for candidate in (folder, folder / "traces" / case):
+        if (candidate / "trace.json").exists():
+            trace = load_trace(candidate)
+            if trace.case != case:
+                raise RefusedError(f"{candidate}: is a trace of {trace.case}, not of {case}")
+            return Golden(lane=lane, trace=trace, case_digest="", accepted={})
+    with _checked_out_goldens(root, name, lane, case) as goldens:
+        return GoldenStore(goldens).load(lane, case)
+
+
+@contextmanager
+def _checked_out_goldens(root: Path, revision: str, lane: str, case: str) -> Iterator[Path]:
+    """The goldens of a revision in a temporary folder."""
+    import subprocess
+
+    prefix = f"goldens/{lane}/{case}"
+    try:
+        commit = git(root, "rev-parse", "--verify", f"{revision}^{{commit}}").strip()
+    except RepositoryError as error:
+        raise RefusedError(f"{revision}: neither a run folder nor a git revision") from error
+    done = subprocess.run(
+        ["git", "-C", str(root), "archive", commit, prefix], capture_output=True, check=False
+    )
+    if done.returncode:
+        raise MissingGoldenError(f"{revision}: has no {prefix}")
+    with tempfile.TemporaryDirectory(prefix="golden-") as folder:
+        with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
+            archive.extractall(folder, filter="data")
+        yield Path(folder) / "goldens"

@@ -1,0 +1,262 @@
+"""`golden update`: accept traces as goldens, with a reason, and leave an audit file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from validation.cases import Case
+from validation.compare import EXACT, compare
+from validation.files import SCHEMA, DamagedFileError, digest, encode_json, write_atomically
+from validation.goldens.changes import Change, Expectation, changes
+from validation.goldens.store import Golden, GoldenStore, MissingGoldenError
+from validation.source import RepositoryError, dirty_files, git, source_digest
+from validation.trace import Trace, load_trace
+
+
+class RefusedError(ValueError):
+    """An acceptance that is refused; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """One golden that an acceptance would write.
+
+    Attributes:
+        lane: its lane.
+        trace: the new trace.
+        before: the golden so far, or None.
+        changed: what moves beyond the tolerances.
+        identical: records that stay bit-identical.
+        compared: records compared.
+        note: why there is nothing to compare with, if so.
+    """
+
+    lane: str
+    trace: Trace
+    before: Golden | None
+    changed: Sequence[Change]
+    identical: int = 0
+    compared: int = 0
+    note: str = ""
+
+    def describe(self) -> list[str]:
+        """The proposal as lines of text."""
+        name = f"{self.lane}/{self.trace.case}"
+        if self.before is None:
+            return [f"{name}: new, {self.trace.records} records{self.note}"]
+        head = f"{name}: {self.compared} records compared, {self.identical} bit-identical"
+        if not self.changed:
+            return [f"{head}, none moved beyond tolerance"]
+        return [f"{head}; moved:", *(f"  {change.describe()}" for change in self.changed)]
+
+
+def refuse_dirty(root: Path) -> None:
+    """Refuses a working tree with changes outside `goldens/`.
+
+    Raises:
+        RefusedError: naming the files.
+    """
+    dirty = dirty_files(root)
+    if dirty:
+        shown = ", ".join(dirty[:5]) + (", ..." if len(dirty) > 5 else "")
+        raise RefusedError(
+            f"the working tree has {len(dirty)} change(s) outside goldens/: {shown}; commit them "
+            "first, so that the golden's provenance names the code that made it"
+        )
+
+
+def propose(store: GoldenStore, lane: str, trace: Trace) -> Proposal:
+    """Compares a trace with the golden it would replace."""
+    try:
+        before = store.load(lane, trace.case)
+    except MissingGoldenError:
+        return Proposal(lane, trace, None, ())
+    except DamagedFileError as error:
+        return Proposal(lane, trace, None, (), note=f" (replaces a damaged golden: {error})")
+    comparison = compare(before.trace, trace, before.tolerances)
+    return Proposal(
+        lane,
+        trace,
+        before,
+        changes(comparison),
+        identical=comparison.identical,
+        compared=comparison.compared,
+    )
+
+
+def refuse_undeclared(proposals: Sequence[Proposal], expected: Sequence[Expectation]) -> None:
+    """Refuses movement that no `--expect` declares, and declarations that nothing answers.
+
+    Raises:
+        RefusedError: naming every one.
+    """
+    undeclared = [
+        f"{proposal.trace.case}:{change.metric}:{change.direction} ({change.describe()})"
+        for proposal in proposals
+        for change in proposal.changed
+        if not any(e.covers(proposal.trace.case, change) for e in expected)
+    ]
+    if undeclared:
+        shown = "\n  ".join(undeclared[:10])
+        more = f"\n  and {len(undeclared) - 10} more" if len(undeclared) > 10 else ""
+        raise RefusedError(
+            "movement that was not declared; if it is intended, add --expect "
+            f"CASE:METRIC:up|down|any[:MAXREL] for:\n  {shown}{more}"
+        )
+    for expectation in expected:
+        if not any(
+            expectation.covers(proposal.trace.case, change)
+            for proposal in proposals
+            for change in proposal.changed
+        ):
+            raise RefusedError(
+                f"--expect {expectation.case}:{expectation.metric}:{expectation.direction}: "
+                "nothing moved like that"
+            )
+
+
+def load_runs(
+    folders: Sequence[Path], root: Path, cases: Mapping[str, Case], wanted: Sequence[str]
+) -> list[tuple[str, Trace]]:
+    """Traces of runs made elsewhere, held against this source tree.
+
+    Args:
+        folders: run folders, one or several lanes'.
+        root: the repository.
+        cases: declared here.
+        wanted: names given by the user; empty for all in the folders.
+
+    Returns:
+        (lane, trace) pairs.
+
+    Raises:
+        RefusedError: a folder without traces, of another source tree or declaration, made from a
+            dirty tree, altered, or lacking a wanted case on a lane.
+    """
+    here = source_digest(root)
+    found: dict[tuple[str, str], Trace] = {}
+    lanes: dict[str, Path] = {}
+    for folder in folders:
+        heads = sorted((folder / "traces").glob("*/trace.json"))
+        if not heads:
+            raise RefusedError(f"{folder}: no traces; give a folder that `golden check` left")
+        for head in heads:
+            try:
+                trace = load_trace(head.parent)
+            except DamagedFileError as error:
+                raise RefusedError(str(error)) from error
+            lane = str(trace.provenance.get("environment", {}).get("lane"))
+            lanes[lane] = folder
+            if wanted and trace.case not in wanted:
+                continue
+            _refuse_foreign(head.parent, trace, here, cases)
+            if (lane, trace.case) in found:
+                raise RefusedError(f"{head.parent}: {lane}/{trace.case} is in two run folders")
+            found[lane, trace.case] = trace
+    for name in wanted:
+        lacking = [
+            lane for lane in cases[name].lanes if (lane, name) not in found and lane in lanes
+        ]
+        if lacking or not any(case == name for _, case in found):
+            where = ", ".join(lacking) or "every lane given"
+            raise RefusedError(f"case {name} is missing on {where} in --from")
+    return [(lane, trace) for (lane, _), trace in found.items()]
+
+
+def _refuse_foreign(folder: Path, trace: Trace, source: str, cases: Mapping[str, Case]) -> None:
+    provenance = trace.provenance
+    if trace.case not in cases:
+        raise RefusedError(f"{folder}: there is no case {trace.case} here")
+    if provenance.get("source_digest") != source:
+        raise RefusedError(
+            f"{folder}: recorded from another source tree ({provenance.get('source_digest')}, "
+            f"commit {provenance.get('commit')}); this one is {source}"
+        )
+    if provenance.get("case_digest") != cases[trace.case].digest:
+        raise RefusedError(f"{folder}: recorded of another declaration of case {trace.case}")
+
+
+def accept(
+    store: GoldenStore,
+    root: Path,
+    proposals: Sequence[Proposal],
+    cases: Mapping[str, Case],
+    reason: str,
+    expected: Sequence[Expectation],
+) -> Path:
+    """Writes the goldens and the audit file; returns the audit file.
+
+    Everything is checked before the first byte is written. The audit file comes first, so that no
+    golden is ever without one; each golden is replaced by one rename.
+    """
+    accepted = {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "author": author(root),
+        "reason": reason,
+    }
+    goldens = [
+        Golden(
+            lane=p.lane,
+            trace=p.trace,
+            case_digest=cases[p.trace.case].digest,
+            accepted=accepted,
+            tolerances=p.before.tolerances if p.before else EXACT,
+            calibration=p.before.calibration if p.before else {},
+            detectable_effect=p.before.detectable_effect if p.before else {},
+        )
+        for p in proposals
+    ]
+    with store.lock():
+        audit = write_audit(store, root, accepted, proposals, expected)
+        for golden in goldens:
+            store.save(golden)
+    return audit
+
+
+def write_audit(
+    store: GoldenStore,
+    root: Path,
+    accepted: Mapping[str, str],
+    proposals: Sequence[Proposal],
+    expected: Sequence[Expectation],
+) -> Path:
+    """Writes one audit file, named so that two branches' never collide."""
+    entry = {
+        "schema": SCHEMA,
+        **accepted,
+        "source_digest": source_digest(root),
+        "expected": [
+            {"case": e.case, "metric": e.metric, "direction": e.direction, "largest": e.largest}
+            for e in expected
+        ],
+        "goldens": [
+            {
+                "lane": p.lane,
+                "case": p.trace.case,
+                "new": p.before is None,
+                "moved": [change.describe() for change in p.changed],
+            }
+            for p in proposals
+        ],
+    }
+    content = encode_json(entry)
+    stamp = accepted["time"].replace(":", "").replace("-", "")[:15]
+    path = store.folder / "audit" / f"{stamp}-{digest(content)[:8]}.json"
+    write_atomically(path, content)
+    return path
+
+
+def author(root: Path) -> str:
+    """Who git says is working here."""
+    try:
+        name = git(root, "config", "user.name").strip()
+    except RepositoryError:
+        name = ""
+    try:
+        email = git(root, "config", "user.email").strip()
+    except RepositoryError:
+        email = ""
+    return f"{name} <{email}>".strip() if name or email else "unknown"

@@ -1,0 +1,211 @@
+"""Goldens on disk: `goldens/<lane>/<case>/`, a head that names everything by digest.
+
+`golden.json` holds provenance, tolerances and the digests of the other files, whose names contain
+their digest. Accepting writes the new files first and replaces the head last, in one rename: a
+reader, or a machine that dies at any moment, sees the old golden or the new one, whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from validation.compare import Tolerances
+from validation.files import (
+    SCHEMA,
+    DamagedFileError,
+    check_schema,
+    decode_json,
+    digest,
+    encode_json,
+    read_file,
+    safe_name,
+    to_float,
+    write_atomically,
+)
+from validation.trace.model import Trace
+from validation.trace.storage import (
+    CURVES,
+    EVENTS,
+    PROJECTION_FILE,
+    TABLES,
+    decode_trace,
+    encode_trace,
+    read_verified,
+)
+
+HEAD = "golden.json"
+_FILES = (CURVES, EVENTS, TABLES, PROJECTION_FILE)
+
+
+class MissingGoldenError(DamagedFileError):
+    """There is no golden of this case on this lane."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Golden:
+    """A trace that was accepted.
+
+    Attributes:
+        lane: where it was recorded.
+        trace: what is expected; its provenance says how it was made.
+        case_digest: of the case's declaration.
+        accepted: `time`, `author`, `reason`.
+        tolerances: measured by calibration; empty before it.
+        calibration: `runs` and `variants` they came from.
+        detectable_effect: metric -> smallest relative change that fails, at its first step.
+    """
+
+    lane: str
+    trace: Trace
+    case_digest: str
+    accepted: Mapping[str, str]
+    tolerances: Tolerances = field(default_factory=Tolerances)
+    calibration: Mapping[str, Any] = field(default_factory=dict)
+    detectable_effect: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def case(self) -> str:
+        """Name of the case."""
+        return self.trace.case
+
+
+class GoldenStore:
+    """The goldens of a repository.
+
+    Args:
+        folder: usually `goldens/`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def path(self, lane: str, case: str) -> Path:
+        """Folder of a golden.
+
+        Raises:
+            ValueError: a name that would leave the store.
+        """
+        if not (safe_name(lane) and safe_name(case)):
+            raise ValueError(f"not a golden's name: {lane}/{case}")
+        return self.folder / lane / case
+
+    def names(self, lane: str) -> list[str]:
+        """Cases that have a golden on a lane, damaged ones included."""
+        return sorted(p.parent.name for p in (self.folder / lane).glob(f"*/{HEAD}"))
+
+    def head(self, lane: str, case: str) -> dict[str, Any]:
+        """The verified head of a golden: everything but the trace's records.
+
+        Raises:
+            MissingGoldenError: there is none.
+            DamagedFileError: it is damaged; the path comes first.
+        """
+        path = self.path(lane, case) / HEAD
+        if not path.exists():
+            raise MissingGoldenError(
+                f"{path}: no golden; record one with `golden update {case} --reason TEXT`"
+            )
+        head = decode_json(read_file(path), path)
+        check_schema(head, path)
+        recorded = head.pop("digest", None)
+        if recorded != digest(encode_json(head)):
+            raise DamagedFileError(f"{path}: damaged: its content is not what was recorded")
+        if (head.get("case"), head.get("lane")) != (case, lane):
+            raise DamagedFileError(
+                f"{path}: is the golden of {head.get('lane')}/{head.get('case')}"
+            )
+        return head
+
+    def load(self, lane: str, case: str) -> Golden:
+        """Reads and verifies a golden.
+
+        Raises:
+            MissingGoldenError: there is none.
+            DamagedFileError: a file of it is missing or damaged; its path comes first.
+        """
+        head = self.head(lane, case)
+        folder = self.path(lane, case)
+        files = {}
+        for name in _FILES:
+            expected = head["files"].get(name)
+            path = folder / _file_name(name, str(expected))
+            files[name] = (path, read_verified(path, expected))
+        path = folder / HEAD
+        return Golden(
+            lane=lane,
+            trace=decode_trace(case, head["provenance"], files),
+            case_digest=head["case_digest"],
+            accepted=head["accepted"],
+            tolerances=_decode_tolerances(head["tolerances"], path),
+            calibration=head["calibration"],
+            detectable_effect={
+                name: to_float(value, path) for name, value in head["detectable_effect"].items()
+            },
+        )
+
+    def save(self, golden: Golden) -> Path:
+        """Writes a golden over the former one; returns its folder. Call it inside `lock()`."""
+        folder = self.path(golden.lane, golden.case)
+        contents = encode_trace(golden.trace)
+        names = {name: _file_name(name, digest(content)) for name, content in contents.items()}
+        for name, content in contents.items():
+            write_atomically(folder / names[name], content)
+        head = {
+            "schema": SCHEMA,
+            "case": golden.case,
+            "lane": golden.lane,
+            "case_digest": golden.case_digest,
+            "accepted": dict(golden.accepted),
+            "provenance": dict(golden.trace.provenance),
+            "calibration": dict(golden.calibration),
+            "detectable_effect": dict(golden.detectable_effect),
+            "tolerances": _encode_tolerances(golden.tolerances),
+            "files": {name: digest(content) for name, content in contents.items()},
+        }
+        write_atomically(folder / HEAD, encode_json({**head, "digest": digest(encode_json(head))}))
+        for stale in folder.iterdir():
+            if stale.name not in {HEAD, *names.values()}:
+                stale.unlink()
+        return folder
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keeps other processes from accepting at the same time."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.folder / ".lock"):
+            yield
+
+
+def _file_name(name: str, content_digest: str) -> str:
+    stem, _, ending = name.rpartition(".")
+    if not safe_name(content_digest):
+        raise DamagedFileError(f"{name}: no digest of it is recorded")
+    return f"{stem}.{content_digest[:12]}.{ending}"
+
+
+def _encode_tolerances(tolerances: Tolerances) -> dict[str, Any]:
+    return {
+        name: {"steps": sorted(steps), "values": [steps[s] for s in sorted(steps)]}
+        for name, steps in tolerances.classes.items()
+    }
+
+
+def _decode_tolerances(document: Any, path: Path) -> Tolerances:
+    try:
+        return Tolerances(
+            {
+                name: {
+                    int(step): to_float(value, path)
+                    for step, value in zip(entry["steps"], entry["values"], strict=True)
+                }
+                for name, entry in document.items()
+            }
+        )
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise DamagedFileError(f"{path}: tolerances: {error}") from error
