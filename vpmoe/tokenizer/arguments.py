@@ -1,0 +1,72 @@
+"""Flags of the tokenizer, beside Megatron's `--tokenizer-type` and `--tokenizer-model`."""
+
+from __future__ import annotations
+
+import argparse
+
+from vpmoe.tokenizer.asset import DEFAULT_PATH, ensure_asset
+from vpmoe.tokenizer.special import PADDED_VOCAB_SIZE
+
+TOKENIZER_TYPE = "O200kHarmonyTokenizer"
+
+
+def add_tokenizer_args(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Adds vpMoE's tokenizer flags to Megatron's parser."""
+    group = parser.add_argument_group(title="vpMoE tokenizer")
+    group.add_argument(
+        "--legacy-tokenizer",
+        action="store_true",
+        help="Megatron's builder with any other --tokenizer-type, for experiments away from "
+        "vpMoE: its ids are not o200k Harmony's, so the padded vocabulary is no longer locked and "
+        "SYNTH data and checkpoints of vpMoE don't fit. Off by default.",
+    )
+    return parser
+
+
+def validate_tokenizer_args(args: argparse.Namespace) -> None:
+    """Locks the vocabulary: o200k Harmony of 201088 ids, fixed before Megatron would pad it.
+
+    Installs the vocabulary when it is missing.
+
+    Raises:
+        ValueError: another tokenizer without --legacy-tokenizer, another vocabulary size, a
+            tensor-parallel size that does not divide it, or a bad vocabulary file.
+    """
+    if args.tokenizer_type != TOKENIZER_TYPE:
+        _validate_legacy(args)
+        return
+    if args.legacy_tokenizer:
+        raise ValueError(
+            f"--legacy-tokenizer is for other tokenizers; leave it out with {TOKENIZER_TYPE}"
+        )
+    if args.padded_vocab_size not in (None, PADDED_VOCAB_SIZE):
+        raise ValueError(
+            f"--padded-vocab-size {args.padded_vocab_size}: o200k Harmony's is locked to "
+            f"{PADDED_VOCAB_SIZE}"
+        )
+    if args.vocab_size not in (None, PADDED_VOCAB_SIZE):
+        raise ValueError(
+            f"--vocab-size {args.vocab_size}: o200k Harmony's is locked to {PADDED_VOCAB_SIZE}"
+        )
+    if PADDED_VOCAB_SIZE % args.tensor_model_parallel_size:
+        raise ValueError(
+            f"--tensor-model-parallel-size {args.tensor_model_parallel_size} does not divide the "
+            f"vocabulary {PADDED_VOCAB_SIZE} = 2^7 * 1571"
+        )
+    # Megatron pads to a multiple of 128 * TP (201,216 at TP=2) unless the size is set already.
+    args.padded_vocab_size = PADDED_VOCAB_SIZE
+    args.tokenizer_model = str(ensure_asset(args.tokenizer_model or DEFAULT_PATH))
+
+
+def _validate_legacy(args: argparse.Namespace) -> None:
+    if not args.legacy_tokenizer:
+        raise ValueError(
+            f"--tokenizer-type {args.tokenizer_type}: vpMoE trains with {TOKENIZER_TYPE}, whose "
+            "ids its data and checkpoints hold. --legacy-tokenizer permits Megatron's other "
+            "tokenizers, for experiments that share neither"
+        )
+    if getattr(args, "synth_kd_data", None):
+        raise ValueError(
+            "--legacy-tokenizer: --synth-kd-data holds o200k Harmony ids; they mean nothing to "
+            f"{args.tokenizer_type}"
+        )
