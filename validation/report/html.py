@@ -14,10 +14,12 @@ from typing import Any
 from validation.files import write_atomically
 from validation.report.charts import curve_chart, decimate, format_number
 from validation.report.evidence import CaseEvidence, CurveEvidence, State
+from validation.report.explain import environment_changes
 from validation.report.gather import evidence_of, load_evidence
 from validation.report.page import (
     TONES,
     CaseView,
+    Change,
     CurveView,
     Decoded,
     DivergenceView,
@@ -62,7 +64,7 @@ def build_page(
     """
     series: list[dict[str, Any]] = []
     cases = [
-        _case_view(index, case, evidence.get(case.case, CaseEvidence()), series)
+        _case_view(index, case, evidence.get(case.case, CaseEvidence()), result, series)
         for index, case in enumerate(_worst_first(ran(result)))
     ]
     next_text, next_steps = _next_steps(result, run_dir)
@@ -147,7 +149,11 @@ def _next_steps(result: CheckResult, run_dir: Path) -> tuple[str, list[str]]:
 
 
 def _case_view(
-    index: int, case: CaseResult, evidence: CaseEvidence, series: list[dict[str, Any]]
+    index: int,
+    case: CaseResult,
+    evidence: CaseEvidence,
+    result: CheckResult,
+    series: list[dict[str, Any]],
 ) -> CaseView:
     curves = sorted(evidence.curves, key=_curve_order)
     outside = sum(not _worst(curve).passes for curve in curves)
@@ -179,6 +185,10 @@ def _case_view(
         hidden_curves=hidden,
         heat=heat_map(evidence.events, first),
         masks=mask_pictures(evidence.tables),
+        changes=[
+            Change(clean(name), clean(before), clean(now))
+            for name, before, now in environment_changes(evidence.golden, result.environment)
+        ],
         provenance=_provenance(evidence.golden),
     )
 

@@ -118,6 +118,15 @@ class MaskView:
 
 
 @dataclass(frozen=True)
+class Change:
+    """What of the environment is not as it was when the golden was recorded."""
+
+    name: str
+    golden: str
+    actual: str
+
+
+@dataclass(frozen=True)
 class CaseView:
     """A case that ran."""
 
@@ -138,6 +147,7 @@ class CaseView:
     hidden_curves: Sequence[CurveView] = ()
     heat: HeatView | None = None
     masks: Sequence[MaskView] = ()
+    changes: Sequence[Change] = ()
     provenance: Sequence[Item] = ()
 
     @property

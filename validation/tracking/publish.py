@@ -80,8 +80,7 @@ def publish_run(run_dir: Path, *, store: str | None = None) -> PublishResult:
             target.uri,
             False,
             None,
-            f"not published to {target.uri}: {reason}; the run is kept in {run_dir}, "
-            "`golden publish` sends it later",
+            f"{target.uri} cannot be written: {reason}",
         )
     else:
         result = PublishResult(
