@@ -188,7 +188,7 @@ def _without_dynamo() -> Iterator[None]:
 
 @contextlib.contextmanager
 def activate() -> Iterator[None]:
-    """Maps Megatron onto this CPU for the duration of the context.
+    """Maps Megatron onto this CPU for the duration of the context; nested calls change nothing.
 
     Raises:
         RuntimeError: CUDA is available; the mapping would hide a working GPU.
@@ -198,6 +198,9 @@ def activate() -> Iterator[None]:
             "the CPU lane was asked for on a machine with CUDA; "
             'hide the GPUs first with CUDA_VISIBLE_DEVICES=""'
         )
+    if isinstance(torch.cuda.Stream, type) and issubclass(torch.cuda.Stream, _NoStream):
+        yield
+        return
     with ExitStack() as stack:
         stack.enter_context(_without_dynamo())
         for name, value in _cuda_replacements().items():

@@ -1,0 +1,63 @@
+"""The target of vpMoE's training cases: `vpmoe pretrain` on shipped conversations, observed."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from validation.recorder import Recorder
+
+
+def run(recorder: Recorder, settings: Mapping[str, Any]) -> None:
+    """Builds the dataset, trains, and lets the observation record what happens.
+
+    Args:
+        recorder: of this process.
+        settings: `preset` (file), `conversations` (JSONL file), `flags` (of `vpmoe pretrain`),
+            `profile` of the rendering, `stop_after` (step after which the run ends as if cut
+            short), `perturb_seed` (moves the initial weights by one unit in the last place).
+
+    Raises:
+        RuntimeError: the training refused or failed.
+    """
+    from vpmoe.runtime import detect_lane
+    from vpmoe.tokenizer.asset import ensure_asset
+
+    ensure_asset()
+    with tempfile.TemporaryDirectory(prefix="golden-data-") as folder:
+        data = build_data(recorder, settings, Path(folder) / "data")
+        flags = ["--config", settings["preset"], "--synth-kd-data", str(data)]
+        flags += [str(flag) for flag in settings.get("flags", ())]
+        if settings.get("stop_after"):
+            flags += ["--exit-interval", str(settings["stop_after"])]
+        with detect_lane().activate():
+            from validation.cases.vpmoe.observe import observe_training
+            from vpmoe.pretrain import main
+
+            with observe_training(recorder, perturb_seed=settings.get("perturb_seed")):
+                try:
+                    code = main(flags)
+                except SystemExit as stop:  # Megatron ends a run at --exit-interval like this
+                    code = 0 if stop.code is None else int(stop.code)
+        if code:
+            raise RuntimeError(f"vpmoe pretrain ended with {code}")
+
+
+def build_data(recorder: Recorder, settings: Mapping[str, Any], folder: Path) -> Path:
+    """Builds the dataset from conversations and records its digests; rank 0 for all ranks."""
+    from vpmoe.data.build import build_dataset
+
+    conversations = Path(settings["conversations"])
+    build_dataset([conversations], folder, workers=1, valid_fraction=0.0, **_profile(settings))
+    from validation.files import decode_json, read_file
+
+    manifest = folder / "manifest.json"
+    document = decode_json(read_file(manifest), manifest)
+    recorder.discrete("dataset", document, tensor="manifest", phase="data")
+    return folder
+
+
+def _profile(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {"profile": settings["profile"]} if "profile" in settings else {}
