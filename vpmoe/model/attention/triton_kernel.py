@@ -11,6 +11,7 @@ order, so the gradients are deterministic.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -171,6 +172,8 @@ def _query_gradient_kernel(
     lse_ptr,
     delta_ptr,
     dq_ptr,
+    offset_ptr,
+    d_offset_ptr,
     q_s,
     q_b,
     q_h,
@@ -188,6 +191,7 @@ def _query_gradient_kernel(
     heads_per_group,
     scale,
     WINDOW: tl.constexpr,
+    HAS_OFFSET: tl.constexpr,
     HAS_SLOPES: tl.constexpr,
     HAS_DOCUMENTS: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -197,7 +201,9 @@ def _query_gradient_kernel(
 ):
     """dq of one block of queries, and delta = sum(dout * out), which dk and dv need as well.
 
-    out, dout and dq share one layout: [s, b, h, d] contiguous.
+    out, dout and dq share one layout: [s, b, h, d] contiguous. d_offset [b * h, blocks] gets this
+    block's part of the offset's gradient: the extra column has value 0, so its logit's gradient is
+    -p delta.
     """
     block = tl.program_id(0)
     head = tl.program_id(1) % heads
@@ -215,6 +221,10 @@ def _query_gradient_kernel(
     line = tl.program_id(1).to(tl.int64) * length + rows
     tl.store(delta_ptr + line, delta, mask=rows < length)
     lse = tl.load(lse_ptr + line, mask=rows < length, other=float("inf"))
+    if HAS_OFFSET:
+        sink = tl.load(offset_ptr + head).to(tl.float32) * 1.4426950408889634
+        part = -tl.sum(tl.exp2(sink - lse) * delta, 0)
+        tl.store(d_offset_ptr + tl.program_id(1) * tl.num_programs(0) + block, part)
     slope = 0.0
     if HAS_SLOPES:
         slope = tl.load(slope_ptr + head)
@@ -354,14 +364,14 @@ def _blocks(pattern: AttentionPattern, query: torch.Tensor) -> dict[str, dict[st
         return {"forward": small, "query": small, "key_value": small}
     if pattern.window is not None:
         return {
-            "forward": {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2},
-            "query": {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2},
-            "key_value": {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2},
+            "forward": {"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 4, "num_stages": 3},
+            "query": {"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 8, "num_stages": 3},
+            "key_value": {"BLOCK_M": 128, "BLOCK_N": 128, "num_warps": 8, "num_stages": 1},
         }
     return {
-        "forward": {"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 8, "num_stages": 3},
-        "query": {"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2},
-        "key_value": {"BLOCK_M": 64, "BLOCK_N": 128, "num_warps": 8, "num_stages": 2},
+        "forward": {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 3},
+        "query": {"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 8, "num_stages": 3},
+        "key_value": {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2},
     }
 
 
@@ -429,7 +439,9 @@ class _Attention(torch.autograd.Function):
         blocks = _blocks(pattern, query)
         static = _static(pattern, query, documents)
         scale = pattern.scale * _LOG2_E
-        _query_gradient_kernel[(triton.cdiv(length, blocks["query"]["BLOCK_M"]), batch * heads)](
+        rows = triton.cdiv(length, blocks["query"]["BLOCK_M"])
+        parts = torch.empty((batch, heads, rows), dtype=torch.float32, device=query.device)
+        _query_gradient_kernel[(rows, batch * heads)](
             query,
             key,
             value,
@@ -440,11 +452,14 @@ class _Attention(torch.autograd.Function):
             lse,
             delta,
             dq,
+            offset,
+            parts,
             *strides,
             length,
             heads,
             heads // groups,
             scale,
+            HAS_OFFSET=offset is not None,
             **static,
             **blocks["query"],
         )
@@ -472,11 +487,7 @@ class _Attention(torch.autograd.Function):
         )
         d_offset = None
         if offset is not None and ctx.needs_input_grad[3]:
-            # The extra column has value 0: its logit's gradient is -p (dout . out).
-            column = offset.float()[:, None] * _LOG2_E
-            shape = (batch, heads, length)
-            p = torch.exp2(column - lse.view(shape))
-            d_offset = -(p * delta.view(shape)).sum((0, 2)).to(offset.dtype)
+            d_offset = parts.sum((0, 2)).to(offset.dtype)
         return dq, dk, dv, d_offset, None, None
 
 
@@ -501,7 +512,9 @@ def _dense_last(x: torch.Tensor) -> torch.Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
+@functools.cache
 def _slopes(pattern: AttentionPattern, device: torch.device) -> torch.Tensor | None:
+    """The slopes for base-2 logits; kept, since a copy to the device would wait for it."""
     if pattern.slopes is None:
         return None
     return torch.tensor(pattern.slopes, dtype=torch.float32, device=device) * _LOG2_E
