@@ -88,14 +88,14 @@ def run_check(plan: CheckPlan, folder: RunFolder, progress: Progress) -> CheckRe
     results = []
     for number, case in enumerate(plan.cases, start=1):
         progress(f"[{number}/{len(plan.cases)}] {case.name}: {case.description}")
-        result = _check_case(case, plan, store, folder, provenance, gpus)
+        result = check_case(case, plan, store, folder, provenance, gpus)
         progress(f"[{number}/{len(plan.cases)}] {case.name}: {result.verdict}")
         results.append(result)
     ran = [r for r in results if r.verdict is not Verdict.SKIPPED]
     verdict = worst(result.verdict for result in results)
     canary, message = None, ""
     if ran and any(r.compared for r in ran):
-        canary, message = _check_canary(plan, store, folder, results, progress)
+        canary, message = check_canary(plan, store, folder, results, progress)
         if not canary.caught:
             verdict = Verdict.INVALID
     elif not ran:
@@ -151,7 +151,7 @@ def judge(golden: Golden, trace: Trace, *, exact: bool = False) -> tuple[Compari
     return comparison, Verdict.PASS, ""
 
 
-def _check_case(
+def check_case(
     case: Case,
     plan: CheckPlan,
     store: GoldenStore,
@@ -205,7 +205,7 @@ def choose_canary(faults: Sequence[Fault], lane: str, source: str) -> Fault | No
     return fit[int(source[:8], 16) % len(fit)] if fit else None
 
 
-def _check_canary(
+def check_canary(
     plan: CheckPlan,
     store: GoldenStore,
     folder: RunFolder,
