@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except PresetError as error:
         print(f"vpmoe pretrain: {error}", file=sys.stderr)
         return 2
-    with _process_environment(), lane.activate(), skip_helper_build():
+    with _process_environment(), _determinism_restored(), lane.activate(), skip_helper_build():
         _train(flags)
     return 0
 
@@ -112,6 +112,17 @@ def forward_step(
         document_ids=batch.document_ids,
     )
     return output, loss_function(batch)
+
+
+@contextlib.contextmanager
+def _determinism_restored() -> Iterator[None]:
+    """Undoes what `--deterministic-mode` sets in torch for the whole process."""
+    enabled = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
 
 
 @contextlib.contextmanager

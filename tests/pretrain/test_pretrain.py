@@ -1,0 +1,129 @@
+"""The training entry: it trains, resumes bit for bit, obeys flags and refuses clearly."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="pins the CPU lane's numbers")
+
+STEPS = 4
+
+
+@pytest.fixture(scope="module")
+def runs(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """Every run of this file, made from one warm process."""
+    folder = tmp_path_factory.mktemp("pretrain")
+    build = [sys.executable, "-m", "vpmoe.cli", "data", "build"]
+    build += ["--input", str(repository / "data/sample/conversations.jsonl")]
+    build += ["--output", str(folder / "data"), "--valid-fraction", "0"]
+    subprocess.run(build, cwd=repository, check=True, capture_output=True)
+    tiny = ["--config", str(repository / "configs/vpmoe-tiny.toml")]
+    tiny += ["--synth-kd-data", str(folder / "data"), "--global-batch-size", "2"]
+    saved = str(folder / "checkpoint")
+    flags = {
+        "straight": ["--train-iters", str(STEPS)],
+        "first half": ["--train-iters", str(STEPS // 2), "--save", saved, "--save-interval", "2"],
+        "second half": ["--train-iters", str(STEPS), "--load", saved],
+        "deterministic": ["--train-iters", "2", "--deterministic-mode"],
+        "exit interval": ["--train-iters", str(STEPS), "--exit-interval", "1"],
+        "refused": ["--train-iters", "1", "--context-parallel-size", "2"],
+        "wrong vocabulary": ["--train-iters", "1", "--padded-vocab-size", "201216"],
+    }
+    plan = [
+        {"flags": tiny + more, "out": str(folder / f"{name}.json")} for name, more in flags.items()
+    ]
+    (folder / "plan.json").write_text(json.dumps(plan))
+    script = Path(__file__).with_name("warm_runs.py")
+    done = subprocess.run(
+        [sys.executable, str(script), str(folder / "plan.json")],
+        cwd=repository,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    found = {name: json.loads((folder / f"{name}.json").read_text()) for name in flags}
+    found["log"] = {"text": done.stdout + done.stderr}
+    return found
+
+
+def test_it_trains_and_loss_falls(runs: dict[str, dict[str, Any]]) -> None:
+    straight = runs["straight"]
+    assert (straight["code"], straight["error"]) == (0, None), runs["log"]["text"][-4000:]
+    losses = [step["lm_loss"] for step in straight["curve"]]
+    assert len(losses) == STEPS
+    assert losses[0] == pytest.approx(math.log(201088), abs=0.2)
+    assert losses[-1] < losses[0]
+
+
+def test_saved_and_resumed_equals_straight_bit_for_bit(runs: dict[str, dict[str, Any]]) -> None:
+    halves = runs["first half"]["curve"] + runs["second half"]["curve"]
+    assert halves == runs["straight"]["curve"]
+
+
+def test_deterministic_mode_runs_and_is_left(runs: dict[str, dict[str, Any]]) -> None:
+    run = runs["deterministic"]
+    assert run["error"] is None
+    assert run["curve"] == runs["straight"]["curve"][:2]
+    assert run["deterministic"] is False
+
+
+def test_leaving_restores_torch(runs: dict[str, dict[str, Any]]) -> None:
+    assert runs["straight"]["type"] == "torch.FloatTensor"
+
+
+def test_exit_interval_stops_early_on_the_same_course(runs: dict[str, dict[str, Any]]) -> None:
+    assert runs["exit interval"]["code"] in (0, None)
+    assert runs["exit interval"]["curve"] == runs["straight"]["curve"][:1]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("refused", "context-parallel-size"), ("wrong vocabulary", "201088")],
+)
+def test_refusals_name_what_is_wrong(
+    runs: dict[str, dict[str, Any]], name: str, words: str
+) -> None:
+    assert runs[name]["error"] is not None
+    assert words in runs[name]["error"]
+    assert runs[name]["curve"] == []
+
+
+@pytest.fixture
+def command(repository: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs `vpmoe` as a process."""
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "vpmoe.cli", *words],
+            cwd=repository,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    return run
+
+
+def test_unusable_preset_is_exit_2_and_named(
+    command: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    done = command("pretrain", "--config", str(tmp_path / "none.toml"))
+    assert done.returncode == 2
+    assert "none.toml: no such preset" in done.stderr
+
+
+def test_help_teaches(command: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    done = command("--help")
+    assert done.returncode == 0
+    for word in ("pretrain", "tokenizer", "data", "params", "examples:"):
+        assert word in done.stdout
