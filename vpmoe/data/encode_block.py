@@ -1,0 +1,107 @@
+"""What a builder's worker does: a block of rows to the bytes of its documents."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from vpmoe.data.encode import DocumentEncoder, Documents
+from vpmoe.data.errors import DataError
+from vpmoe.data.layout import ARRAYS, RECORD, Records, document_digest, record_checks
+from vpmoe.data.profiles import get_profile
+from vpmoe.data.rows import Block, ParsedRow, parse_block
+from vpmoe.tokenizer.harmony import HarmonyError
+from vpmoe.tokenizer.tokenizer import O200kHarmonyTokenizer
+
+
+@dataclass(frozen=True)
+class EncodedBlock:
+    """Documents of a block.
+
+    Attributes:
+        documents: tokens, masks and spans, back to back.
+        records: `layout.RECORD` per document.
+        valid: bool per document: belongs to the valid split.
+        lines: int64 per document: the row's line.
+        skipped: rows with an empty field.
+    """
+
+    documents: Documents
+    records: Records
+    valid: npt.NDArray[np.bool_]
+    lines: npt.NDArray[np.int64]
+    skipped: int
+
+
+class BlockEncoder:
+    """Encodes blocks with one configuration; holds no state between blocks.
+
+    Args:
+        vocabulary: path of `o200k_base.tiktoken`.
+        profile: name of a profile.
+        valid_fraction: decimal number in [0, 1].
+        supervise_eod: see `DocumentEncoder`.
+    """
+
+    def __init__(
+        self, vocabulary: Path, profile: str, valid_fraction: str, supervise_eod: bool
+    ) -> None:
+        self._arguments = (vocabulary, profile, valid_fraction, supervise_eod)
+        self.tokenizer = O200kHarmonyTokenizer(vocabulary)
+        self._encoder = DocumentEncoder(self.tokenizer, get_profile(profile), supervise_eod)
+        self._threshold = int(Decimal(valid_fraction) * 2**64)
+
+    def __reduce__(self) -> tuple[type[BlockEncoder], tuple[Path, str, str, bool]]:
+        return type(self), self._arguments
+
+    def encode(self, block: Block) -> EncodedBlock:
+        """Encodes a block.
+
+        Raises:
+            DataError: the first row that cannot be used, with file and line.
+        """
+        rows, skipped = parse_block(block)
+        documents = self._encode_rows(block, rows)
+        records = np.zeros(len(rows), RECORD)
+        records["length"] = documents.lengths
+        ids = [row.row_id.encode() for row in rows]
+        records["id"] = _opaque([hashlib.blake2b(i, digest_size=16).digest() for i in ids], 16)
+        ends = np.cumsum(documents.lengths, dtype=np.int64)
+        for name, array in zip(
+            ARRAYS, (documents.tokens, documents.loss_mask, documents.span), strict=True
+        ):
+            content = memoryview(array).cast("B") if array.size else memoryview(b"")
+            edges = [0, *(ends * array.itemsize).tolist()]
+            digests = [
+                document_digest(content[start:end])
+                for start, end in zip(edges, edges[1:], strict=False)
+            ]
+            records[name] = _opaque(digests, 8)
+        records["check"] = record_checks(records)
+        valid = np.fromiter((self._is_valid(i) for i in ids), np.bool_, len(ids))
+        lines = np.fromiter((row.line for row in rows), np.int64, len(rows))
+        return EncodedBlock(documents, records, valid, lines, skipped)
+
+    def _encode_rows(self, block: Block, rows: list[ParsedRow]) -> Documents:
+        try:
+            return self._encoder.encode([row.row for row in rows])
+        except HarmonyError:
+            for row in rows:
+                try:
+                    self._encoder.encode([row.row])
+                except HarmonyError as error:
+                    raise DataError(f"{block.name}:{row.line}: {error}") from error
+            raise
+
+    def _is_valid(self, row_id: bytes) -> bool:
+        digest = hashlib.blake2b(row_id, digest_size=8).digest()
+        return int.from_bytes(digest, "big") < self._threshold
+
+
+def _opaque(digests: list[bytes], size: int) -> npt.NDArray[np.void]:
+    return np.frombuffer(b"".join(digests), f"V{size}")
