@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
+import atexit
 import signal
 import socket
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from validation.cases import Case
 from validation.files import DamagedFileError, encode_json, write_atomically
 from validation.trace import Trace, load_trace
+from validation.warm import ForkedRun, WarmParent
 
 _GRACE_SECONDS = 5.0
+_POLL_SECONDS = 0.02
+# Each holds an imported torch, and Megatron, in memory.
+_MAX_PARENTS = 3
 _LOG_TAIL = 12
 
 
@@ -60,7 +61,8 @@ def run_case(case: Case, options: RunOptions, root: Path, log: Path) -> Trace:
         RunError: no trace; the message ends with the end of the log.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="golden-") as folder, log.open("ab") as stream:
+    log.touch()
+    with tempfile.TemporaryDirectory(prefix="golden-") as folder:
         output = Path(folder)
         job = {
             "case": case.name,
@@ -72,8 +74,8 @@ def run_case(case: Case, options: RunOptions, root: Path, log: Path) -> Trace:
             "output": str(output),
         }
         write_atomically(output / "job.json", encode_json(job))
-        start = stream.tell()
-        problem = _run_processes(case, options, root, output / "job.json", stream)
+        start = log.stat().st_size
+        problem = _run_processes(case, options, root, output / "job.json", log)
         if problem:
             raise RunError(f"{problem}\n{_tail(log, start)}".rstrip())
         try:
@@ -103,23 +105,18 @@ def merge_ranks(ranks: Sequence[Trace]) -> Trace:
     return replace(ranks[0], events=events, curves=curves, curve_phases=phases, tables=tables)
 
 
-def _run_processes(
-    case: Case, options: RunOptions, root: Path, job: Path, stream: IO[bytes]
-) -> str | None:
+def _run_processes(case: Case, options: RunOptions, root: Path, job: Path, log: Path) -> str | None:
     """Runs every rank; returns what went wrong, or None."""
     deadline = time.monotonic() + case.timeout
-    command = [sys.executable, "-m", "validation.worker", str(job)]
-    with contextlib.ExitStack() as stack:
-        processes = [
-            stack.enter_context(
-                _started(
-                    command, root, {**os.environ, **(options.environment or {}), **ranked}, stream
-                )
-            )
-            for ranked in _rank_environments(case.processes)
-        ]
+    # A fork cannot use CUDA once an import has touched it: GPU runs import for themselves.
+    preload = case.preload if options.lane == "cpu" else ()
+    runs: list[ForkedRun] = []
+    try:
+        parent = _warm_parent(root, options.environment or {}, log)
+        for environment in _rank_environments(case.processes):
+            runs.append(parent.start(job, environment, log, preload))
         while True:
-            codes = [process.poll() for process in processes]
+            codes = [run.poll() for run in runs]
             failed = [(rank, code) for rank, code in enumerate(codes) if code]
             if failed:
                 rank, code = failed[0]
@@ -129,7 +126,43 @@ def _run_processes(
                 return None
             if time.monotonic() > deadline:
                 return f"the run was stopped after {case.timeout:g} s"
-            time.sleep(0.05)
+            time.sleep(_POLL_SECONDS)
+    except OSError as error:
+        return f"the run could not be started: {error}"
+    finally:
+        _stop(runs)
+
+
+def _stop(runs: Sequence[ForkedRun]) -> None:
+    """Ends what still runs: asks first, then insists."""
+    for signal_number in (signal.SIGTERM, signal.SIGKILL):
+        for run in runs:
+            if run.poll() is None:
+                run.kill_group(signal_number)
+        until = time.monotonic() + _GRACE_SECONDS
+        while any(run.poll() is None for run in runs) and time.monotonic() < until:
+            time.sleep(_POLL_SECONDS)
+
+
+_parents: dict[tuple[Any, ...], WarmParent] = {}
+
+
+def _warm_parent(root: Path, environment: Mapping[str, str], log: Path) -> WarmParent:
+    """The parent of runs in this environment; the longest unused one makes room for a new one."""
+    key = (root, *sorted(environment.items()))
+    parent = _parents.pop(key, None)
+    if parent is None or not parent.alive:
+        while len(_parents) >= _MAX_PARENTS:
+            _parents.pop(next(iter(_parents))).close()
+        parent = WarmParent(root, environment, log)
+    _parents[key] = parent
+    return parent
+
+
+@atexit.register
+def _close_parents() -> None:
+    while _parents:
+        _parents.popitem()[1].close()
 
 
 def _rank_environments(processes: int) -> list[dict[str, str]]:
@@ -148,31 +181,6 @@ def _rank_environments(processes: int) -> list[dict[str, str]]:
         }
         for rank in range(processes)
     ]
-
-
-@contextlib.contextmanager
-def _started(
-    command: Sequence[str], root: Path, environment: Mapping[str, str], stream: IO[bytes]
-) -> Iterator[subprocess.Popen[bytes]]:
-    """A process in a session of its own, which does not outlive the context."""
-    process = subprocess.Popen(
-        command,
-        cwd=root,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=stream,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
-    try:
-        yield process
-    finally:
-        for signal_number in (signal.SIGTERM, signal.SIGKILL):
-            if process.poll() is None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal_number)
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(_GRACE_SECONDS)
 
 
 def _tail(log: Path, start: int) -> str:

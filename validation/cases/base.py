@@ -71,9 +71,10 @@ class Case:
         settings: JSON values handed to the target; part of the golden's provenance.
         processes: ranks; more than one get torchrun's environment.
         traced_steps: training steps whose tensors are recorded.
-        timeout: seconds after which a run is stopped and the verdict INVALID.
+        preload: modules to import, or `module:function` to call, once in the parent process that
+            the CPU lane's runs are forked from; they must not compute anything.
+        timeout: seconds after which a run is stopped, which is a FAIL.
         needs: see `Needs`.
-        inputs: files of the repository, besides code, that the run reads (for the report).
     """
 
     name: str
@@ -83,6 +84,7 @@ class Case:
     settings: Mapping[str, Any] = field(default_factory=dict)
     processes: int = 1
     traced_steps: Sequence[int] = ()
+    preload: Sequence[str] = ("torch",)
     timeout: float = 900.0
     needs: Needs = field(default_factory=Needs)
 

@@ -1,0 +1,118 @@
+"""A repository of somebody else: `plain_loop`, its cases, and `golden` run on it as a process."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+REPOSITORY = HERE.parents[2]
+# Named like the installed distribution, which it hides: only the plain cases are discovered.
+_METADATA = "Metadata-Version: 2.1\nName: vpmoe\nVersion: 0\n"
+_ENTRY_POINTS = """\
+[validation.cases]
+plain = plain_cases
+[validation.faults]
+plain = plain_cases
+"""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command left."""
+
+    code: int
+    out: str
+    err: str
+
+    def json(self) -> Any:
+        """stdout, which is one JSON object."""
+        return json.loads(self.out)
+
+
+@dataclass(frozen=True)
+class Project:
+    """A git repository with the plain training loop, and an environment of its own."""
+
+    root: Path
+    site: Path
+
+    def environment(self, **more: str) -> dict[str, str]:
+        """Variables of a `golden` process; a keyword adds one."""
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("GIT_", "PYTEST"))}
+        return {
+            **inherited,
+            "PYTHONPATH": os.pathsep.join([str(self.site), str(REPOSITORY)]),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "GOLDEN_MLFLOW": "0",
+            "OMP_NUM_THREADS": "1",
+            "GIT_CONFIG_GLOBAL": os.devnull,
+            **more,
+        }
+
+    def golden(self, *words: str, cwd: Path | None = None, **environment: str) -> Answer:
+        """Runs `golden` in the repository."""
+        done = subprocess.run(
+            [sys.executable, "-m", "validation.cli", *words],
+            cwd=cwd or self.root,
+            env=self.environment(**environment),
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        return Answer(done.returncode, done.stdout, done.stderr)
+
+    def git(self, *words: str) -> str:
+        """Runs git in the repository."""
+        done = subprocess.run(
+            ["git", *words],
+            cwd=self.root,
+            env=self.environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, f"git {words}: {done.stdout}{done.stderr}"
+        return done.stdout
+
+    def commit(self, message: str) -> str:
+        """Commits everything; returns the commit."""
+        self.git("add", "-A")
+        self.git("commit", "-q", "-m", message)
+        return self.git("rev-parse", "HEAD").strip()
+
+    def edit(self, old: str, new: str, name: str = "plain_loop.py") -> None:
+        """Replaces text that must be there."""
+        path = self.root / name
+        text = path.read_text()
+        assert old in text, old
+        path.write_text(text.replace(old, new))
+
+    def copy(self, root: Path) -> "Project":
+        """The same repository elsewhere."""
+        shutil.copytree(self.root, root)
+        return Project(root, self.site)
+
+
+def make_project(folder: Path) -> Project:
+    """A fresh repository in `folder`, without goldens."""
+    root, site = folder / "repository", folder / "site"
+    info = site / "vpmoe-0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(_METADATA)
+    (info / "entry_points.txt").write_text(_ENTRY_POINTS)
+    root.mkdir()
+    for name in ("plain_loop.py", "plain_cases.py"):
+        shutil.copy(HERE / name, root / name)
+    (root / ".gitignore").write_text("__pycache__/\nruns/\n")
+    project = Project(root, site)
+    project.git("init", "-q", "-b", "main")
+    project.git("config", "user.name", "Ada")
+    project.git("config", "user.email", "ada@example.org")
+    project.commit("A training loop")
+    return project
