@@ -1,0 +1,58 @@
+"""Fixtures of the harness's tests: somebody's repository with a plain PyTorch loop."""
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from filelock import FileLock
+
+
+def _project_module() -> ModuleType:
+    """`plain/project.py`, which is no importable package in pytest's importlib mode."""
+    name = "plain_project_of_tests"
+    if name not in sys.modules:
+        path = Path(__file__).parent / "plain" / "project.py"
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        spec.loader.exec_module(module)
+    return sys.modules[name]
+
+
+@pytest.fixture
+def plain_project(tmp_path: Path) -> Any:
+    """A repository with cases and without goldens."""
+    return _project_module().make_project(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def _golden_template(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """One repository with accepted, calibrated goldens, made once for all test processes."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder = shared / "golden-template"
+    module = _project_module()
+    with FileLock(shared / "golden-template.lock"):
+        if not (folder / "done").exists():
+            project = module.make_project(folder)
+            for words in (
+                ("update", "--reason", "the first goldens"),
+                ("calibrate", "--runs", "5"),
+            ):
+                answer = project.golden(*words)
+                assert answer.code == 0, answer.err
+                project.commit(f"golden {words[0]}")
+            (folder / "done").touch()
+    return module.Project(folder / "repository", folder / "site")
+
+
+@pytest.fixture
+def golden_project(_golden_template: Any, tmp_path: Path) -> Any:
+    """A repository of its own with accepted, calibrated and committed goldens."""
+    return _golden_template.copy(tmp_path / "repository")
