@@ -1,21 +1,196 @@
 """pytest plugin: golden cases as test items, and one-line goldens for unit tests.
 
-    pytest --golden                 # every case of this machine's lane is one item
-    pytest --golden -m golden -n 2  # only the cases, two at a time
-    pytest --golden --golden-case loss_dense --golden-lane cpu --golden-exact
+    pytest --golden                    # the tests, and every golden case of this machine's lane
+    pytest --golden -m golden -n 2     # the cases alone, two at a time
+    pytest --golden -m golden -k loss --golden-lane cpu --golden-exact
+
+Beside a case's own item, `canary` plants a known bug that the gate must catch, and `unused` fails
+for goldens that no case claims.  A missing golden fails its case.
 
 The fixtures `token_snapshot`, `table_snapshot` and `array_snapshot` hold small goldens beside a
 test under syrupy's update policy; see `validation.snapshots`.
 """
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
     from syrupy.extensions.base import AbstractSyrupyExtension
 
+    from validation.check import CheckPlan, RunFolder
     from validation.snapshots import GoldenAssertion
+
+MARKER = "golden"
+
+
+class GoldenFailure(Exception):  # noqa: N818 shown to the user as it is
+    """A golden item did not pass; the message is what `golden explain` would print."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the plugin's options."""
+    group = parser.getgroup("golden", "golden cases")
+    group.addoption("--golden", action="store_true", help="run the golden cases as test items")
+    group.addoption(
+        "--golden-lane", metavar="LANE", help="lane of the cases (default: what this machine is)"
+    )
+    group.addoption("--golden-exact", action="store_true", help="require bit-identity")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the marker of the items."""
+    config.addinivalue_line("markers", f"{MARKER}: a golden case, added by --golden")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(session: pytest.Session, items: list[pytest.Item]) -> None:
+    """Add the golden items, before -k and -m choose among all."""
+    if session.config.option.golden:
+        added = list(_golden_items(session))
+        items += added
+        # What the terminal counts as collected.
+        report = pytest.CollectReport(MARKER, "passed", None, [*added])
+        session.ihook.pytest_collectreport(report=report)
+
+
+def _golden_items(session: pytest.Session) -> Iterator[pytest.Item]:
+    from validation.cases import discover_cases, discover_faults
+    from validation.check import CheckPlan
+    from validation.environment import default_lane, gpu_count
+    from validation.source import find_root
+
+    option = session.config.option
+    lane = option.golden_lane or default_lane(gpu_count())
+    cases = discover_cases()
+    plan = CheckPlan(
+        root=find_root(session.config.rootpath),
+        lane=lane,
+        cases=[case for case in cases.values() if lane in case.lanes],
+        faults=list(discover_faults().values()),
+        exact=option.golden_exact,
+        command=["pytest", *map(str, session.config.invocation_params.args)],
+    )
+    place = f"{MARKER}/{lane}"
+    parent = GoldenCollector.from_parent(session, name=place, nodeid=place)
+    for case in plan.cases:
+        yield CaseItem.from_parent(parent, name=case.name, plan=plan)
+    yield CanaryItem.from_parent(parent, name="canary", plan=plan)
+    yield UnusedItem.from_parent(parent, name="unused", plan=plan)
+
+
+class GoldenCollector(pytest.Collector):
+    """Parent of the golden items of a lane."""
+
+    def collect(self) -> Iterator[pytest.Item]:
+        """Return nothing: `pytest_collection_modifyitems` adds the items."""
+        return iter(())
+
+
+class GoldenItem(pytest.Item):
+    """An item of the lane's check."""
+
+    def __init__(self, *, plan: "CheckPlan", **options: Any) -> None:
+        super().__init__(**options)
+        self.plan = plan
+        self.add_marker(MARKER)
+
+    def new_folder(self) -> "RunFolder":
+        """Return a run folder of this item's own."""
+        from validation.check import new_run_folder
+        from validation.source import source_digest
+
+        return new_run_folder(self.plan.root, self.plan.lane, source_digest(self.plan.root))
+
+    def progress(self, line: str) -> None:
+        """Keep a line of progress for the item's report."""
+        self.add_report_section("call", "golden", line)
+
+    def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
+        """Return the verdict's text instead of a traceback into the harness."""
+        if isinstance(excinfo.value, GoldenFailure):
+            return str(excinfo.value)
+        return super().repr_failure(excinfo, style=style)
+
+    def reportinfo(self) -> tuple[Path, int | None, str]:
+        """Return where the item comes from."""
+        return self.plan.root / "goldens", None, f"{self.plan.lane}/{self.name}"
+
+
+class CaseItem(GoldenItem):
+    """One case, run and compared."""
+
+    def runtest(self) -> None:
+        """Run the case; fail unless its verdict is PASS, skip where it cannot run."""
+        from dataclasses import replace
+
+        from validation.check import check_case, describe_source
+        from validation.environment import describe, gpu_count
+        from validation.files import encode_json, write_atomically
+        from validation.goldens import GoldenStore
+        from validation.report import write_reports
+        from validation.report.explain import render_explanation
+        from validation.verdict import CheckResult, Verdict
+
+        (case,) = (case for case in self.plan.cases if case.name == self.name)
+        plan = replace(self.plan, cases=[case])
+        folder = self.new_folder()
+        store = GoldenStore(plan.root / "goldens")
+        result = check_case(case, plan, store, folder, describe_source(plan), gpu_count())
+        if result.skipped_because is not None:
+            folder.path.rmdir()
+            pytest.skip(result.skipped_because)
+        check = CheckResult(
+            verdict=result.verdict,
+            lane=plan.lane,
+            seconds=result.seconds,
+            environment=describe(plan.lane),
+            canary=None,
+            cases=[result],
+        )
+        write_atomically(folder.path / "verdict.json", encode_json(check.to_json()))
+        write_reports(check, folder.path)
+        if result.verdict is not Verdict.PASS:
+            raise GoldenFailure(render_explanation(folder.path))
+
+
+class CanaryItem(GoldenItem):
+    """A known bug, planted: the gate must see it."""
+
+    def runtest(self) -> None:
+        """Fail unless the bug is caught."""
+        from validation.check import check_canary
+        from validation.goldens import GoldenStore
+        from validation.verdict import CaseResult, Verdict
+
+        store = GoldenStore(self.plan.root / "goldens")
+        known = [case.name for case in self.plan.cases]
+        held = [name for name in store.names(self.plan.lane) if name in known]
+        if not held:
+            raise GoldenFailure("there is no golden that a planted bug could be compared with")
+        compared = [CaseResult(name, Verdict.PASS, compared=1) for name in held]
+        canary, message = check_canary(self.plan, store, self.new_folder(), compared, self.progress)
+        if not canary.caught:
+            raise GoldenFailure(message)
+
+
+class UnusedItem(GoldenItem):
+    """Goldens of the lane that no case claims."""
+
+    def runtest(self) -> None:
+        """Fail when there is one."""
+        from validation.goldens import GoldenStore
+
+        store = GoldenStore(self.plan.root / "goldens")
+        known = {case.name for case in self.plan.cases}
+        unused = [name for name in store.names(self.plan.lane) if name not in known]
+        if unused:
+            places = "\n".join(str(store.path(self.plan.lane, name)) for name in unused)
+            raise GoldenFailure(
+                f"goldens that no case of lane {self.plan.lane} claims, delete them:\n{places}"
+            )
 
 
 def _assertion(

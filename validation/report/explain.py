@@ -124,7 +124,7 @@ def _first_divergence(divergence: Divergence) -> list[str]:
 
 def _decoded(decoded: Sequence[DecodedEvidence]) -> list[str]:
     return [
-        f"{clean(d.side):8}  {_short(clean(d.before)[-40:])}[{clean(d.token)}]{clean(d.after)[:40]}"
+        f"{clean(d.side):8}  {_line(d.before)[-40:]}[{_line(d.token)}]{_line(d.after)[:40]}"
         for d in decoded
     ]
 
@@ -182,6 +182,10 @@ def _followed(divergence: Divergence, evidence: CaseEvidence) -> list[str]:
 def _first_bad(steps: Sequence[int], states: Sequence[State]) -> int | None:
     pairs = zip(steps, states, strict=True)
     return next((step for step, state in pairs if not state.passes), None)
+
+
+def _line(text: str) -> str:
+    return clean(text).replace("\n", "\\n")
 
 
 def _short(text: str) -> str:

@@ -154,7 +154,9 @@ def _intervals(trace: Trace, name: str) -> Intervals | None:
     if not rows:
         return None
     intervals = []
-    for row in rows:
+    for index, entry in enumerate(rows):
+        # A row may begin with its own number.
+        row = entry[1:] if len(entry) % 2 and entry[0] == index else entry
         numbers = [n for n in row if isinstance(n, int) and not isinstance(n, bool)]
         if len(numbers) != len(row) or len(row) % 2 or sorted(numbers) != numbers:
             return None

@@ -45,7 +45,9 @@ def heat_map(
         at = steps.index(first[0]) if first and first[0] in steps else 0
         start = min(max(0, at - MAX_HEAT_STEPS // 4), len(steps) - MAX_HEAT_STEPS)
         steps = steps[start : start + MAX_HEAT_STEPS]
-    modules = list(dict.fromkeys(event.module for event in events))
+    # Parameters are recorded by name before training: a module's place is where it first computes.
+    computing = [event.module for event in events if event.phase != "init"]
+    modules = list(dict.fromkeys([*computing, *(event.module for event in events)]))
     if not steps:
         return None
     worst: dict[tuple[str, int], EventEvidence] = {}
@@ -66,7 +68,7 @@ def heat_map(
     if len(shown) < len(modules):
         note += f", {len(shown)} shown"
     return HeatView(
-        steps=[str(s) for s in steps],
+        steps=[str(s) if s else "init" for s in steps],
         rows=rows,
         legend=[LegendEntry(css, _LEGEND[css]) for css in used],
         note=note,

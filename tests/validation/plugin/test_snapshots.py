@@ -15,7 +15,7 @@ from validation.snapshots import (
 
 pytest_plugins = ["pytester"]
 
-PLUGINS = ("-p", "validation.pytest_plugin", "-p", "no:cacheprovider", "-p", "no:hypothesispytest")
+PLUGINS = ("-p", "no:cacheprovider", "-p", "no:hypothesispytest")
 
 
 def run(pytester: pytest.Pytester, *args: str) -> pytest.RunResult:
