@@ -5,6 +5,7 @@ from __future__ import annotations
 from validation.cases.base import Case, Needs
 
 _TRAINING = "validation.cases.vpmoe.training:run"
+_WARM = ("torch", "validation.cases.vpmoe.training:warm")
 _MODULES = ("torch", "megatron", "vpmoe")
 
 _TINY = {
@@ -20,6 +21,7 @@ CASES = (
         target=_TRAINING,
         settings={**_TINY, "flags": ["--train-iters", "20"]},
         traced_steps=(1, 2),
+        preload=_WARM,
         needs=Needs(modules=_MODULES),
     ),
     Case(
@@ -34,6 +36,7 @@ CASES = (
             "profile": "synth_kd_v1",
         },
         traced_steps=(1,),
+        preload=_WARM,
         needs=Needs(modules=_MODULES, paths=("../shared/data/synth_rows_valid.jsonl",)),
     ),
 )

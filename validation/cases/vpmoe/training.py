@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import importlib
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from validation.recorder import Recorder
+
+
+def warm() -> None:
+    """Imports Megatron inside the lane, once, in the process that runs are forked from."""
+    from vpmoe.runtime import detect_lane
+
+    with detect_lane().activate():
+        for module in ("megatron.training", "vpmoe.arguments", "validation.cases.vpmoe.observe"):
+            importlib.import_module(module)
 
 
 def run(recorder: Recorder, settings: Mapping[str, Any]) -> None:
