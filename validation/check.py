@@ -9,12 +9,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from validation.cases import Case, Fault, discover_cases
+from validation.cases import LANES, Case, Fault, discover_cases
 from validation.compare import MISSING, Comparison, compare
 from validation.environment import describe, gpu_count
 from validation.execution import RunError, RunOptions, run_case
 from validation.files import DamagedFileError
 from validation.goldens import Golden, GoldenStore
+from validation.goldens.judge import hold_to_base, vanished_cases
+from validation.goldens.quarantine import apply_quarantine, load_quarantine
 from validation.source import commit, dirty_files, source_digest
 from validation.trace import Trace, save_trace
 from validation.verdict import Canary, CaseResult, CheckResult, Verdict, worst
@@ -32,6 +34,7 @@ class CheckPlan:
         cases: in the order in which they run.
         faults: candidates for the canary.
         exact: require bit-identity.
+        judge: `goldens/` of the revision whose tolerances and case list judge this tree.
         command: words of the command line, for provenance.
     """
 
@@ -40,6 +43,7 @@ class CheckPlan:
     cases: Sequence[Case]
     faults: Sequence[Fault]
     exact: bool = False
+    judge: Path | None = None
     command: Sequence[str] = ()
 
 
@@ -85,14 +89,18 @@ def run_check(plan: CheckPlan, folder: RunFolder, progress: Progress) -> CheckRe
     store = GoldenStore(plan.root / "goldens")
     provenance = describe_source(plan)
     gpus = gpu_count()
+    quarantine = load_quarantine(plan.judge or store.folder)
     results = []
     for number, case in enumerate(plan.cases, start=1):
         progress(f"[{number}/{len(plan.cases)}] {case.name}: {case.description}")
         result = check_case(case, plan, store, folder, provenance, gpus)
         progress(f"[{number}/{len(plan.cases)}] {case.name}: {result.verdict}")
         results.append(result)
+    if plan.judge is not None:
+        results += vanished_cases(plan.judge, plan.lane, discover_cases())
+    results, counted = apply_quarantine(results, quarantine)
     ran = [r for r in results if r.verdict is not Verdict.SKIPPED]
-    verdict = worst(result.verdict for result in results)
+    verdict = worst(counted)
     canary, message = None, ""
     if ran and any(r.compared for r in ran):
         canary, message = check_canary(plan, store, folder, results, progress)
@@ -100,6 +108,8 @@ def run_check(plan: CheckPlan, folder: RunFolder, progress: Progress) -> CheckRe
             verdict = Verdict.INVALID
     elif not ran:
         message = "nothing was compared: no case ran"
+    if ran and not counted:
+        message = "nothing was compared: every case that ran is quarantined"
     return CheckResult(
         verdict=verdict,
         lane=plan.lane,
@@ -165,12 +175,17 @@ def check_case(
         seconds = time.monotonic() - began
         return CaseResult(case.name, verdict, seconds=seconds, message=message, **more)
 
+    if gpus < LANES[plan.lane]:
+        return result(
+            Verdict.UNFIT,
+            f"lane {plan.lane} has {LANES[plan.lane]} GPU(s), this machine has {gpus}",
+        )
     reason = case.needs.missing(plan.root, gpus)
     if reason is not None:
         return result(Verdict.SKIPPED, skipped_because=reason)
     problem = None
     try:
-        golden = store.load(plan.lane, case.name)
+        golden = hold_to_base(store.load(plan.lane, case.name), plan.judge)
         if golden.case_digest != case.digest:
             problem = (
                 f"{store.path(plan.lane, case.name)}: recorded of another declaration of the case; "
@@ -229,7 +244,7 @@ def check_canary(
         lane=plan.lane, settings={"stop_after": fault.canary_steps}, fault=fault.plant
     )
     try:
-        golden = store.load(plan.lane, fault.case)
+        golden = hold_to_base(store.load(plan.lane, fault.case), plan.judge)
         trace = run_case(case, options, plan.root, folder.log)
     except (DamagedFileError, RunError) as error:
         # A planted bug that crashes proves nothing about the comparison.

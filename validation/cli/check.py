@@ -26,6 +26,7 @@ from validation.execution import RunError, RunOptions
 from validation.files import encode_json, write_atomically
 from validation.goldens import GoldenStore
 from validation.goldens.acceptance import RefusedError, refuse_dirty
+from validation.goldens.judge import check_with_base
 from validation.source import find_root, source_digest
 from validation.trace import Trace
 from validation.verdict import CheckResult
@@ -48,6 +49,13 @@ def add_commands(commands: Any) -> None:
     parser.add_argument("--json", action="store_true", help="print the verdict as one JSON object")
     parser.add_argument("--report", type=Path, metavar="DIR", help="also write report.html to DIR")
     parser.add_argument("--junit", type=Path, metavar="FILE", help="also write JUnit XML to FILE")
+    parser.add_argument(
+        "--judge",
+        metavar="REV",
+        help="let the gate of a base revision judge: its comparator, cases and tolerances",
+    )
+    # How --judge reaches the base's own gate.
+    parser.add_argument("--judged-by", type=Path, metavar="DIR", help=argparse.SUPPRESS)
     parser.set_defaults(func=check)
 
     parser = commands.add_parser(
@@ -65,13 +73,17 @@ def add_commands(commands: Any) -> None:
 
 def check(options: argparse.Namespace) -> int:
     """Runs the check and every sink; returns the verdict's exit code."""
-    root, lane = find_root(), chosen_lane(options)
+    root = find_root()
+    if options.judge:
+        return check_with_base(root, options.judge, _words(options))
+    lane = chosen_lane(options)
     plan = CheckPlan(
         root=root,
         lane=lane,
         cases=chosen_cases(discover_cases(), options.case, lane),
         faults=list(discover_faults().values()),
         exact=options.exact,
+        judge=options.judged_by,
         command=["golden", *sys.argv[1:]],
     )
     progress = Progress()
@@ -88,6 +100,16 @@ def check(options: argparse.Namespace) -> int:
         print(f"run: {folder.path.relative_to(root)}")
     publish(folder, progress)
     return result.exit_code
+
+
+def _words(options: argparse.Namespace) -> list[str]:
+    """The command line again, without --judge."""
+    words = list(options.case)
+    words += ["--lane", options.lane] if options.lane else []
+    words += ["--exact"] if options.exact else []
+    words += ["--json"] if options.json else []
+    words += ["--report", str(options.report)] if options.report else []
+    return words + (["--junit", str(options.junit)] if options.junit else [])
 
 
 def write_sinks(

@@ -28,6 +28,7 @@ from validation.files import (
     to_float,
     write_atomically,
 )
+from validation.goldens.merge import refuse_conflict
 from validation.trace.model import Trace
 from validation.trace.storage import (
     CURVES,
@@ -111,7 +112,9 @@ class GoldenStore:
             raise MissingGoldenError(
                 f"{path}: no golden; record one with `golden update {case} --reason TEXT`"
             )
-        head = decode_json(read_file(path), path)
+        content = read_file(path)
+        refuse_conflict(path, content, case)
+        head = decode_json(content, path)
         check_schema(head, path)
         recorded = head.pop("digest", None)
         if recorded != digest(encode_json(head)):

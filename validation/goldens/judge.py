@@ -1,0 +1,103 @@
+"""`golden check --judge REV`: the base revision's gate judges this tree.
+
+A change must not loosen its own judge. The comparator, the cases and the faults are the ones of the
+`validation` package at the base revision, run from outside the checkout; the accepted values are
+this tree's, which reviewers see, and the tolerances are the base's for every golden that it has.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from validation.goldens.store import Golden, GoldenStore, MissingGoldenError
+from validation.source import RepositoryError, git
+from validation.verdict import CaseResult, Verdict
+
+
+def hold_to_base(golden: Golden, judge: Path | None) -> Golden:
+    """The golden with the base's tolerances, if the base has this golden.
+
+    Args:
+        golden: this tree's.
+        judge: `goldens/` of the base; None leaves the golden as it is.
+
+    Raises:
+        DamagedFileError: the base's golden is damaged.
+    """
+    if judge is None:
+        return golden
+    try:
+        base = GoldenStore(judge).load(golden.lane, golden.case)
+    except MissingGoldenError:
+        return golden
+    return replace(golden, tolerances=base.tolerances)
+
+
+def vanished_cases(judge: Path, lane: str, declared: Collection[str]) -> list[CaseResult]:
+    """An INVALID result for every golden of the base whose case is not declared any more."""
+    return [
+        CaseResult(
+            name,
+            Verdict.INVALID,
+            message=f"the base has a golden of {lane}/{name}, and no case of that name is left",
+        )
+        for name in GoldenStore(judge).names(lane)
+        if name not in declared
+    ]
+
+
+def check_with_base(root: Path, revision: str, words: Sequence[str]) -> int:
+    """Runs `golden check` as it was at a revision, on this tree; returns its exit code.
+
+    Args:
+        root: the repository.
+        revision: the base.
+        words: of `golden check`, without `--judge`.
+
+    Raises:
+        RepositoryError: there is no such revision.
+    """
+    with checked_out(root, revision, ("validation", "goldens")) as base:
+        command = [sys.executable, "-P", "-m", "validation.cli", "check", *words]
+        command += ["--judged-by", str(base / "goldens")]
+        # Where the base has no gate of its own, the installed one judges by the base's goldens.
+        inherited = os.environ.get("PYTHONPATH")
+        path = os.pathsep.join(part for part in (str(base), inherited, str(root)) if part)
+        done = subprocess.run(
+            command, cwd=root, env={**os.environ, "PYTHONPATH": path}, check=False
+        )
+    return done.returncode
+
+
+@contextlib.contextmanager
+def checked_out(root: Path, revision: str, folders: Sequence[str]) -> Iterator[Path]:
+    """A temporary folder with what a revision has of some folders; absent ones are left out.
+
+    Raises:
+        RepositoryError: there is no such revision.
+    """
+    try:
+        commit = git(root, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}").strip()
+    except RepositoryError as error:
+        raise RepositoryError(f"{revision}: not a revision of {root}") from error
+    present = git(root, "ls-tree", "--name-only", commit).splitlines()
+    wanted = [name for name in folders if name in present]
+    with tempfile.TemporaryDirectory(prefix="golden-base-") as folder:
+        if wanted:
+            packed = subprocess.run(
+                ["git", "-C", str(root), "archive", commit, *wanted],
+                capture_output=True,
+                check=True,
+            )
+            with tarfile.open(fileobj=io.BytesIO(packed.stdout)) as archive:
+                archive.extractall(folder, filter="data")
+        yield Path(folder)

@@ -1,0 +1,136 @@
+"""Goldens in git: the merge driver, the text of diffs, and their setup in a clone.
+
+A golden that both sides of a merge have accepted belongs to neither merged tree. The driver picks
+no side: it leaves a `golden.json` that names both acceptances, which is INVALID until
+`golden rebase` has recorded the merged code.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from validation.files import (
+    SCHEMA,
+    DamagedFileError,
+    decode_json,
+    encode_json,
+    read_file,
+    write_atomically,
+)
+from validation.source import git
+
+ATTRIBUTES = "goldens/*/*/golden.json merge=golden diff=golden"
+_CONFLICT = "conflict"
+_MARKERS = (b"<<<<<<<", b">>>>>>>")
+
+
+class ConflictedGoldenError(DamagedFileError):
+    """A golden that two branches accepted; the message names both acceptances."""
+
+
+def merge_heads(base: Path, ours: Path, theirs: Path) -> None:
+    """The merge driver's work: replaces `ours` by a head that names both acceptances.
+
+    Args:
+        base: the common ancestor's `golden.json`; empty when both sides added it.
+        ours: this branch's, overwritten.
+        theirs: the other branch's.
+    """
+    mine, other = _head(ours), _head(theirs)
+    write_atomically(
+        ours,
+        encode_json(
+            {
+                "schema": SCHEMA,
+                "case": mine.get("case") or other.get("case"),
+                "lane": mine.get("lane") or other.get("lane"),
+                _CONFLICT: {"base": _head(base), "ours": mine, "theirs": other},
+            }
+        ),
+    )
+
+
+def refuse_conflict(path: Path, content: bytes, case: str) -> None:
+    """Raises `ConflictedGoldenError` when a `golden.json` holds a merge of two acceptances.
+
+    Args:
+        path: of the file, for the message.
+        content: its bytes, which need not be JSON.
+        case: its name, for the command to run.
+    """
+    sides = conflict_reasons(path, content)
+    if sides is None:
+        return
+    reasons = "; ".join(f"{name}: {reason!r}" for name, reason in sides)
+    raise ConflictedGoldenError(
+        f"{path}: two branches accepted this golden ({reasons}); "
+        f"record the merged code with `golden rebase {case}`"
+    )
+
+
+def conflict_reasons(path: Path, content: bytes) -> list[tuple[str, str]] | None:
+    """The (side, reason) of both acceptances in a merged `golden.json`; None when not merged."""
+    if any(marker in content for marker in _MARKERS):
+        found = re.findall(rb'"reason": "((?:[^"\\]|\\.)*)"', content)
+        reasons = [reason.decode(errors="replace") for reason in found]
+        return [("one", reasons[0]), ("other", reasons[-1])] if reasons else [("both", "unknown")]
+    try:
+        conflict = decode_json(content, path).get(_CONFLICT)
+    except DamagedFileError:
+        return None
+    if not isinstance(conflict, dict):
+        return None
+    return [(side, _reason(conflict.get(side))) for side in ("ours", "theirs")]
+
+
+def conflicting_heads(path: Path) -> Mapping[str, Any]:
+    """Both heads of a conflict that the driver wrote, by side; empty for git's own markers."""
+    try:
+        conflict = decode_json(read_file(path), path).get(_CONFLICT)
+    except DamagedFileError:
+        return {}
+    return conflict if isinstance(conflict, dict) else {}
+
+
+def set_up(root: Path, program: Sequence[str] = ("golden",)) -> list[str]:
+    """Tells this clone's git how goldens merge and diff; returns what it did, in lines.
+
+    `.gitattributes` is committed once for everybody; git's configuration is each clone's own.
+    """
+    command = " ".join(program)
+    done = []
+    for name, value in (
+        ("merge.golden.name", "mark goldens that both sides accepted"),
+        ("merge.golden.driver", f"{command} merge-driver %O %A %B"),
+        ("diff.golden.textconv", f"{command} show"),
+    ):
+        git(root, "config", name, value)
+        done.append(f"git config {name} {value!r}")
+    attributes = root / ".gitattributes"
+    text = attributes.read_text() if attributes.exists() else ""
+    if ATTRIBUTES not in text.splitlines():
+        separator = "" if not text or text.endswith("\n") else "\n"
+        write_atomically(attributes, f"{text}{separator}{ATTRIBUTES}\n".encode())
+        done.append(f"{attributes.name}: {ATTRIBUTES} (commit it)")
+    return done
+
+
+def _head(path: Path) -> dict[str, Any]:
+    """A side's head, or what can be told of one that cannot be read."""
+    content = read_file(path)
+    if not content:
+        return {}
+    try:
+        return decode_json(content, path)
+    except DamagedFileError as error:
+        return {"damaged": str(error)}
+
+
+def _reason(head: Any) -> str:
+    accepted = head.get("accepted") if isinstance(head, dict) else None
+    if isinstance(accepted, dict) and accepted.get("reason"):
+        return str(accepted["reason"])
+    return "unknown"
