@@ -29,9 +29,9 @@ def document_text(tokenizer: O200kHarmonyTokenizer, tokens: Any, mask: Any, span
     start = 0
     for end in range(1, len(tokens) + 1):
         control = int(tokens[end - 1]) >= BASE_SIZE
-        if end < len(tokens) and labels[end] == labels[start] and not control:
-            if int(tokens[end]) < BASE_SIZE:
-                continue
+        same_label = end < len(tokens) and labels[end] == labels[start]
+        if same_label and not control and int(tokens[end]) < BASE_SIZE:
+            continue
         run = tokens[start:end].tolist()
         style = _STYLES[labels[start]] + (" bold" if control else "")
         text.append(tokenizer.detokenize(run), style)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from decimal import Decimal
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -77,10 +78,7 @@ class BlockEncoder:
         ):
             content = memoryview(array).cast("B") if array.size else memoryview(b"")
             edges = [0, *(ends * array.itemsize).tolist()]
-            digests = [
-                document_digest(content[start:end])
-                for start, end in zip(edges, edges[1:], strict=False)
-            ]
+            digests = [document_digest(content[start:end]) for start, end in pairwise(edges)]
             records[name] = _opaque(digests, 8)
         records["check"] = record_checks(records)
         valid = np.fromiter((self._is_valid(i) for i in ids), np.bool_, len(ids))

@@ -14,7 +14,7 @@ _BAR_SECONDS = 0.2
 
 
 class ProgressDisplay:
-    """Shows rows, tokens, rate and the time left; a context manager that is called with progress."""
+    """Shows rows, tokens, rate and time left; a context manager that is called with progress."""
 
     def __init__(self) -> None:
         self._tty = sys.stderr.isatty()

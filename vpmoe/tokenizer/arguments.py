@@ -16,9 +16,9 @@ def add_tokenizer_args(parser: argparse.ArgumentParser) -> argparse.ArgumentPars
     group.add_argument(
         "--legacy-tokenizer",
         action="store_true",
-        help="Megatron's builder with any other --tokenizer-type, for experiments away from "
-        "vpMoE: its ids are not o200k Harmony's, so the padded vocabulary is no longer locked and "
-        "SYNTH data and checkpoints of vpMoE don't fit. Off by default.",
+        help="Megatron's builder of other tokenizers. Off, and refused in training: vpMoE's data, "
+        "checkpoints and vocabulary hold o200k Harmony ids, which mean nothing to another "
+        "tokenizer.",
     )
     return parser
 
@@ -29,15 +29,19 @@ def validate_tokenizer_args(args: argparse.Namespace) -> None:
     Installs the vocabulary when it is missing.
 
     Raises:
-        ValueError: another tokenizer without --legacy-tokenizer, another vocabulary size, a
+        ValueError: another tokenizer, another vocabulary size, a
             tensor-parallel size that does not divide it, or a bad vocabulary file.
     """
-    if args.tokenizer_type != TOKENIZER_TYPE:
-        _validate_legacy(args)
-        return
     if args.legacy_tokenizer:
         raise ValueError(
-            f"--legacy-tokenizer is for other tokenizers; leave it out with {TOKENIZER_TYPE}"
+            "--legacy-tokenizer would let Megatron build another tokenizer; vpMoE's data, "
+            "checkpoints and vocabulary hold o200k Harmony ids, which would silently mean other "
+            f"text. Leave it out and use --tokenizer-type {TOKENIZER_TYPE}"
+        )
+    if args.tokenizer_type != TOKENIZER_TYPE:
+        raise ValueError(
+            f"--tokenizer-type {args.tokenizer_type}: vpMoE trains with {TOKENIZER_TYPE}, whose "
+            "ids its data and checkpoints hold"
         )
     if args.padded_vocab_size not in (None, PADDED_VOCAB_SIZE):
         raise ValueError(
@@ -56,17 +60,3 @@ def validate_tokenizer_args(args: argparse.Namespace) -> None:
     # Megatron pads to a multiple of 128 * TP (201,216 at TP=2) unless the size is set already.
     args.padded_vocab_size = PADDED_VOCAB_SIZE
     args.tokenizer_model = str(ensure_asset(args.tokenizer_model or DEFAULT_PATH))
-
-
-def _validate_legacy(args: argparse.Namespace) -> None:
-    if not args.legacy_tokenizer:
-        raise ValueError(
-            f"--tokenizer-type {args.tokenizer_type}: vpMoE trains with {TOKENIZER_TYPE}, whose "
-            "ids its data and checkpoints hold. --legacy-tokenizer permits Megatron's other "
-            "tokenizers, for experiments that share neither"
-        )
-    if getattr(args, "synth_kd_data", None):
-        raise ValueError(
-            "--legacy-tokenizer: --synth-kd-data holds o200k Harmony ids; they mean nothing to "
-            f"{args.tokenizer_type}"
-        )

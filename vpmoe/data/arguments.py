@@ -1,0 +1,69 @@
+"""Flags of the training data, beside Megatron's `--reset-position-ids` and the like."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+
+from vpmoe.data.dataset_files import read_manifest
+
+
+def add_data_args(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Adds vpMoE's data flags to Megatron's parser."""
+    group = parser.add_argument_group(title="vpMoE data")
+    group.add_argument(
+        "--synth-kd-data",
+        metavar="DIR",
+        help="dataset to train on, as `vpmoe data build` writes it; --reset-position-ids and "
+        "--reset-attention-mask restart positions and attention at every conversation",
+    )
+    group.add_argument(
+        "--kd-span-weight-reasoning",
+        type=float,
+        metavar="W",
+        help="weight of the mean loss over the reasoning (analysis) tokens of the global batch. "
+        "With either weight set the loss is W_r mean(reasoning) + W_f mean(final), the other one "
+        "being 1; with none it is the mean over all supervised tokens",
+    )
+    group.add_argument(
+        "--kd-span-weight-final",
+        type=float,
+        metavar="W",
+        help="weight of the mean loss over the final-answer tokens of the global batch",
+    )
+    return parser
+
+
+def validate_data_args(args: argparse.Namespace) -> None:
+    """Checks the data flags, and that the dataset is one.
+
+    Raises:
+        ValueError: no dataset, a damaged manifest, another source of data beside it, or weights
+            that are no weights.
+    """
+    if args.synth_kd_data is None:
+        raise ValueError("--synth-kd-data DIR is required: build one with `vpmoe data build`")
+    others = [
+        "--" + name.replace("_", "-")
+        for name in ("data_path", "train_data_path", "valid_data_path", "test_data_path")
+        if getattr(args, name, None)
+    ]
+    others += ["--mock-data"] if getattr(args, "mock_data", False) else []
+    if others:
+        raise ValueError(f"--synth-kd-data is the only source of data; leave out {others[0]}")
+    for name in ("reasoning", "final"):
+        weight = getattr(args, f"kd_span_weight_{name}")
+        if weight is not None and not (math.isfinite(weight) and weight >= 0):
+            raise ValueError(f"--kd-span-weight-{name} {weight}: must be a number >= 0")
+    if span_weights(args) == (0, 0):
+        raise ValueError("--kd-span-weight-reasoning and -final are both 0: nothing to train on")
+    read_manifest(Path(args.synth_kd_data))
+
+
+def span_weights(args: argparse.Namespace) -> tuple[float, float] | None:
+    """Weights (reasoning, final) of the span loss; None for the plain masked mean."""
+    reasoning, final = args.kd_span_weight_reasoning, args.kd_span_weight_final
+    if reasoning is None and final is None:
+        return None
+    return (1.0 if reasoning is None else reasoning, 1.0 if final is None else final)

@@ -1,0 +1,171 @@
+"""Samples for training: documents of a shuffled epoch, concatenated and cut, Megatron's way.
+
+The order of documents and samples is computed by Megatron's own GPTDataset (document, sample and
+shuffle index); here each sample also gets its loss mask, its spans and its document boundaries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from megatron.core import parallel_state
+from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
+from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
+from megatron.core.datasets.utils import Split
+from megatron.training import get_args, get_tokenizer, print_rank_0
+
+from vpmoe.data.dataset_files import read_manifest
+from vpmoe.data.documents import DocumentStore
+
+_SPLITS = {"train": Split.train, "valid": Split.valid}
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A run of tokens of one document in a sample."""
+
+    document: int
+    offset: int
+    length: int
+
+
+class SynthKDDataset(GPTDataset):
+    """Packed samples of one split.
+
+    Args:
+        documents: the split's documents.
+        num_samples: how many samples are wanted; epochs repeat until there are as many. None takes
+            one epoch.
+        config: Megatron's; `sequence_length`, `random_seed`, `reset_position_ids`,
+            `reset_attention_mask` and `path_to_cache` are read.
+    """
+
+    def __init__(
+        self, documents: DocumentStore, num_samples: int | None, config: GPTDatasetConfig
+    ) -> None:
+        super().__init__(
+            documents,
+            documents.digest,  # names Megatron's cache of indices
+            np.arange(len(documents), dtype=np.int32),
+            num_samples,
+            _SPLITS[documents.split],
+            config,
+        )
+
+    def pieces(self, index: int) -> list[Piece]:
+        """Where the `sequence_length + 1` tokens of a sample come from, in order."""
+        if self.shuffle_index is None:  # --dataloader-defer-npy-index-mmap: Megatron maps it now
+            self._query_document_sample_shuffle_indices(index)
+        position = self.shuffle_index[index]
+        first, offset = (int(n) for n in self.sample_index[position])
+        last, last_offset = (int(n) for n in self.sample_index[position + 1])
+        pieces = []
+        for slot in range(first, last + 1):
+            document = int(self.document_index[slot])
+            start = offset if slot == first else 0
+            end = last_offset + 1 if slot == last else int(self.dataset.sequence_lengths[document])
+            pieces.append(Piece(document, start, end - start))
+        return pieces
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        """One sample of s tokens.
+
+        Returns:
+            `tokens` and `labels` int64 [s]; `loss_mask` float32 [s] and `span_id` int64 [s]
+            (0 none, 1 reasoning, 2 final), both of the label; `position_ids` int64 [s], restarting
+            at documents under `reset_position_ids`; and under `reset_attention_mask`
+            `document_ids` int32 [s], which count the sample's documents from 0.
+
+        Raises:
+            CorruptDatasetError: a document is not what was built.
+        """
+        pieces = self.pieces(index)
+        read = [self.dataset.read(p.document, p.offset, p.length) for p in pieces]
+        text, mask, span = (
+            np.concatenate([part[name] for part in read]).astype(np.int64)
+            for name in ("tokens", "lossmask", "span")
+        )
+        lengths = [piece.length for piece in pieces]
+        sample = {
+            "tokens": torch.from_numpy(text[:-1].copy()),
+            "labels": torch.from_numpy(text[1:].copy()),
+            "loss_mask": torch.from_numpy(mask[:-1].astype(np.float32)),
+            "span_id": torch.from_numpy(span[:-1].copy()),
+            "position_ids": torch.from_numpy(self._positions(lengths)),
+        }
+        if self.config.reset_attention_mask:
+            documents = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)[:-1]
+            sample["document_ids"] = torch.from_numpy(documents)
+        return sample
+
+    def _positions(self, lengths: Sequence[int]) -> np.ndarray:
+        positions = np.arange(sum(lengths) - 1, dtype=np.int64)
+        if self.config.reset_position_ids:
+            starts = np.cumsum([0, *lengths[:-1]])
+            positions -= np.repeat(starts, lengths)[:-1]
+        return positions
+
+
+def train_valid_test_datasets_provider(
+    train_val_test_num_samples: Sequence[int | None], vp_stage: int | None = None
+) -> tuple[SynthKDDataset | None, SynthKDDataset | None, None]:
+    """Megatron's dataset provider over `--synth-kd-data`.
+
+    Every pipeline stage gets samples, since all of them need positions and documents; of the
+    tensor-parallel ranks only the first does, and sends its batches to the others.
+
+    Args:
+        train_val_test_num_samples: samples wanted of each split; None is one epoch.
+        vp_stage: Megatron's virtual pipeline stage; all get the same samples.
+
+    Returns:
+        The train and valid datasets and None for test; None where the dataset has no such
+        documents, and on ranks that read none.
+
+    Raises:
+        DataError: a damaged dataset, or one without train documents.
+    """
+    del vp_stage
+    args = get_args()
+    folder = Path(args.synth_kd_data)
+    config = GPTDatasetConfig(
+        random_seed=args.seed,
+        sequence_length=args.seq_length,
+        path_to_cache=args.data_cache_path,
+        fast_cache_load=args.dataloader_fast_cache_load,
+        defer_npy_index_mmap=args.dataloader_defer_npy_index_mmap,
+        tokenizer=get_tokenizer(),
+        reset_position_ids=args.reset_position_ids,
+        reset_attention_mask=args.reset_attention_mask,
+        eod_mask_loss=False,
+        create_attention_mask=False,
+    )
+    print_rank_0(f"> building SYNTH train and valid datasets from {folder} ...")
+    manifest = read_manifest(folder)
+    train, valid = (
+        _build(folder, split, count, config)
+        if split == "train" or manifest["splits"][split]["rows"]
+        else None
+        for split, count in zip(("train", "valid"), train_val_test_num_samples, strict=False)
+    )
+    return train, valid, None
+
+
+train_valid_test_datasets_provider.is_distributed = True  # type: ignore[attr-defined]
+
+
+def _build(
+    folder: Path, split: str, num_samples: int | None, config: GPTDatasetConfig
+) -> SynthKDDataset | None:
+    def build() -> SynthKDDataset:
+        return SynthKDDataset(DocumentStore(folder, split), num_samples, config)
+
+    # Rank 0 first, so that the others find the cache of indices, if one was asked for.
+    dataset: SynthKDDataset | None = BlendedMegatronDatasetBuilder.build_generic_dataset(
+        build, lambda: parallel_state.get_tensor_model_parallel_rank() == 0, True
+    )
+    return dataset
