@@ -5,6 +5,7 @@ SQLite store a server is started on the loopback interface and ends with the com
 """
 
 import collections
+import json
 import os
 import signal
 import socket
@@ -13,6 +14,7 @@ import sys
 import threading
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 import webbrowser
 from collections.abc import Callable, Iterator
@@ -122,9 +124,10 @@ def serve(
     target = resolve_store(store)
     try:
         with _ending_on_signals(), running_server(target, host=host, port=port) as server:
-            announce(f"MLflow: {server.url}")
+            page = _landing_page(server.url)
+            announce(f"MLflow: {page}")
             if open_browser:
-                webbrowser.open(server.url)
+                webbrowser.open(page)
             if server.process is None:
                 return 0
             announce("Press Ctrl-C to stop.")
@@ -133,6 +136,21 @@ def serve(
         announce("stopped")
         return 0
     raise TrackingError(f"the MLflow server ended by itself with status {status}")
+
+
+def _landing_page(url: str) -> str:
+    """Return the page of the lane's checks when there is one lane, else the list of lanes."""
+    query = urllib.parse.urlencode({"max_results": 100, "filter": "name LIKE 'golden/%'"})
+    try:
+        with urllib.request.urlopen(  # noqa: S310
+            f"{url}/api/2.0/mlflow/experiments/search?{query}", timeout=10
+        ) as answer:
+            lanes = json.load(answer).get("experiments", [])
+    except (OSError, ValueError):
+        return url
+    if len(lanes) == 1:
+        return f"{url}/#/experiments/{int(lanes[0]['experiment_id'])}/runs"
+    return f"{url}/#/experiments"
 
 
 @contextmanager
