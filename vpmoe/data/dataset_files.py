@@ -147,14 +147,22 @@ class Shard:
         Raises:
             CorruptDatasetError: names file, document and, for a foreign id, the offset.
         """
-        self.verify_sizes()
-        self._verify_records()
-        self._verify_indices()
+        self.verify_structure()
         for document in range(self.rows):
             self.verify_document(document)
         if hash_files:
             for name, facts in self.files.items():
                 _verify_hash(self.folder / name, facts["sha256"])
+
+    def verify_structure(self) -> None:
+        """Checks sizes, document records and indices: all but the documents themselves.
+
+        Raises:
+            CorruptDatasetError: names file and document.
+        """
+        self.verify_sizes()
+        self._verify_records()
+        self._verify_indices()
 
     def verify_sizes(self) -> None:
         """Checks that every file is there, with its size.
@@ -207,10 +215,13 @@ class Shard:
 
     def _verify_records(self) -> None:
         path = records_path(self.folder, self.name)
-        bad = np.flatnonzero(record_checks(self.records) != self.records["check"])
-        if bad.size:
-            raise CorruptDatasetError(f"{path}: document {int(bad[0])}: damaged record")
-        _verify_hash(path, self.files[path.name]["sha256"])
+        try:
+            _verify_hash(path, self.files[path.name]["sha256"])
+        except CorruptDatasetError as error:
+            bad = np.flatnonzero(record_checks(self.records) != self.records["check"])
+            if not bad.size:
+                raise
+            raise CorruptDatasetError(f"{path}: document {int(bad[0])}: damaged record") from error
         if self.lengths.min() < 1 or int(self.lengths.sum(dtype=np.int64)) != self.tokens:
             raise CorruptDatasetError(f"{path}: lengths do not add up to {self.tokens} tokens")
 
