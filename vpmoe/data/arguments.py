@@ -21,14 +21,15 @@ def add_data_args(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     group.add_argument(
         "--kd-span-weight-reasoning",
         type=float,
+        default=1.0,
         metavar="W",
-        help="weight of the mean loss over the reasoning (analysis) tokens of the global batch. "
-        "With either weight set the loss is W_r mean(reasoning) + W_f mean(final), the other one "
-        "being 1; with none it is the mean over all supervised tokens",
+        help="weight of the mean loss over the reasoning (analysis) tokens of the global batch: the "
+        "loss is W_r mean(reasoning) + W_f mean(final)",
     )
     group.add_argument(
         "--kd-span-weight-final",
         type=float,
+        default=1.0,
         metavar="W",
         help="weight of the mean loss over the final-answer tokens of the global batch",
     )
@@ -52,18 +53,10 @@ def validate_data_args(args: argparse.Namespace) -> None:
     others += ["--mock-data"] if getattr(args, "mock_data", False) else []
     if others:
         raise ValueError(f"--synth-kd-data is the only source of data; leave out {others[0]}")
-    for name in ("reasoning", "final"):
-        weight = getattr(args, f"kd_span_weight_{name}")
-        if weight is not None and not (math.isfinite(weight) and weight >= 0):
+    weights = (args.kd_span_weight_reasoning, args.kd_span_weight_final)
+    for name, weight in zip(("reasoning", "final"), weights, strict=True):
+        if not (math.isfinite(weight) and weight >= 0):
             raise ValueError(f"--kd-span-weight-{name} {weight}: must be a number >= 0")
-    if span_weights(args) == (0, 0):
+    if weights == (0, 0):
         raise ValueError("--kd-span-weight-reasoning and -final are both 0: nothing to train on")
     read_manifest(Path(args.synth_kd_data))
-
-
-def span_weights(args: argparse.Namespace) -> tuple[float, float] | None:
-    """Weights (reasoning, final) of the span loss; None for the plain masked mean."""
-    reasoning, final = args.kd_span_weight_reasoning, args.kd_span_weight_final
-    if reasoning is None and final is None:
-        return None
-    return (1.0 if reasoning is None else reasoning, 1.0 if final is None else final)
