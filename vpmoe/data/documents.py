@@ -1,0 +1,86 @@
+"""The documents of one split, over all its shards, verified as they are read."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vpmoe.data.dataset_files import open_shards, read_manifest
+from vpmoe.data.errors import DataError
+
+
+class DocumentStore:
+    """Documents of a split, numbered through its shards in order.
+
+    Opening checks every file's size, the document records and the indices; a document's own bytes
+    are checked when a process first reads it.
+
+    Args:
+        folder: a dataset, as `vpmoe data build` writes it.
+        split: `train` or `valid`.
+
+    Raises:
+        DataError: no dataset, a damaged one, or a split without documents.
+    """
+
+    def __init__(self, folder: Path | str, split: str) -> None:
+        manifest = read_manifest(Path(folder))
+        self.folder = Path(folder)
+        self.split = split
+        self.digest = str(manifest["digest"])
+        self._shards = open_shards(self.folder, manifest, (split,))
+        if not self._shards:
+            raise DataError(f"{folder}: no {split} documents; build with another --valid-fraction")
+        for shard in self._shards:
+            shard.verify_sizes()
+            shard.verify_structure()
+        self._first = np.cumsum([0, *(shard.rows for shard in self._shards)])
+        self._verified = np.zeros(len(self), np.bool_)
+
+    def __len__(self) -> int:
+        return int(self._first[-1])
+
+    @cached_property
+    def sequence_lengths(self) -> npt.NDArray[np.int32]:
+        """Tokens of every document, int32 [documents]."""
+        return np.concatenate([shard.lengths for shard in self._shards]).astype(np.int32)
+
+    def locate(self, document: int) -> tuple[str, int]:
+        """Name of the shard that holds a document, and its number there."""
+        shard = int(np.searchsorted(self._first, document, side="right")) - 1
+        return self._shards[shard].name, document - int(self._first[shard])
+
+    def row_id(self, document: int) -> str:
+        """BLAKE2b-16 of the id of the document's row, hexadecimal."""
+        number = int(np.searchsorted(self._first, document, side="right")) - 1
+        record = self._shards[number].records[document - int(self._first[number])]
+        return bytes(record["id"].tobytes()).hex()
+
+    def read(self, document: int, offset: int = 0, length: int | None = None) -> dict[str, Any]:
+        """A piece of a document.
+
+        Args:
+            document: its number.
+            offset: first token.
+            length: how many tokens; to the end when None.
+
+        Returns:
+            `tokens` int32, `lossmask` and `span` uint8, each [length].
+
+        Raises:
+            CorruptDatasetError: the document is not what was built; names file, document, offset.
+        """
+        number = int(np.searchsorted(self._first, document, side="right")) - 1
+        shard = self._shards[number]
+        local = document - int(self._first[number])
+        if not self._verified[document]:
+            shard.verify_document(local)
+            self._verified[document] = True
+        size = int(shard.lengths[local])
+        start = int(shard.starts[local]) + offset
+        end = start + (size - offset if length is None else length)
+        return {name: array[start:end] for name, array in shard.arrays.items()}
