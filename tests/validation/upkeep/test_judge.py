@@ -1,0 +1,50 @@
+"""With `--judge REV` the base's gate judges: a change cannot loosen its own judge."""
+
+import json
+from typing import Any
+
+from validation.compare import Tolerances
+from validation.goldens import GoldenStore
+
+
+def loosen(project: Any, case: str) -> None:
+    """Tolerances a thousand times too wide, as a careless or malicious change would have them."""
+    from dataclasses import replace
+
+    store = GoldenStore(project.root / "goldens")
+    golden = store.load("cpu", case)
+    wide = {
+        name: {step: 1.0 for step in steps} for name, steps in golden.tolerances.classes.items()
+    }
+    store.save(replace(golden, tolerances=Tolerances(wide)))
+
+
+def test_the_bases_tolerances_hold(golden_project: Any) -> None:
+    project = golden_project
+    project.edit("WIDTH**-0.5", "WIDTH**-0.5 * 1.01")
+    loosen(project, "plain_loss")
+    # The planted canary is larger than the loosened tolerances too; the verdict is not FAIL.
+    assert project.golden("check", "plain_loss").code != 1
+    answer = project.golden("check", "plain_loss", "--judge", "HEAD", "--json")
+    assert answer.code == 1, answer.err
+    assert json.loads(answer.out)["cases"][0]["first_divergence"]["module"] == "1.out"
+
+
+def test_a_case_that_the_change_removes_is_missed(golden_project: Any) -> None:
+    project = golden_project
+    project.edit('name="plain_seed"', 'name="plain_other"', "plain_cases.py")
+    project.edit('case="plain_seed"', 'case="plain_loss"', "plain_cases.py")
+    answer = project.golden("check", "--judge", "HEAD", "--json")
+    assert answer.code == 3
+    vanished = {case["case"]: case for case in answer.json()["cases"]}["plain_seed"]
+    assert vanished["verdict"] == "INVALID"
+    assert "no case of that name" in vanished["message"]
+
+
+def test_an_unchanged_tree_passes_its_base_and_an_unknown_base_is_refused(
+    golden_project: Any,
+) -> None:
+    assert golden_project.golden("check", "plain_seed", "--judge", "HEAD").code == 0
+    answer = golden_project.golden("check", "--judge", "no-such-revision")
+    assert answer.code == 2
+    assert "no-such-revision" in answer.err
