@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import sys
 import traceback
@@ -26,7 +27,7 @@ from vpmoe.runtime.patches import replaced, skip_helper_build
 
 _MEGATRON_FLAGS = """
 --eval-iters 0 --eval-interval 1000000 --no-one-logger --ckpt-format torch_dist --log-interval 1
---tokenizer-type NullTokenizer --num-workers 0 --lr 1e-2 --lr-decay-style constant --adam-eps 1e-5
+--tokenizer-type NullTokenizer --num-workers 0 --lr 1e-2 --lr-decay-style constant --adam-eps 1e-3
 """
 BASE_FLAGS = (*detect_lane().default_flags, *_MEGATRON_FLAGS.split())
 
@@ -178,6 +179,23 @@ def start(run: dict[str, Any], rank: int, port: int) -> int:
     return child
 
 
+def wait(children: list[int]) -> bool:
+    """Waits for a run's ranks; a rank that fails takes the others, which would wait for it, along.
+
+    Returns:
+        Whether all of them exited with 0.
+    """
+    running, good = set(children), True
+    while running:
+        child, status = os.waitpid(-1, 0)
+        running.discard(child)
+        if os.waitstatus_to_exitcode(status) != 0 and good:
+            good = False
+            for other in running:
+                os.kill(other, signal.SIGKILL)
+    return good
+
+
 def main(words: list[str]) -> int:
     """Runs a plan, one run after the other, or one rank on a GPU."""
     torch.set_num_threads(1)
@@ -193,8 +211,7 @@ def main(words: list[str]) -> int:
             with socket.socket() as probe:
                 probe.bind(("127.0.0.1", 0))
                 port = probe.getsockname()[1]
-            children = [start(run, rank, port) for rank in range(run["ranks"])]
-            failed += sum(os.waitstatus_to_exitcode(os.waitpid(c, 0)[1]) != 0 for c in children)
+            failed += not wait([start(run, rank, port) for rank in range(run["ranks"])])
     return 1 if failed else 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from megatron.core.dist_checkpointing.mapping import ShardedTensor
+from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel import set_tensor_model_parallel_attributes
 from megatron.core.transformer.module import MegatronModule
@@ -114,7 +114,25 @@ class GroupedExperts(MegatronModule):
                 replica_id=(0, 0, get_pg_rank(self.dp_group)),
                 prepend_axis_num=axes,
             )
+            # Megatron's linear layers save an empty object each, and insist on loading it.
+            experts = get_pg_size(self.ep_group) * self.num_local_experts
+            first = get_pg_rank(self.ep_group) * self.num_local_experts
+            for index in range(self.num_local_experts):
+                state[f"{prefix}{linear}._extra_state{index}"] = ShardedObject(
+                    f"{prefix}experts.{linear}._extra_state",
+                    None,
+                    (*(size for _, _, size in sharded_offsets), experts),
+                    (*(offset for _, offset, _ in sharded_offsets), first + index),
+                    replica_id=(0, get_pg_rank(self.tp_group), get_pg_rank(self.dp_group)),
+                )
         return state
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        for name in [n for n in state_dict if n.startswith(prefix) and "._extra_state" in n]:
+            del state_dict[name]
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
 def grouped_linear(x: torch.Tensor, weight: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
