@@ -172,6 +172,9 @@ def serve() -> int:
             done, status = os.waitpid(pid, os.WNOHANG)
             if done:
                 children.discard(pid)
+                # Helpers that the run started (loaders, checkpoint writers) must not outlive it.
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(pid, signal.SIGKILL)
                 code = os.waitstatus_to_exitcode(status)
                 answers.write(json.dumps({"pid": pid, "code": code}) + "\n")
         if not ready:
