@@ -23,25 +23,26 @@ def add_data_args(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         type=float,
         default=1.0,
         metavar="W",
-        help="weight of the mean loss over the reasoning (analysis) tokens of the global batch: the "
-        "loss is W_r mean(reasoning) + W_f mean(final)",
+        help="weight of the mean loss over the reasoning (analysis) tokens of the global batch: "
+        "the loss is W_r mean(reasoning) + W_f mean(final) (1)",
     )
     group.add_argument(
         "--kd-span-weight-final",
         type=float,
         default=1.0,
         metavar="W",
-        help="weight of the mean loss over the final-answer tokens of the global batch",
+        help="weight of the mean loss over the final-answer tokens of the global batch (1)",
     )
     return parser
 
 
 def validate_data_args(args: argparse.Namespace) -> None:
-    """Checks the data flags, and that the dataset is one.
+    """Checks the data flags, and that the dataset is one; without valid documents there is no
+    evaluation.
 
     Raises:
-        ValueError: no dataset, a damaged manifest, another source of data beside it, or weights
-            that are no weights.
+        ValueError: no dataset, a damaged manifest, another source of data beside it, weights that
+            are no weights, or a batch sampler or sharding that vpMoE's batches don't support.
     """
     if args.synth_kd_data is None:
         raise ValueError("--synth-kd-data DIR is required: build one with `vpmoe data build`")
@@ -59,4 +60,6 @@ def validate_data_args(args: argparse.Namespace) -> None:
             raise ValueError(f"--kd-span-weight-{name} {weight}: must be a number >= 0")
     if weights == (0, 0):
         raise ValueError("--kd-span-weight-reasoning and -final are both 0: nothing to train on")
-    read_manifest(Path(args.synth_kd_data))
+    manifest = read_manifest(Path(args.synth_kd_data))
+    if not manifest["splits"]["valid"]["rows"]:
+        args.eval_iters = 0  # nothing to evaluate on

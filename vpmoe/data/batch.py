@@ -1,7 +1,8 @@
-"""Micro-batches: taken from the iterator a global batch ahead, and broadcast over tensor ranks.
+"""Micro-batches on the device, the same on all tensor-parallel ranks, with their step's counts.
 
-The loss needs the token counts of the whole global batch before the first backward pass, so the
-first `get_batch` of a step takes all its micro-batches and counts.
+The loss divides by numbers of tokens of the whole global batch, which must be known before the
+first backward pass. So the first `get_batch` of a step takes all its micro-batches from the
+iterator, counts, and sums over the data-parallel ranks; the next ones hand out what was taken.
 """
 
 from __future__ import annotations
@@ -14,7 +15,23 @@ from typing import Any
 
 import torch
 
-_FIELDS = ("tokens", "labels", "position_ids", "span_id", "loss_mask")
+Sample = dict[str, torch.Tensor]
+
+# In the order in which they are broadcast; document_ids may be missing.
+_FIELDS = ("tokens", "labels", "loss_mask", "span_id", "position_ids", "document_ids")
+
+
+@dataclass(frozen=True)
+class GlobalBatch:
+    """What a micro-batch's loss must know of its step.
+
+    Attributes:
+        counts: int64 [2]: reasoning and final tokens, over micro-batches and data-parallel ranks.
+        parts: micro-batches of all data-parallel ranks together.
+    """
+
+    counts: torch.Tensor
+    parts: int
 
 
 @dataclass(frozen=True)
@@ -25,13 +42,10 @@ class Batch:
         tokens: int64 [b, s].
         labels: int64 [b, s].
         loss_mask: float32 [b, s].
-        span_id: int64 [b, s]: 0 none, 1 analysis, 2 final; about the label.
+        span_id: int64 [b, s]: 0 none, 1 reasoning, 2 final; of the label.
         position_ids: int64 [b, s].
         document_ids: int32 [b, s], or None when documents may attend to each other.
-        counts: float32 [3]: supervised, analysis and final tokens of the whole global batch, over
-            micro-batches and data-parallel ranks.
-        num_microbatches: micro-batches of the global batch on this rank.
-        data_parallel_size: ranks that `counts` are of.
+        step: of the global batch; None in an evaluation.
     """
 
     tokens: torch.Tensor
@@ -40,53 +54,32 @@ class Batch:
     span_id: torch.Tensor
     position_ids: torch.Tensor
     document_ids: torch.Tensor | None
-    counts: torch.Tensor
-    num_microbatches: int
-    data_parallel_size: int
+    step: GlobalBatch | None
 
 
-# Batches taken ahead, per iterator; interleaved pipeline stages have an iterator each.
-_ahead: weakref.WeakKeyDictionary[Any, deque[Batch]] = weakref.WeakKeyDictionary()
-# Ranks without an iterator (other tensor ranks), by training or evaluation.
-_ahead_without: dict[bool, deque[Batch]] = {True: deque(), False: deque()}
+# Micro-batches taken ahead, per iterator: virtual pipeline stages have one each.
+_taken: weakref.WeakKeyDictionary[Any, deque[tuple[Sample, GlobalBatch]]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
-def get_batch(data_iterator: Iterator[dict[str, torch.Tensor]] | None) -> Batch:
-    """The next micro-batch; collective over the tensor- and data-parallel groups.
+def get_batch(data_iterator: Iterator[Sample] | None) -> Batch:
+    """The next micro-batch; collective over tensor-parallel and data-parallel groups.
 
     Args:
-        data_iterator: yields collated samples of `SynthKDDataset`; None on tensor ranks but the
-            first.
+        data_iterator: yields collated samples of `SynthKDDataset`; None on tensor-parallel ranks
+            but the first, which get theirs from it.
     """
-    if data_iterator is None:
-        waiting = _ahead_without[torch.is_grad_enabled()]
-    else:
-        waiting = _ahead.setdefault(data_iterator, deque())
-    if not waiting:
-        waiting.extend(_take_global_batch(data_iterator))
-    return waiting.popleft()
+    from megatron.core import parallel_state
 
-
-def _take_global_batch(data_iterator: Iterator[dict[str, torch.Tensor]] | None) -> list[Batch]:
-    from megatron.core import mpu
-
-    number = _num_microbatches()
-    samples = _receive(data_iterator, number)
-    counts = count_tokens(samples)
-    group = mpu.get_data_parallel_group(with_context_parallel=True)
-    size = torch.distributed.get_world_size(group)
-    if size > 1:
-        torch.distributed.all_reduce(counts, group=group)
-    return [make_batch(sample, counts, number, size) for sample in samples]
-
-
-def make_batch(
-    sample: dict[str, torch.Tensor],
-    counts: torch.Tensor,
-    num_microbatches: int,
-    data_parallel_size: int,
-) -> Batch:
-    """A micro-batch from the collated fields of `SynthKDDataset` and the counts of its step."""
+    sample: Sample | None = None
+    step: GlobalBatch | None = None
+    if data_iterator is not None:
+        sample, step = _next(data_iterator)
+    if parallel_state.get_tensor_model_parallel_world_size() > 1:
+        sample, step = _broadcast(sample, step)
+    if sample is None:
+        raise ValueError("this rank has no data iterator, and no other rank to get batches from")
     return Batch(
         tokens=sample["tokens"],
         labels=sample["labels"],
@@ -94,83 +87,70 @@ def make_batch(
         span_id=sample["span_id"],
         position_ids=sample["position_ids"],
         document_ids=sample.get("document_ids"),
-        counts=counts,
-        num_microbatches=num_microbatches,
-        data_parallel_size=data_parallel_size,
+        step=step,
     )
 
 
-def count_tokens(samples: list[dict[str, torch.Tensor]]) -> torch.Tensor:
-    """Supervised, analysis and final tokens of micro-batches: float32 [3].
-
-    float32 holds whole numbers up to 2^24; counts above are rounded by less than 6e-8.
-    """
-    counts = [
-        torch.stack(
-            [
-                sample["loss_mask"].sum(dtype=torch.float64),
-                _span_mask(sample, 1).sum(dtype=torch.float64),
-                _span_mask(sample, 2).sum(dtype=torch.float64),
-            ]
-        )
-        for sample in samples
-    ]
-    return torch.stack(counts).sum(0).float()
+def count_spans(samples: list[Sample]) -> torch.Tensor:
+    """Reasoning and final tokens of micro-batches, int64 [2]."""
+    spans = torch.stack([sample["span_id"] for sample in samples])
+    return torch.stack([(spans == 1).sum(), (spans == 2).sum()])
 
 
-def _span_mask(sample: dict[str, torch.Tensor], span: int) -> torch.Tensor:
-    return (sample["span_id"] == span) * sample["loss_mask"]
+def _next(data_iterator: Iterator[Sample]) -> tuple[Sample, GlobalBatch | None]:
+    if not torch.is_grad_enabled():  # an evaluation divides nothing before it has seen everything
+        return _to_device(next(data_iterator)), None
+    waiting = _taken.setdefault(data_iterator, deque())
+    if not waiting:
+        waiting.extend(_take_step(data_iterator))
+    sample, step = waiting.popleft()
+    return _to_device(sample), step
 
 
-def _num_microbatches() -> int:
+def _take_step(data_iterator: Iterator[Sample]) -> list[tuple[Sample, GlobalBatch]]:
+    from megatron.core import parallel_state
     from megatron.core.num_microbatches_calculator import get_num_microbatches
-    from megatron.training import get_args
 
-    if torch.is_grad_enabled():
-        return int(get_num_microbatches())
-    args = get_args()  # evaluation runs without gradients, in batches of its own size
-    return int(
-        args.eval_global_batch_size // (args.eval_micro_batch_size * args.data_parallel_size)
-    )
-
-
-def _receive(
-    data_iterator: Iterator[dict[str, torch.Tensor]] | None, number: int
-) -> list[dict[str, torch.Tensor]]:
-    """Micro-batches on the device, the same on every tensor rank."""
-    from megatron.core import mpu
-
-    group = mpu.get_tensor_model_parallel_group()
-    samples = []
-    if data_iterator is not None:
-        samples = [_to_device(next(data_iterator)) for _ in range(number)]
-    if torch.distributed.get_world_size(group) == 1:
-        return samples
-    source = mpu.get_tensor_model_parallel_src_rank()
-    shape = torch.zeros(4, dtype=torch.int64, device="cuda")
-    packed = None
-    if samples:
-        packed = torch.stack([_pack(sample) for sample in samples])
-        shape = torch.tensor(packed.shape, dtype=torch.int64, device="cuda")
-    torch.distributed.broadcast(shape, source, group=group)
-    if packed is None:
-        packed = torch.empty(shape.tolist(), dtype=torch.int64, device="cuda")
-    torch.distributed.broadcast(packed, source, group=group)
-    return samples or [_unpack(fields) for fields in packed]
+    samples = [next(data_iterator) for _ in range(get_num_microbatches())]
+    counts = count_spans(samples).cuda()
+    ranks = parallel_state.get_data_parallel_world_size(with_context_parallel=True)
+    if ranks > 1:
+        group = parallel_state.get_data_parallel_group(with_context_parallel=True)
+        torch.distributed.all_reduce(counts, group=group)
+    step = GlobalBatch(counts, len(samples) * ranks)
+    return [(sample, step) for sample in samples]
 
 
-def _pack(sample: dict[str, torch.Tensor]) -> torch.Tensor:
-    names = (*_FIELDS, "document_ids") if "document_ids" in sample else _FIELDS
-    return torch.stack([sample[name].long() for name in names])
-
-
-def _unpack(fields: torch.Tensor) -> dict[str, torch.Tensor]:
-    sample = dict(zip(_FIELDS, fields, strict=False))
-    sample["loss_mask"] = sample["loss_mask"].float()
-    if len(fields) > len(_FIELDS):
-        sample["document_ids"] = fields[len(_FIELDS)].int()
-    return sample
-
-
-def _to_device(sample: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _to_device(sample: Sample) -> Sample:
     return {name: tensor.cuda(non_blocking=True) for name, tensor in sample.items()}
+
+
+def _broadcast(
+    sample: Sample | None, step: GlobalBatch | None
+) -> tuple[Sample, GlobalBatch | None]:
+    """Sends a micro-batch from the first tensor-parallel rank to the others.
+
+    The receivers keep nothing between calls, so that every pipeline schedule is served.
+    """
+    from megatron.core import parallel_state
+
+    group = parallel_state.get_tensor_model_parallel_group()
+    source = parallel_state.get_tensor_model_parallel_src_rank()
+    if sample is None:
+        header = torch.empty(6, dtype=torch.int64, device="cuda")
+    else:
+        fields = torch.stack([sample[name].long() for name in _FIELDS if name in sample])
+        parts, counts = (step.parts, step.counts) if step else (0, fields.new_zeros(2))
+        header = torch.cat([fields.new_tensor([*fields.shape, parts]), counts])
+    torch.distributed.broadcast(header, source, group=group)
+    if sample is None:
+        *shape, parts = (int(n) for n in header[:4].tolist())
+        fields = torch.empty(shape, dtype=torch.int64, device="cuda")
+    torch.distributed.broadcast(fields, source, group=group)
+    if sample is None:
+        sample = dict(zip(_FIELDS, fields, strict=False))
+        sample["loss_mask"] = sample["loss_mask"].float()
+        if "document_ids" in sample:
+            sample["document_ids"] = sample["document_ids"].int()
+        step = GlobalBatch(header[4:], parts) if parts else None
+    return sample, step

@@ -19,7 +19,8 @@ from megatron.core.datasets.utils import Split
 from megatron.training import get_args, get_tokenizer, print_rank_0
 
 from vpmoe.data.dataset_files import read_manifest
-from vpmoe.data.documents import DocumentStore
+from vpmoe.data.documents import DocumentStore, verify_files
+from vpmoe.data.errors import DataError
 
 _SPLITS = {"train": Split.train, "valid": Split.valid}
 
@@ -127,7 +128,7 @@ def train_valid_test_datasets_provider(
         documents, and on ranks that read none.
 
     Raises:
-        DataError: a damaged dataset, or one without train documents.
+        DataError: a damaged dataset: on all ranks, whichever found the damage.
     """
     del vp_stage
     args = get_args()
@@ -145,11 +146,10 @@ def train_valid_test_datasets_provider(
         create_attention_mask=False,
     )
     print_rank_0(f"> building SYNTH train and valid datasets from {folder} ...")
-    manifest = read_manifest(folder)
+    _verify_together(folder)
+    rows = {split: facts["rows"] for split, facts in read_manifest(folder)["splits"].items()}
     train, valid = (
-        _build(folder, split, count, config)
-        if split == "train" or manifest["splits"][split]["rows"]
-        else None
+        _build(folder, split, count, config) if rows[split] else None
         for split, count in zip(("train", "valid"), train_val_test_num_samples, strict=False)
     )
     return train, valid, None
@@ -169,3 +169,22 @@ def _build(
         build, lambda: parallel_state.get_tensor_model_parallel_rank() == 0, True
     )
     return dataset
+
+
+def _verify_together(folder: Path) -> None:
+    """Verifies the dataset, a share on every rank; a rank that stopped alone would hang the rest.
+
+    Raises:
+        DataError: this rank's share is damaged, or another's.
+    """
+    damage = None
+    try:
+        verify_files(folder, torch.distributed.get_rank(), torch.distributed.get_world_size())
+    except DataError as error:
+        damage = error
+    found = torch.tensor([damage is not None], dtype=torch.int32, device="cuda")
+    torch.distributed.all_reduce(found, op=torch.distributed.ReduceOp.MAX)
+    if damage is not None:
+        raise damage
+    if found.item():
+        raise DataError(f"{folder}: damaged; another rank's message names the file")

@@ -138,11 +138,8 @@ class Shard:
         ends: npt.NDArray[np.int64] = np.cumsum(self.lengths, dtype=np.int64)
         return ends - self.lengths
 
-    def verify(self, *, hash_files: bool = True) -> None:
-        """Proves the shard against the manifest and against itself.
-
-        Args:
-            hash_files: also hash whole files; documents' digests cover the same bytes.
+    def verify(self) -> None:
+        """Proves the shard against the manifest and against itself, document by document.
 
         Raises:
             CorruptDatasetError: names file, document and, for a foreign id, the offset.
@@ -150,9 +147,23 @@ class Shard:
         self.verify_structure()
         for document in range(self.rows):
             self.verify_document(document)
-        if hash_files:
-            for name, facts in self.files.items():
-                _verify_hash(self.folder / name, facts["sha256"])
+        for name, facts in self.files.items():
+            _verify_hash(self.folder / name, facts["sha256"])
+
+    def verify_files(self) -> None:
+        """Holds whole files against the manifest; goes through documents to say what is damaged.
+
+        Raises:
+            CorruptDatasetError: names file, document and, for a foreign id, the offset.
+        """
+        self.verify_structure()
+        try:
+            for array in ARRAYS:
+                path = self.path(array)
+                _verify_hash(path, self.files[path.name]["sha256"])
+        except CorruptDatasetError:
+            self.verify()
+            raise
 
     def verify_structure(self) -> None:
         """Checks sizes, document records and indices: all but the documents themselves.

@@ -16,8 +16,8 @@ from vpmoe.data.errors import DataError
 class DocumentStore:
     """Documents of a split, numbered through its shards in order.
 
-    Opening checks every file's size, the document records and the indices; a document's own bytes
-    are checked when a process first reads it.
+    Opening checks every file's size, the document records and the indices. A document's own bytes
+    are held against its digest when a process first reads it; `verify_files` checks all at once.
 
     Args:
         folder: a dataset, as `vpmoe data build` writes it.
@@ -84,3 +84,19 @@ class DocumentStore:
         start = int(shard.starts[local]) + offset
         end = start + (size - offset if length is None else length)
         return {name: array[start:end] for name, array in shard.arrays.items()}
+
+
+def verify_files(folder: Path, part: int = 0, parts: int = 1) -> None:
+    """Hashes a dataset's files, so that training does not begin on a damaged one.
+
+    Args:
+        folder: the dataset.
+        part: which share of the shards, from 0.
+        parts: how many share the work.
+
+    Raises:
+        DataError: no dataset, or a damaged one; names file, document and, for a foreign id, the
+            offset.
+    """
+    for shard in open_shards(folder, read_manifest(folder))[part::parts]:
+        shard.verify_files()

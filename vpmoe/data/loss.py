@@ -1,10 +1,10 @@
-"""The loss: means over analysis and over final tokens of the whole global batch, weighted.
+"""The loss: weighted means over the reasoning and the final tokens of the whole global batch.
 
-    L = w_r * mean(CE over span 1) + w_f * mean(CE over span 2)
+    L = W_r mean(CE of reasoning tokens) + W_f mean(CE of final tokens)
 
-Megatron divides a micro-batch's loss by one number and averages over micro-batches and
-data-parallel ranks. A micro-batch's share of L is scaled up by what will be divided, so that the
-sum over micro-batches and ranks is L, whatever their division.
+Megatron divides what a micro-batch returns by one number of tokens and averages over micro-batches
+and data-parallel ranks, which would weigh a token by how many others its micro-batch happens to
+hold. Here a micro-batch returns its share of L, times all that Megatron will divide it by.
 """
 
 from __future__ import annotations
@@ -18,72 +18,87 @@ from vpmoe.data.batch import Batch
 Report = dict[str, torch.Tensor]
 LossFunction = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor, Report]]
 
+_SPANS = {"reasoning loss": 1, "final loss": 2}
+
 
 def loss_function(batch: Batch) -> LossFunction:
-    """Megatron's loss function of a micro-batch.
+    """Megatron's `loss_func` of a micro-batch.
 
     Returns:
-        A function of the per-token cross entropy [b, s] giving (loss, number of tokens, report).
-        The report has, as [sum, count] of this micro-batch, `lm loss` over all supervised tokens,
-        `reasoning loss` over span 1 and `final loss` over span 2.
+        A function of the cross entropies per token [b, s] that gives Megatron's (loss, number of
+        tokens, report). The report has `lm loss` over all supervised tokens, `reasoning loss` and
+        `final loss`, each as [sum, count] of this micro-batch: plain means, without weights.
     """
+    from megatron.core.rerun_state_machine import get_rerun_state_machine
     from megatron.training import get_args
 
     args = get_args()
     weights = (args.kd_span_weight_reasoning, args.kd_span_weight_final)
-    per_token = bool(args.calculate_per_token_loss)
 
     def compute(losses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, Report]:
-        return span_loss(losses, batch, weights, per_token)
+        loss, tokens, report = span_loss(losses, batch, weights)
+        if args.check_for_nan_in_loss_and_grad:
+            get_rerun_state_machine().validate_result(
+                result=report["lm loss"][0],
+                rejection_func=lambda total: ~torch.isfinite(total),
+                message="found a loss that is not finite in a local forward pass",
+                tolerance=0.0,  # forward passes are deterministic
+                fatal=True,
+            )
+        return loss, tokens, report
 
     return compute
 
 
 def span_loss(
-    losses: torch.Tensor, batch: Batch, weights: tuple[float, float], per_token: bool
+    losses: torch.Tensor, batch: Batch, weights: tuple[float, float]
 ) -> tuple[torch.Tensor, torch.Tensor, Report]:
-    """A micro-batch's share of the span-weighted loss, in Megatron's scaling.
+    """A micro-batch's share of L, times what Megatron divides it by.
+
+    With --calculate-per-token-loss Megatron divides summed gradients by the summed number of
+    tokens, without it by the micro-batch's number of tokens, by micro-batches and by ranks. All
+    micro-batches are of one size, so reporting every token as one, supervised or not, makes the
+    two the same, and gives routers' auxiliary losses their full weight in both.
 
     Args:
         losses: cross entropy per token, [b, s].
-        batch: the micro-batch, with the counts of its global batch.
-        weights: of the reasoning and of the final mean.
-        per_token: Megatron's --calculate-per-token-loss: it divides the summed gradients by the
-            summed number of tokens, instead of averaging.
+        batch: the micro-batch.
+        weights: of the reasoning mean and of the final mean.
 
     Returns:
-        (loss, number of tokens int32, report); see `loss_function`. A span that the global batch
-        has no token of contributes 0.
+        (loss, number of tokens int32, report), see `loss_function`. A span that the global batch
+        has no token of contributes 0, and so is reported. In an evaluation the loss is the
+        micro-batch's own.
     """
     losses = losses.float()
-    # where, not a product: a loss that is not a number outside the mask must not spread.
-    masked = torch.where(batch.loss_mask > 0, losses * batch.loss_mask, 0.0)
-    sums = [
-        masked.sum(),
-        torch.where(batch.span_id == 1, masked, 0.0).sum(),
-        torch.where(batch.span_id == 2, masked, 0.0).sum(),
-    ]
-    totals = batch.counts.clamp(min=1)
-    share = weights[0] * sums[1] / totals[1] + weights[1] * sums[2] / totals[2]
-    supervised = batch.loss_mask.sum()
-    if per_token:
-        loss = share * totals[0]
-        divisor = supervised.int()
+    sums, counts = [], []
+    for span in _SPANS.values():
+        inside = batch.span_id == span
+        # A selection, not a product: what is not finite outside must not spread.
+        sums.append(torch.where(inside, losses, 0.0).sum())
+        counts.append(inside.sum())
+    if batch.step is None:
+        divisors, parts = torch.stack(counts), 1
     else:
-        loss = share * (batch.num_microbatches * batch.data_parallel_size)
-        divisor = torch.ones_like(supervised, dtype=torch.int32)
-    own = torch.stack(
-        [
-            supervised,
-            ((batch.span_id == 1) * batch.loss_mask).sum(),
-            ((batch.span_id == 2) * batch.loss_mask).sum(),
-        ]
-    )
-    # A span without tokens is reported as 0, not as 0 / 0.
-    own = own + (batch.counts == 0)
-    names = ("lm loss", "reasoning loss", "final loss")
+        divisors, parts = batch.step.counts, batch.step.parts
+    means = torch.stack(sums) / divisors.clamp(min=1)
+    share = weights[0] * means[0] + weights[1] * means[1]
+    tokens = losses.numel()
     report = {
-        name: torch.stack([total.detach(), count])
-        for name, total, count in zip(names, sums, own, strict=True)
+        "lm loss": _report(
+            torch.where(batch.loss_mask > 0, losses, 0.0).sum(), batch.loss_mask.sum()
+        )
     }
-    return loss, divisor, report
+    for name, total, count in zip(_SPANS, sums, counts, strict=True):
+        report[name] = _report(total, count)
+    return (
+        share * (tokens * parts),
+        torch.tensor(tokens, dtype=torch.int32).to(losses.device),
+        report,
+    )
+
+
+def _report(total: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
+    """[sum, count] for Megatron to add up and divide; 0, not 0 / 0, when nothing is counted."""
+    smallest = torch.finfo(torch.float32).tiny
+    return torch.stack([total.detach(), count.float().clamp(min=smallest)])
