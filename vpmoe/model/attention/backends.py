@@ -137,7 +137,8 @@ class TransformerEngineBackend(AttentionBackend):
         """Runs TE's module with this layer's offset in the place of its own."""
         module = _te_module(pattern, query.shape[2], key.shape[2], query.shape[3])
         if offset is not None:
-            module.softmax_offset = offset
+            # Past nn.Module's setter, which would adopt this layer's parameter.
+            module.__dict__["softmax_offset"] = offset
         out: torch.Tensor = module(query, key, value)
         return out
 
