@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from decimal import Decimal
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from vpmoe.data.encode import DocumentEncoder, Documents
 from vpmoe.data.errors import DataError
-from vpmoe.data.layout import ARRAYS, RECORD, Records, document_digest, record_checks
+from vpmoe.data.layout import RECORD, Records, document_digest, record_checks
 from vpmoe.data.profiles import get_profile
 from vpmoe.data.rows import Block, ParsedRow, parse_block
 from vpmoe.tokenizer.harmony import HarmonyError
@@ -73,9 +74,12 @@ class BlockEncoder:
         ids = [row.row_id.encode() for row in rows]
         records["id"] = _opaque([hashlib.blake2b(i, digest_size=16).digest() for i in ids], 16)
         ends = np.cumsum(documents.lengths, dtype=np.int64)
-        for name, array in zip(
-            ARRAYS, (documents.tokens, documents.loss_mask, documents.span), strict=True
-        ):
+        arrays: dict[str, npt.NDArray[Any]] = {
+            "tokens": documents.tokens,
+            "lossmask": documents.loss_mask,
+            "span": documents.span,
+        }
+        for name, array in arrays.items():
             content = memoryview(array).cast("B") if array.size else memoryview(b"")
             edges = [0, *(ends * array.itemsize).tolist()]
             digests = [document_digest(content[start:end]) for start, end in pairwise(edges)]

@@ -127,7 +127,8 @@ class ShardWriter:
     def _reopen(self, rows: int, tokens: int) -> _Open:
         sizes = {name: tokens * np.dtype(dtype).itemsize for name, dtype in ARRAYS.items()}
         sizes["documents"] = rows * RECORD.itemsize
-        streams, digests = {}, {}
+        streams: dict[str, BinaryIO] = {}
+        digests = {}
         for name, path in self._paths(len(self._finished)).items():
             stream = path.open("r+b")
             stream.truncate(sizes[name])

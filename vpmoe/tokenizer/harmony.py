@@ -6,7 +6,7 @@ Ids equal openai-harmony's `render_conversation_for_training` without dropping a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +61,7 @@ class HarmonyRenderer:
         """Ids of a conversation for training.
 
         Args:
-            messages: as openai-harmony's JSON has them: `role` (or `author.role`), `content` (a
+            messages: as openai-harmony's JSON has them: `role`, `content` (a
                 text, or a list of `{"type": "text" | "system_content" | "developer_content"}`),
                 and optionally `name`, `channel`, `recipient`, `content_type`.
 
@@ -85,16 +85,17 @@ class HarmonyRenderer:
             )
         if rendering.messages:
             last = rendering.messages[-1]
-            if (last.role, last.channel) == ("assistant", "final") and (
-                rendering.tokens[-1] == special.END
-            ):
+            if (last.role, last.channel) == ("assistant", "final"):
                 rendering.tokens[-1] = special.RETURN
         return rendering
 
     def _render_message(self, message: Mapping[str, Any], function_tools: bool) -> list[int]:
         role = _role(message)
+        for key in ("name", "recipient", "channel", "content_type"):
+            if not isinstance(message.get(key), str | None):
+                raise HarmonyError(f"`{key}` must be a text, found {message[key]!r}")
         recipient = message.get("recipient")
-        tokens = [special.START, *self._encode_name(role, _name(message))]
+        tokens = [special.START, *self._encode_name(role, message.get("name"))]
         if recipient is not None and recipient != "all":
             tokens += self._encode(f" to={recipient}")
         if message.get("channel") is not None:
@@ -124,22 +125,12 @@ class HarmonyRenderer:
 
 def _role(message: Mapping[str, Any]) -> str:
     role = message.get("role")
-    if role is None and isinstance(message.get("author"), Mapping):
-        role = message["author"].get("role")
     if role not in ROLES:
         raise HarmonyError(f"unknown role {role!r}; Harmony has {', '.join(ROLES)}")
     return str(role)
 
 
-def _name(message: Mapping[str, Any]) -> str | None:
-    author = message.get("author")
-    return author.get("name") if isinstance(author, Mapping) else message.get("name")
-
-
 def _texts(message: Mapping[str, Any], role: str, function_tools: bool) -> Iterator[str]:
-    for key in ("channel", "recipient", "content_type", "name"):
-        if not isinstance(message.get(key), str | None):
-            raise HarmonyError(f"`{key}` must be a text, found {message[key]!r}")
     contents = message.get("content")
     if isinstance(contents, str):
         yield contents
@@ -153,14 +144,23 @@ def _texts(message: Mapping[str, Any], role: str, function_tools: bool) -> Itera
         elif kind == "system_content":
             if role != "system":
                 raise HarmonyError(f"system_content may appear in a system message, not in {role}")
-            yield system_text(content, function_tools)
+            yield _structured(system_text, content, function_tools)
         elif kind == "developer_content":
             if role != "developer":
                 raise HarmonyError(
                     f"developer_content may appear in a developer message, not in {role}"
                 )
-            yield developer_text(content)
+            yield _structured(developer_text, content)
         else:
             raise HarmonyError(
                 f"unknown content {content!r}; Harmony has text, system_content, developer_content"
             )
+
+
+def _structured(text_of: Callable[..., str], content: Mapping[str, Any], *options: bool) -> str:
+    try:
+        text = text_of(content, *options)
+        text.encode()
+        return text
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise HarmonyError(f"malformed {content['type']}: {error!r}") from error

@@ -7,26 +7,18 @@ from typing import Any
 
 from vpmoe.tokenizer.harmony_tools import tools_section
 
-DEFAULT_SYSTEM: dict[str, Any] = {
-    "model_identity": "You are ChatGPT, a large language model trained by OpenAI.",
-    "reasoning_effort": "Medium",
-    "knowledge_cutoff": "2024-06",
-    "channel_config": {
-        "valid_channels": ["analysis", "commentary", "final"],
-        "channel_required": True,
-    },
-}
-
 
 def has_function_tools(messages: Sequence[Mapping[str, Any]]) -> bool:
     """Whether a developer content of the conversation has tools in the namespace `functions`."""
-    return any(
-        "functions" in (content.get("tools") or {})
-        for message in messages
-        if isinstance(message.get("content"), Sequence) and not isinstance(message["content"], str)
-        for content in message["content"]
-        if isinstance(content, Mapping) and content.get("type") == "developer_content"
-    )
+    for message in messages:
+        contents = message.get("content")
+        for content in contents if isinstance(contents, list) else ():
+            if isinstance(content, Mapping) and content.get("type") == "developer_content":
+                tools = content.get("tools")
+                functions = tools.get("functions") if isinstance(tools, Mapping) else None
+                if isinstance(functions, Mapping) and functions.get("tools"):
+                    return True
+    return False
 
 
 def system_text(content: Mapping[str, Any], function_tools: bool) -> str:
