@@ -151,13 +151,11 @@ def _started(run_dir: Path, provenances: Sequence[Mapping[str, Any]]) -> int:
 
 def _source_params(provenance: Mapping[str, Any]) -> dict[str, str]:
     dirty = provenance.get("dirty") or []
-    params = {
+    return {
         "commit": str(provenance.get("commit") or "unknown"),
         "source_digest": str(provenance.get("source_digest") or "unknown"),
         "dirty": "yes" if dirty else "no",
     }
-    command = provenance.get("command")
-    return {**params, "command": " ".join(map(str, command))} if command else params
 
 
 def _config_digest(provenance: Mapping[str, Mapping[str, Any]]) -> str:
@@ -177,6 +175,8 @@ def _check_tags(result: CheckResult, provenance: Mapping[str, Any]) -> dict[str,
         "mlflow.source.type": "JOB",
         "mlflow.source.name": "golden check",
     }
+    if provenance.get("command"):
+        tags["golden.command"] = " ".join(map(str, provenance["command"]))
     if provenance.get("commit"):
         tags["mlflow.source.git.commit"] = str(provenance["commit"])
     if result.canary is not None:

@@ -61,8 +61,16 @@ class Store:
         import mlflow
 
         if self.artifacts is not None:
+            _make_ignored(self.artifacts.parent)
             self.artifacts.mkdir(parents=True, exist_ok=True)
         return mlflow.MlflowClient(tracking_uri=self.uri)
+
+
+def _make_ignored(folder: Path) -> None:
+    """Create the store's folder such that git does not see it: a run leaves the tree clean."""
+    if not folder.exists():
+        folder.mkdir(parents=True)
+        (folder / ".gitignore").write_text("*\n")
 
 
 def project_root() -> Path:

@@ -220,6 +220,8 @@ def test_the_default_store_is_inside_the_project(
     assert found.uri == f"sqlite:///{tmp_path}/mlruns/mlflow.db"
     assert found.artifacts == tmp_path / "mlruns" / "artifacts"
     assert not (tmp_path / "mlruns").exists()
+    found.client()
+    assert (tmp_path / "mlruns" / ".gitignore").read_text() == "*\n"
 
 
 def test_without_mlflow_nothing_breaks(tmp_path: Path) -> None:
