@@ -30,9 +30,8 @@ def run(flags: list[str], out: Path) -> None:
     log = training.training_log
 
     def recording_log(losses: Any, total: Any, *args: Any, **kwargs: Any) -> Any:
-        if not kwargs.get("is_first_iteration"):
-            loss = losses["lm loss"].item() if losses else None
-            curve.append({"lm_loss": loss, "learning_rate": args[0], "grad_norm": float(args[5])})
+        loss = losses["lm loss"].item() if losses else None
+        curve.append({"lm_loss": loss, "learning_rate": args[0], "grad_norm": float(args[5])})
         return log(losses, total, *args, **kwargs)
 
     result: dict[str, Any] = {"curve": curve, "error": None, "code": None}

@@ -32,8 +32,9 @@ def observe_training(recorder: Recorder, perturb_seed: int | None = None) -> Ite
         perturb_seed: moves every initial weight by one unit in the last place, up or down.
     """
     import megatron.training.training as training
-    import vpmoe.data.batch as data_batch
     from megatron.core.transformer.moe import moe_logging
+
+    import vpmoe.data.batch as data_batch
 
     run = _Observation(recorder, perturb_seed)
     with ExitStack() as stack:
@@ -264,13 +265,11 @@ class _Observation:
 
     def wrap_training_log(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def training_log(loss_dict: Any, total_loss_dict: Any, *args: Any, **kwargs: Any) -> Any:
-            first = kwargs.get("is_first_iteration", False)
             losses = {name: value.float().item() for name, value in loss_dict.items()}
             grad_norm = _argument(args, kwargs, "grad_norm")
             learning_rate = _argument(args, kwargs, "learning_rate")
             result = original(loss_dict, total_loss_dict, *args, **kwargs)
-            if not first:
-                self._record_curves(losses, grad_norm, learning_rate)
+            self._record_curves(losses, grad_norm, learning_rate)
             return result
 
         return training_log
