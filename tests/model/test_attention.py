@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from vpmoe.model.attention import backends
 from vpmoe.model.attention.backends import _BACKENDS, choose_backend
 from vpmoe.model.attention.eager import eager_attention
 from vpmoe.model.attention.pattern import AttentionPattern
@@ -127,9 +128,7 @@ def test_reasons(
     documents: bool,
     reason: str,
 ) -> None:
-    import importlib.util
-
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: object())
+    monkeypatch.setattr(backends, "_installed", lambda _: True)
     backend = next(b for b in _BACKENDS if b.name == name)
     ids = torch.zeros(1, 4, dtype=torch.int32) if documents else None
     found = backend.refusal(pattern, OnCuda(channels, dtype), ids)  # type: ignore[arg-type]

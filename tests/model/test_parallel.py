@@ -47,6 +47,14 @@ LAYOUTS: dict[str, tuple[int, list[str]]] = {
     "tp-sp": (2, [*EXPERTS, *TP, "--sequence-parallel"]),
     "ep": (2, [*EXPERTS, "--expert-model-parallel-size", "2"]),
     "pp": (2, [*EXPERTS, "--pipeline-model-parallel-size", "2"]),
+    "vpp": (
+        2,
+        [
+            *EXPERTS,
+            *["--pipeline-model-parallel-size", "2"],
+            *["--num-virtual-stages-per-pipeline-rank", "2"],
+        ],
+    ),
     "dp": (2, EXPERTS),
     "grouped": (1, [*EXPERTS, "--expert-kernel", "grouped"]),
     "grouped-ep": (

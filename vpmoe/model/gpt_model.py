@@ -43,7 +43,7 @@ class VpmoeModel(GPTModel):
             **kwargs,
         )
         if config.position_embedding_type == "grapem":
-            self.grapem = GrapeM(config, self.pg_collection)
+            self.grapem = GrapeM(config, self.pg_collection, self.vp_stage)
 
     def forward(
         self,

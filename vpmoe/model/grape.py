@@ -29,18 +29,26 @@ class GrapeM(MegatronModule):
     `phi` is a 1-D fp32 parameter whatever the model's dtype, since a round trip through bf16 moves
     a frequency by up to 2.9 %: [d/2], or with `grapem_per_head` [G/TP * d/2], G the number of KV
     groups. Tensor-parallel ranks see it from their own heads only, so its gradient is summed over
-    them. Every pipeline stage holds it: `pipeline_parallel` makes Megatron sum its gradient over
-    the stages, `shared` counts it once in the gradient norm, and the first stage saves it.
+    them. Every pipeline stage holds a copy: `pipeline_parallel` makes Megatron sum its gradient
+    over the stages, `shared` counts it once in the gradient norm, and the first stage saves it.
 
     Args:
         config: vpMoE's configuration.
         pg_collection: process groups; `tp` and `pp` are used.
+        vp_stage: the chunk of a virtual pipeline, each of which holds a copy.
     """
 
-    def __init__(self, config: VpmoeConfig, pg_collection: ProcessGroupCollection) -> None:
+    def __init__(
+        self,
+        config: VpmoeConfig,
+        pg_collection: ProcessGroupCollection,
+        vp_stage: int | None = None,
+    ) -> None:
         super().__init__(config=config)
         self.tp_group = pg_collection.tp
-        self.pp_rank = get_pg_rank(pg_collection.pp)
+        stages = get_pg_size(pg_collection.pp)
+        # 0 is the copy that is saved and counted.
+        self.copy = get_pg_rank(pg_collection.pp) + stages * (vp_stage or 0)
         self.scale = config.grapem_log_freq_scale
         self.per_head = config.grapem_per_head
         assert config.kv_channels is not None
@@ -52,9 +60,9 @@ class GrapeM(MegatronModule):
         self.phi = torch.nn.Parameter(phi, requires_grad=config.grapem_learnable_freq)
         if self.per_head:
             set_tensor_model_parallel_attributes(self.phi, is_parallel=True, dim=0, stride=1)
-        if get_pg_size(pg_collection.pp) > 1:
+        if stages > 1:
             self.phi.pipeline_parallel = True  # type: ignore[attr-defined]
-            self.phi.shared = self.pp_rank > 0  # type: ignore[attr-defined]
+            self.phi.shared = self.copy > 0  # type: ignore[attr-defined]
             # Megatron's switch for parameters that every stage holds a copy of.
             config.has_cond_embedder = True
 
@@ -103,7 +111,7 @@ class GrapeM(MegatronModule):
             dp_cp_group=metadata["dp_cp_group"],
         )
         for tensor in state.values():
-            tensor.replica_id = (self.pp_rank, *tensor.replica_id[1:])
+            tensor.replica_id = (self.copy, *tensor.replica_id[1:])
         return state
 
 

@@ -69,6 +69,11 @@ class EagerBackend(AttentionBackend):
         return eager_attention(query, key, value, offset, document_ids, pattern)
 
 
+@functools.cache
+def _installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
 class TritonBackend(AttentionBackend):
     """The fused kernel of `triton_kernel`: everything in one pass, nothing materialised."""
 
@@ -80,7 +85,7 @@ class TritonBackend(AttentionBackend):
         """Needs CUDA, Triton, fp32, fp16 or bf16, and a head dimension that is a power of two."""
         if not query.is_cuda:
             return "needs a CUDA device"
-        if importlib.util.find_spec("triton") is None:
+        if not _installed("triton"):
             return "Triton is not installed"
         if query.dtype not in (torch.float32, torch.float16, torch.bfloat16):
             return f"computes in fp32, fp16 or bf16, not {query.dtype}"
@@ -115,7 +120,7 @@ class TransformerEngineBackend(AttentionBackend):
         """Refuses ALiBi (TE would materialise a bf16 bias), documents, fp32 and the CPU."""
         if not query.is_cuda:
             return "needs a CUDA device"
-        if importlib.util.find_spec("transformer_engine") is None:
+        if not _installed("transformer_engine"):
             return "Transformer Engine is not installed"
         if query.dtype not in (torch.float16, torch.bfloat16):
             return f"attends in fp16 or bf16, not {query.dtype}"
