@@ -20,6 +20,7 @@ from validation.files import DamagedFileError
 from validation.goldens import Golden, GoldenStore, MissingGoldenError
 from validation.goldens.acceptance import RefusedError
 from validation.goldens.changes import changes
+from validation.goldens.merge import describe_head
 from validation.source import RepositoryError, find_root, git
 from validation.trace import Trace, load_trace
 from validation.verdict import jsonable
@@ -111,6 +112,9 @@ def show(options: argparse.Namespace) -> int:
     path: Path = options.file
     if path.is_dir() and (path / "trace.json").exists():
         trace, lines = load_trace(path), []
+    elif path.is_file() and path.parent.parent.parent.name != "goldens":
+        print("\n".join(describe_head(path)))  # git's textconv gives a file of no folder
+        return 0
     else:
         folder = path if path.is_dir() else path.parent
         golden = GoldenStore(folder.parent.parent).load(folder.parent.name, folder.name)

@@ -7,6 +7,7 @@ no side: it leaves a `golden.json` that names both acceptances, which is INVALID
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -93,6 +94,27 @@ def conflicting_heads(path: Path) -> Mapping[str, Any]:
     except DamagedFileError:
         return {}
     return conflict if isinstance(conflict, dict) else {}
+
+
+def describe_head(path: Path) -> list[str]:
+    """A `golden.json` alone, as lines for git's diff; also one of a merge, or a damaged one."""
+    content = read_file(path)
+    sides = conflict_reasons(path, content)
+    if sides is not None:
+        return ["accepted on both sides of a merge:", *(f"  {s}: {reason}" for s, reason in sides)]
+    try:
+        head = decode_json(content, path)
+    except DamagedFileError as error:
+        return [str(error)]
+    return [
+        line
+        for name, value in head.items()
+        for line in (
+            [f"{name}: {part}: {json.dumps(value[part])}" for part in sorted(value)]
+            if isinstance(value, dict)
+            else [f"{name}: {json.dumps(value)}"]
+        )
+    ]
 
 
 def set_up(root: Path, program: Sequence[str] = ("golden",)) -> list[str]:

@@ -116,9 +116,7 @@ class GoldenStore:
         refuse_conflict(path, content, case)
         head = decode_json(content, path)
         check_schema(head, path)
-        recorded = head.pop("digest", None)
-        if recorded != digest(encode_json(head)):
-            raise DamagedFileError(f"{path}: damaged: its content is not what was recorded")
+        head = verified_head(head, path)
         if (head.get("case"), head.get("lane")) != (case, lane):
             raise DamagedFileError(
                 f"{path}: is the golden of {head.get('lane')}/{head.get('case')}"
@@ -132,7 +130,15 @@ class GoldenStore:
             MissingGoldenError: there is none.
             DamagedFileError: a file of it is missing or damaged; its path comes first.
         """
-        head = self.head(lane, case)
+        return self.decode(self.head(lane, case))
+
+    def decode(self, head: Mapping[str, Any]) -> Golden:
+        """Reads and verifies the files that a head names.
+
+        Raises:
+            DamagedFileError: a file is missing or damaged; its path comes first.
+        """
+        lane, case = str(head["lane"]), str(head["case"])
         folder = self.path(lane, case)
         files = {}
         for name in _FILES:
@@ -151,6 +157,15 @@ class GoldenStore:
                 name: to_float(value, path) for name, value in head["detectable_effect"].items()
             },
         )
+
+    def files(self, lane: str, case: str) -> list[str]:
+        """Names of the files that make up a golden.
+
+        Raises:
+            DamagedFileError: its head is missing or damaged.
+        """
+        recorded = self.head(lane, case)["files"]
+        return [HEAD, *(_file_name(name, str(recorded.get(name))) for name in _FILES)]
 
     def save(self, golden: Golden) -> Path:
         """Writes a golden over the former one; returns its folder. Call it inside `lock()`."""
@@ -183,6 +198,18 @@ class GoldenStore:
         self.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self.folder / ".lock"):
             yield
+
+
+def verified_head(head: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """A head without its digest, which must be that of the rest.
+
+    Raises:
+        DamagedFileError: it is not; the message begins with `path`.
+    """
+    rest = {name: value for name, value in head.items() if name != "digest"}
+    if head.get("digest") != digest(encode_json(rest)):
+        raise DamagedFileError(f"{path}: damaged: its content is not what was recorded")
+    return rest
 
 
 def _file_name(name: str, content_digest: str) -> str:

@@ -1,0 +1,160 @@
+"""`golden health`: what in the store no check would ever tell you about."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from validation.cases import LANES, Case, Fault
+from validation.compare import curve_class, event_class
+from validation.files import DamagedFileError, decode_json, read_file
+from validation.goldens.quarantine import load_quarantine
+from validation.goldens.store import HEAD, Golden, GoldenStore, MissingGoldenError
+
+MAX_LANE_BYTES = 5 * 10**6
+"""What the goldens of the cpu lane may take together in a repository."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something to repair.
+
+    Attributes:
+        kind: `orphaned`, `stale`, `damaged`, `unreachable`, `uncalibrated`, `unchecked`,
+            `never-run`, `leftover`, `quarantine` or `size`.
+        subject: lane and case, or a file.
+        text: what is wrong, and what to do.
+    """
+
+    kind: str
+    subject: str
+    text: str
+
+
+def examine(root: Path, cases: Mapping[str, Case], faults: Mapping[str, Fault]) -> list[Finding]:
+    """Everything that is wrong with the goldens of a repository.
+
+    Args:
+        root: the repository.
+        cases: every declared case.
+        faults: every declared fault.
+    """
+    store = GoldenStore(root / "goldens")
+    found = [*_unknown_folders(store), *_quarantine(store.folder, cases)]
+    for lane in LANES:
+        for name in store.names(lane):
+            found += _examine_golden(store, lane, name, cases)
+        for case in cases.values():
+            if lane in case.lanes and not (store.path(lane, case.name) / HEAD).exists():
+                found.append(
+                    Finding(
+                        "never-run",
+                        f"{lane}/{case.name}",
+                        "has no golden, so that nothing checks it: "
+                        f"golden update {case.name} --lane {lane} --reason TEXT",
+                    )
+                )
+    for fault in faults.values():
+        if fault.case not in cases:
+            text = f"is shown by case {fault.case}, which does not exist"
+            found.append(Finding("unreachable", f"fault {fault.id}", text))
+    size = sum(p.stat().st_size for p in (store.folder / "cpu").rglob("*") if p.is_file())
+    if size > MAX_LANE_BYTES:
+        text = f"{size / 1e6:.1f} MB of goldens, more than {MAX_LANE_BYTES / 1e6:g}"
+        found.append(Finding("size", "cpu", text))
+    return found
+
+
+def _examine_golden(
+    store: GoldenStore, lane: str, name: str, cases: Mapping[str, Case]
+) -> list[Finding]:
+    subject = f"{lane}/{name}"
+    case = cases.get(name)
+    if case is None:
+        return [Finding("orphaned", subject, "no case of that name is declared: delete the folder")]
+    if lane not in case.lanes:
+        text = f"its case runs on {', '.join(case.lanes)} only, so that no check reads it"
+        return [Finding("unreachable", subject, text)]
+    try:
+        golden = store.load(lane, name)
+    except MissingGoldenError:
+        return []
+    except DamagedFileError as error:
+        return [Finding("damaged", subject, str(error))]
+    found = []
+    if golden.case_digest != case.digest:
+        text = f"recorded of another declaration of the case: golden update {name} --reason TEXT"
+        found.append(Finding("stale", subject, text))
+    if golden.trace.records == 0:
+        found.append(Finding("unchecked", subject, "holds no record"))
+    found += _examine_tolerances(golden, subject)
+    if not _audited(store.folder, lane, name):
+        text = "no file under goldens/audit tells of its acceptance"
+        found.append(Finding("unreachable", subject, text))
+    kept = set(store.files(lane, name))
+    for path in sorted(store.path(lane, name).iterdir()):
+        if path.name not in kept:
+            text = "belongs to no golden (an interrupted update or a merge): delete it"
+            found.append(Finding("leftover", str(path.relative_to(store.folder.parent)), text))
+    return found
+
+
+def _examine_tolerances(golden: Golden, subject: str) -> list[Finding]:
+    """Classes that were never calibrated, and tolerances so wide that nothing could exceed them."""
+    known = golden.tolerances.classes
+    if not known:
+        text = f"was never calibrated, so that only exact runs pass: golden calibrate {golden.case}"
+        return [Finding("uncalibrated", subject, text)]
+    recorded = {curve_class(metric) for metric in golden.trace.curves}
+    recorded |= {event_class(event.key) for event in golden.trace.events if event.floating}
+    missing = sorted(recorded - set(known))
+    found = []
+    if missing:
+        text = f"{len(missing)} class(es) without a tolerance ({missing[0]}): calibrate again"
+        found.append(Finding("uncalibrated", subject, text))
+    for name in sorted(recorded & set(known)):
+        steps = known[name]
+        if all(tolerance >= 1.0 for tolerance in steps.values()):
+            text = f"{name} is recorded, but any value of it would pass: its noise is too large"
+            found.append(Finding("unchecked", subject, text))
+    return found
+
+
+def _audited(goldens: Path, lane: str, name: str) -> bool:
+    for path in (goldens / "audit").glob("*.json"):
+        try:
+            entries = decode_json(read_file(path), path).get("goldens", [])
+        except DamagedFileError:
+            continue
+        if any(
+            isinstance(e, dict) and (e.get("lane"), e.get("case")) == (lane, name) for e in entries
+        ):
+            return True
+    return False
+
+
+def _unknown_folders(store: GoldenStore) -> list[Finding]:
+    known = {*LANES, "audit"}
+    folders = sorted(p for p in store.folder.glob("*") if p.is_dir() and p.name not in known)
+    text = f"is no lane; lanes are {', '.join(LANES)}"
+    return [Finding("unreachable", f"goldens/{folder.name}", text) for folder in folders]
+
+
+def _quarantine(goldens: Path, cases: Mapping[str, Case]) -> Sequence[Finding]:
+    try:
+        entries = load_quarantine(goldens)
+    except DamagedFileError as error:
+        return [Finding("quarantine", "goldens/quarantine.json", str(error))]
+    today = datetime.now(UTC).date()
+    found = [
+        Finding("quarantine", entry.case, f"expired on {entry.expires} ({entry.owner})")
+        for entry in entries
+        if today > entry.expires
+    ]
+    return found + [
+        Finding("quarantine", entry.case, "no case of that name is declared")
+        for entry in entries
+        if entry.case not in cases
+    ]

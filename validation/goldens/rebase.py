@@ -1,0 +1,219 @@
+"""`golden rebase`: record goldens again that no code change has made wrong.
+
+After a merge in which both sides accepted a case, the merged code is recorded, and both reasons
+stay in the audit. After an environment bump (a new image, driver or library) goldens move to the
+new environment only if the code is provably the same and its drift is what calibration knows:
+
+- one source tree made the old run, the new run and is checked out here;
+- the old run passes the present golden at its frozen tolerances;
+- the new run differs from the golden by at most `GROWTH` tolerances, and in no discrete record;
+- every known fault of the rebased cases is still caught against the new golden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from validation.cases import Case, Fault
+from validation.compare import Tolerances, compare
+from validation.files import DamagedFileError, read_file
+from validation.goldens.acceptance import Proposal, RefusedError, load_runs, propose
+from validation.goldens.changes import changes
+from validation.goldens.merge import conflict_reasons, conflicting_heads
+from validation.goldens.store import HEAD, Golden, GoldenStore, verified_head
+from validation.trace import Trace
+
+GROWTH = 10.0
+"""How many tolerances a new environment may move a floating record."""
+
+Rerun = Callable[[Case, str | None], Trace]
+"""Runs a case here, with a fault (`module:function`) or without."""
+
+
+@dataclass(frozen=True)
+class Rebase:
+    """A golden to write again, and why.
+
+    Attributes:
+        proposal: what `accept` writes.
+        reason: for the audit.
+        shown: lines for the user.
+    """
+
+    proposal: Proposal
+    reason: str
+    shown: Sequence[str]
+
+
+def conflicted(store: GoldenStore, lane: str) -> dict[str, list[tuple[str, str]]]:
+    """Case -> (side, reason) of both acceptances, for each merged golden of a lane."""
+    found = {}
+    for name in store.names(lane):
+        path = store.path(lane, name) / HEAD
+        sides = conflict_reasons(path, read_file(path))
+        if sides is not None:
+            found[name] = sides
+    return found
+
+
+def rebase_merge(
+    store: GoldenStore, lane: str, case: Case, sides: Sequence[tuple[str, str]], rerun: Rerun
+) -> Rebase:
+    """Records the merged code in place of two acceptances.
+
+    Args:
+        store: the goldens.
+        lane: of the golden.
+        case: that both branches accepted.
+        sides: from `conflicted`.
+        rerun: runs the merged code.
+    """
+    trace = rerun(case, None)
+    shown = [f"{lane}/{case.name}: accepted on both sides"]
+    shown += [f"  {side}: {reason}" for side, reason in sides]
+    goldens = _sides(store, lane, case.name)
+    for side, golden in goldens.items():
+        moved = changes(compare(golden.trace, trace, golden.tolerances))
+        shown.append(f"  the merged code against {side}: {len(moved) or 'nothing'} moved")
+        shown += [f"    {change.describe()}" for change in moved[:5]]
+    before = _tightest(list(goldens.values()))
+    proposal = Proposal(lane, trace, before, ())
+    if before is not None:
+        comparison = compare(before.trace, trace, before.tolerances)
+        proposal = replace(
+            proposal,
+            changed=changes(comparison),
+            compared=comparison.compared,
+            identical=comparison.identical,
+        )
+    reason = "merge of: " + "; ".join(reason for _, reason in sides)
+    return Rebase(proposal, reason, shown)
+
+
+def rebase_environment(
+    store: GoldenStore,
+    root: Path,
+    cases: Mapping[str, Case],
+    faults: Sequence[Fault],
+    runs: tuple[Path, Path],
+    wanted: Sequence[str],
+    rerun: Rerun,
+) -> list[Rebase]:
+    """Moves goldens to a new environment, after every check of the module's docstring.
+
+    Args:
+        store: the goldens.
+        root: the repository.
+        cases: declared here.
+        faults: declared here.
+        runs: run folders of the old and of the new environment.
+        wanted: cases; empty for all of the new run.
+        rerun: runs a case here, which must be the new environment.
+
+    Raises:
+        RefusedError: the first check that does not hold, naming the case.
+    """
+    old = dict(_keyed(load_runs([runs[0]], root, cases, wanted)))
+    rebased = []
+    for key, trace in _keyed(load_runs([runs[1]], root, cases, wanted)):
+        lane, name = key
+        subject = f"{lane}/{name}"
+        if key not in old:
+            raise RefusedError(f"{subject}: {runs[0]} has no run of it in the old environment")
+        try:
+            golden = store.load(lane, name)
+        except DamagedFileError as error:
+            raise RefusedError(f"{subject}: {error}") from error
+        differences = _environment_changes(old[key], trace)
+        if not differences:
+            raise RefusedError(f"{subject}: both runs are of the same environment")
+        _refuse_moved(
+            subject, "the old environment", golden, old[key], 1.0, "the code has changed, too"
+        )
+        _refuse_moved(
+            subject, "the new environment", golden, trace, GROWTH, "more than calibrated growth"
+        )
+        here = rerun(cases[name], None)
+        strangers = _environment_changes(trace, here)
+        if strangers:
+            raise RefusedError(f"{subject}: run this in the new environment ({strangers[0]})")
+        moved_golden = replace(golden, trace=trace)
+        _refuse_survivors(subject, moved_golden, lane, cases[name], faults, rerun)
+        shown = [f"{subject}: moves to another environment", *(f"  {d}" for d in differences)]
+        reason = "environment: " + ", ".join(differences)
+        rebased.append(Rebase(propose(store, lane, trace), reason, shown))
+    return rebased
+
+
+def _keyed(traces: Sequence[tuple[str, Trace]]) -> list[tuple[tuple[str, str], Trace]]:
+    return [((lane, trace.case), trace) for lane, trace in traces]
+
+
+def _refuse_moved(
+    subject: str, where: str, golden: Golden, trace: Trace, factor: float, consequence: str
+) -> None:
+    wide = Tolerances(
+        {
+            name: {step: factor * tolerance for step, tolerance in steps.items()}
+            for name, steps in golden.tolerances.classes.items()
+        }
+    )
+    moved = changes(compare(golden.trace, trace, wide))
+    if moved:
+        raise RefusedError(f"{subject}: {where}: {moved[0].describe()}: {consequence}")
+
+
+def _refuse_survivors(
+    subject: str,
+    golden: Golden,
+    lane: str,
+    case: Case,
+    faults: Sequence[Fault],
+    rerun: Rerun,
+) -> None:
+    for fault in faults:
+        if fault.case != case.name or lane not in fault.lanes:
+            continue
+        comparison = compare(golden.trace, rerun(case, fault.plant), golden.tolerances)
+        if not comparison.divergences:
+            raise RefusedError(f"{subject}: the new golden would be blind to fault {fault.id}")
+
+
+def _environment_changes(one: Trace, other: Trace) -> list[str]:
+    before, after = (dict(t.provenance.get("environment", {})) for t in (one, other))
+    return [
+        f"{name} {before.get(name)} -> {after.get(name)}"
+        for name in sorted({*before, *after})
+        if before.get(name) != after.get(name)
+    ]
+
+
+def _sides(store: GoldenStore, lane: str, case: str) -> dict[str, Golden]:
+    """Both sides' goldens as far as the merge has kept their files."""
+    path = store.path(lane, case) / HEAD
+    found = {}
+    heads: Mapping[str, Any] = conflicting_heads(path)
+    for side in ("ours", "theirs"):
+        try:
+            head = verified_head(heads[side], path)
+            if (head["lane"], head["case"]) == (lane, case):
+                found[side] = store.decode(head)
+        except (DamagedFileError, KeyError, TypeError, AttributeError):
+            continue
+    return found
+
+
+def _tightest(goldens: Sequence[Golden]) -> Golden | None:
+    """The first golden with, for every class and step, the smallest tolerance of any."""
+    if not goldens:
+        return None
+    classes: dict[str, dict[int, float]] = {}
+    for golden in goldens:
+        for name, steps in golden.tolerances.classes.items():
+            kept = classes.setdefault(name, dict(steps))
+            for step, tolerance in steps.items():
+                kept[step] = min(tolerance, kept.get(step, tolerance))
+    return replace(goldens[0], tolerances=Tolerances(classes))
