@@ -208,7 +208,10 @@ class _Observation:
             return found_inf
 
         def step_with_ready_grads() -> bool:
-            self._before = {n: p.detach().clone() for n, p in self._parameters()}
+            for name, parameter in self._parameters():
+                if name not in self._before:
+                    self._before[name] = torch.empty_like(parameter, requires_grad=False)
+                self._before[name].copy_(parameter.detach())
             success = bool(step_ready())
             self._record_updates()
             return success
@@ -244,9 +247,10 @@ class _Observation:
     def _record_updates(self) -> None:
         squares: dict[str, tuple[float, int]] = {}
         for name, parameter in self._parameters():
-            update = parameter.detach() - self._before.pop(name)
+            # In place: a fresh buffer of the embedding's size costs more than the arithmetic.
+            update = self._before[name].neg_().add_(parameter.detach())
             total, count = squares.get(parameter_group(name), (0.0, 0))
-            norm = torch.linalg.vector_norm(update, dtype=torch.float64).item()
+            norm = torch.linalg.vector_norm(update).item()
             squares[parameter_group(name)] = (total + norm**2, count + update.numel())
             if self.recorder.wants(self.step):
                 module, _, tensor = name.rpartition(".")
