@@ -112,7 +112,8 @@ DEV = """
 --num-query-groups 2 --kv-channels 128 --ffn-hidden-size 128 --seq-length 2048
 --max-position-embeddings 2048 --micro-batch-size 4 --global-batch-size 4 --normalization RMSNorm
 --qk-layernorm --squared-relu --disable-bias-linear --untie-embeddings-and-output-weights
---attention-dropout 0 --hidden-dropout 0 --vocab-size 201087 --window-size 128
+--attention-dropout 0 --hidden-dropout 0 --vocab-size 201087
+--make-vocab-size-divisible-by 64 --window-size 128
 --window-attn-skip-freq 4 --no-rope-freq 4 --position-embedding-type grapem --grape-a --use-tpa
 --tpa-rank 2 --tpa-q-rank 4 --softmax-type learnable --num-experts 16
 --moe-layer-freq ([0]+[1]*7) --moe-ffn-hidden-size 128 --moe-shared-expert-intermediate-size 256
