@@ -23,6 +23,9 @@ _CLASS_FLOOR = 1e-3
 
 MISSING = "missing"
 
+# How NaN and infinities are written in a trace: never equal to anything, themselves included.
+NOT_FINITE = ("nan", "inf", "-inf")
+
 
 @dataclass(frozen=True)
 class CurveComparison:
@@ -129,8 +132,7 @@ _Found = tuple[tuple[Any, ...], Divergence | None, Outcome | None, bool | None]
 
 
 def _events(golden: Trace, actual: Trace, tolerances: Tolerances) -> Iterator[_Found]:
-    expected = {event.key: (index, event) for index, event in enumerate(golden.events)}
-    measured = {event.key: (index, event) for index, event in enumerate(actual.events)}
+    expected, measured = _placed(golden.events), _placed(actual.events)
     scales = _event_scales(golden)
     for key in [*expected, *(key for key in measured if key not in expected)]:
         index, event = expected.get(key) or measured[key]
@@ -150,10 +152,31 @@ def _events(golden: Trace, actual: Trace, tolerances: Tolerances) -> Iterator[_F
             place = _place(key, _shown(event.value), _shown(other.value), error, tolerance)
             outcome = Outcome(place, name, error, tolerance)
             yield order, None if error <= tolerance else place, outcome, error == 0.0
-        elif event.value == other.value and type(event.value) is type(other.value):
+        elif _same(event.value, other.value):
             yield order, None, None, True
         else:
             yield order, _discrete(key, event, other), None, False
+
+
+def _placed(events: Sequence[Event]) -> dict[Key, tuple[int, Event]]:
+    """Key -> (place among the events of its rank, event): ranks run side by side."""
+    counts: dict[int, int] = defaultdict(int)
+    placed = {}
+    for event in events:
+        placed[event.key] = (counts[event.key.rank], event)
+        counts[event.key.rank] += 1
+    return placed
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two JSON values are equal, of the same types throughout, and finite."""
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(_same(one[k], other[k]) for k in one)
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(map(_same, one, other))
+    if type(one) is not type(other) or one in NOT_FINITE:
+        return False
+    return bool(one == other) and (not isinstance(one, float) or math.isfinite(one))
 
 
 def _event_scales(trace: Trace) -> Mapping[tuple[str, int], float]:
@@ -221,7 +244,7 @@ def _tables(golden: Trace, actual: Trace) -> Iterator[_Found]:
             )
             continue
         rows = [list(row) for row in one], [list(row) for row in other]
-        if rows[0] == rows[1]:
+        if _same(*rows):
             yield order, None, None, True
             continue
         offset = _first_difference(*rows)
@@ -327,7 +350,8 @@ def _shown(value: Any) -> Any:
 
 def _first_difference(one: Sequence[Any], other: Sequence[Any]) -> int:
     pairs = zip(one, other, strict=False)
-    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
+    shorter = min(len(one), len(other))
+    return next((i for i, (a, b) in enumerate(pairs) if not _same(a, b)), shorter)
 
 
 def _union(one: Mapping[Any, Any], other: Mapping[Any, Any]) -> list[Any]:

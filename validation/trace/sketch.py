@@ -92,14 +92,15 @@ def relative_distance(expected: Sketch, actual: Sketch, scale: float = 0.0) -> f
     """Estimates ||actual - expected|| / max(||expected||, scale).
 
     Exactly 0 for equal hashes; never below the exact difference of the norms; nan where either
-    tensor has nan, inf where shapes or dtypes differ.
+    tensor has nan, inf where shapes or dtypes differ, or where equal hashes have other numbers
+    beside them: such a record was edited.
     """
-    if expected.digest == actual.digest and expected.shape == actual.shape:
-        return 0.0
     if (expected.shape, expected.dtype) != (actual.shape, actual.dtype):
         return math.inf
     if not all(math.isfinite(n) for n in (expected.norm, actual.norm)):
         return math.nan
+    if expected.digest == actual.digest:
+        return 0.0 if _agree(expected, actual) else math.inf
     difference = np.subtract(
         np.asarray(actual.projections), np.asarray(expected.projections), dtype=np.float64
     )
@@ -108,6 +109,18 @@ def relative_distance(expected: Sketch, actual: Sketch, scale: float = 0.0) -> f
     if reference == 0.0:
         return 0.0 if distance == 0.0 else math.inf
     return distance / reference
+
+
+def _agree(one: Sketch, other: Sketch) -> bool:
+    """Whether the numbers of two sketches are of one tensor, up to the order of their sums."""
+    rounding = 1e-5 * max(one.norm, one.abs_max)
+    pairs = [
+        (one.norm, other.norm),
+        (one.mean, other.mean),
+        (one.abs_max, other.abs_max),
+        *zip(one.projections, other.projections, strict=True),
+    ]
+    return all(abs(a - b) <= rounding for a, b in pairs)
 
 
 def _norm(numbers: np.ndarray[Any, Any]) -> float:

@@ -68,8 +68,17 @@ class Project:
         return Answer(done.returncode, done.stdout, done.stderr)
 
     def git(self, *words: str) -> str:
-        """Runs git in the repository."""
-        done = subprocess.run(
+        """Runs git in the repository; returns its output."""
+        done = self._git(*words)
+        assert done.returncode == 0, f"git {words}: {done.stdout}{done.stderr}"
+        return done.stdout
+
+    def git_code(self, *words: str) -> int:
+        """Runs git in the repository; returns its exit code."""
+        return self._git(*words).returncode
+
+    def _git(self, *words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
             ["git", *words],
             cwd=self.root,
             env=self.environment(),
@@ -77,8 +86,6 @@ class Project:
             text=True,
             check=False,
         )
-        assert done.returncode == 0, f"git {words}: {done.stdout}{done.stderr}"
-        return done.stdout
 
     def commit(self, message: str) -> str:
         """Commits everything; returns the commit."""

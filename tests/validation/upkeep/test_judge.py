@@ -13,9 +13,7 @@ def loosen(project: Any, case: str) -> None:
 
     store = GoldenStore(project.root / "goldens")
     golden = store.load("cpu", case)
-    wide = {
-        name: {step: 1.0 for step in steps} for name, steps in golden.tolerances.classes.items()
-    }
+    wide = {name: dict.fromkeys(steps, 1.0) for name, steps in golden.tolerances.classes.items()}
     store.save(replace(golden, tolerances=Tolerances(wide)))
 
 
