@@ -1,13 +1,10 @@
 """`pytest --golden` on somebody else's repository, as a process."""
 
-import importlib.util
 import re
 import shutil
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -16,26 +13,12 @@ from validation.compare import Tolerances
 from validation.goldens import GoldenStore
 
 
-def _load_project_module() -> ModuleType:
-    path = Path(__file__).resolve().parents[1] / "plain" / "project.py"
-    spec = importlib.util.spec_from_file_location("plain_project", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def accepted(tmp_path_factory: pytest.TempPathFactory) -> Any:
+@pytest.fixture
+def accepted(golden_project: Any) -> Any:
     """A repository whose goldens are accepted, and a unit test beside them."""
-    project = _load_project_module().make_project(tmp_path_factory.mktemp("plain"))
-    answer = project.golden("update", "--reason", "first")
-    assert answer.code == 0, answer.err
-    (project.root / "test_unit.py").write_text("def test_unit():\n    pass\n")
-    project.commit("Accept")
-    return project
+    (golden_project.root / "test_unit.py").write_text("def test_unit():\n    pass\n")
+    golden_project.commit("A unit test")
+    return golden_project
 
 
 def run_pytest(project: Any, *words: str) -> tuple[int, str]:
@@ -92,35 +75,33 @@ def test_all_pass_on_two_workers(accepted: Any) -> None:
     assert len(outcomes(text)) == 5
 
 
-def test_a_missing_an_unused_and_a_moved_golden_fail(accepted: Any, tmp_path: Path) -> None:
-    project = accepted.copy(tmp_path / "repository")
-    goldens = project.root / "goldens" / "cpu"
+def test_a_missing_an_unused_and_a_moved_golden_fail(accepted: Any) -> None:
+    goldens = accepted.root / "goldens" / "cpu"
     shutil.copytree(goldens / "plain_loss", goldens / "of_no_case")
     shutil.rmtree(goldens / "plain_loss")
-    project.edit("self.scale = WIDTH**-0.5", "self.scale = 1.01 * WIDTH**-0.5")
-    code, text = run_pytest(project, "--golden", "-m", "golden", "-k", "not canary")
+    accepted.edit("self.scale = WIDTH**-0.5", "self.scale = 1.01 * WIDTH**-0.5")
+    code, text = run_pytest(accepted, "--golden", "-m", "golden", "-k", "not canary")
     assert code == 1
     assert outcomes(text) == {"plain_loss": "FAILED", "plain_seed": "FAILED", "unused": "FAILED"}
     assert "no golden; record one with `golden update plain_loss" in text
     assert re.search(r"goldens that no case of lane cpu claims, delete them:\n.*of_no_case", text)
     assert "first divergence: step 1" in text
     assert "Traceback" not in text
-    runs = sorted((project.root / "runs").glob("*/verdict.json"))
+    runs = sorted((accepted.root / "runs").glob("*/verdict.json"))
     assert len(runs) >= 2
 
 
-def test_exact_requires_what_a_tolerance_forgives(accepted: Any, tmp_path: Path) -> None:
-    project = accepted.copy(tmp_path / "repository")
-    store = GoldenStore(project.root / "goldens")
+def test_exact_requires_what_a_tolerance_forgives(accepted: Any) -> None:
+    store = GoldenStore(accepted.root / "goldens")
     golden = store.load("cpu", "plain_seed")
     wide = Tolerances({"curve:lm_loss": {1: 0.5}, "curve:grad_norm": {1: 0.5}})
     named = {e.key for e in golden.trace.events if e.floating and e.key.step}
     assert not named, "the case keeps no tensors of its steps"
     store.save(replace(golden, tolerances=wide))
-    project.edit("self.scale = WIDTH**-0.5", "self.scale = 1.01 * WIDTH**-0.5")
+    accepted.edit("self.scale = WIDTH**-0.5", "self.scale = 1.01 * WIDTH**-0.5")
     chosen = ("--golden", "--golden-lane", "cpu", "-k", "plain_seed")
-    assert run_pytest(project, *chosen)[0] == 0
-    code, text = run_pytest(project, *chosen, "--golden-exact")
+    assert run_pytest(accepted, *chosen)[0] == 0
+    code, text = run_pytest(accepted, *chosen, "--golden-exact")
     assert code == 1
     assert outcomes(text) == {"plain_seed": "FAILED"}
 

@@ -198,7 +198,7 @@ def test_in_a_browser_the_script_runs_and_hostile_text_does_not(tmp_path: Path) 
         ],
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=150,
         check=True,
     ).stdout
     title = re.search(r"<title>(.*?)</title>", dumped)
