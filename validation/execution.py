@@ -6,6 +6,7 @@ import atexit
 import signal
 import socket
 import tempfile
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -144,25 +145,37 @@ def _stop(runs: Sequence[ForkedRun]) -> None:
             time.sleep(_POLL_SECONDS)
 
 
-_parents: dict[tuple[Any, ...], WarmParent] = {}
+class _Parents(threading.local):
+    """The parents that a thread has started: each answers one thread only."""
+
+    def __init__(self) -> None:
+        self.by_environment: dict[tuple[Any, ...], WarmParent] = {}
+        _all_parents.append(self.by_environment)
+
+
+_all_parents: list[dict[tuple[Any, ...], WarmParent]] = []
+_parents = _Parents()
 
 
 def _warm_parent(root: Path, environment: Mapping[str, str], log: Path) -> WarmParent:
     """The parent of runs in this environment; the longest unused one makes room for a new one."""
     key = (root, *sorted(environment.items()))
-    parent = _parents.pop(key, None)
+    started = _parents.by_environment
+    parent = started.pop(key, None)
     if parent is None or not parent.alive:
-        while len(_parents) >= _MAX_PARENTS:
-            _parents.pop(next(iter(_parents))).close()
+        while len(started) >= _MAX_PARENTS:
+            started.pop(next(iter(started))).close()
         parent = WarmParent(root, environment, log)
-    _parents[key] = parent
+    started[key] = parent
     return parent
 
 
 @atexit.register
-def _close_parents() -> None:
-    while _parents:
-        _parents.popitem()[1].close()
+def close_parents() -> None:
+    """Ends the warm parents of every thread, and with them every run."""
+    for started in _all_parents:
+        while started:
+            started.popitem()[1].close()
 
 
 def _rank_environments(processes: int) -> list[dict[str, str]]:

@@ -2,12 +2,24 @@
 
 from validation.cases.base import (
     LANES,
+    Benign,
     Case,
     CaseError,
     Fault,
     Needs,
+    discover_benign,
     discover_cases,
     discover_faults,
 )
 
-__all__ = ["LANES", "Case", "CaseError", "Fault", "Needs", "discover_cases", "discover_faults"]
+__all__ = [
+    "LANES",
+    "Benign",
+    "Case",
+    "CaseError",
+    "Fault",
+    "Needs",
+    "discover_benign",
+    "discover_cases",
+    "discover_faults",
+]

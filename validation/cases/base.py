@@ -138,6 +138,29 @@ class Fault:
             raise CaseError(f"fault {self.id!r}: an id of letters, digits, '.', '_' and '-'")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Benign:
+    """A change that preserves behaviour, planted like a fault: every check must let it pass.
+
+    Attributes:
+        id: letters, digits, `_`, `-`.
+        description: what changes, and why it is harmless.
+        plant: `module:function`; a context manager entered in the worker around the target.
+        case: the case that must pass.
+        lanes: where it applies.
+    """
+
+    id: str
+    description: str
+    plant: str
+    case: str
+    lanes: Sequence[str] = ("cpu",)
+
+    def __post_init__(self) -> None:
+        if not safe_name(self.id):
+            raise CaseError(f"change {self.id!r}: an id of letters, digits, '.', '_' and '-'")
+
+
 def discover_cases() -> dict[str, Case]:
     """Every case of every installed package, by name.
 
@@ -156,11 +179,23 @@ def discover_faults() -> dict[str, Fault]:
     return {fault.id: fault for fault in _discover("validation.faults", "FAULTS", Fault, "id")}
 
 
-def _discover(group: str, attribute: str, kind: type, name: str) -> list[Any]:
+def discover_benign() -> dict[str, Benign]:
+    """Every benign change, by id: `BENIGN` of the modules that offer faults, if they have it.
+
+    Raises:
+        CaseError: an id twice.
+    """
+    found = _discover("validation.faults", "BENIGN", Benign, "id", optional=True)
+    return {change.id: change for change in found}
+
+
+def _discover(
+    group: str, attribute: str, kind: type, name: str, *, optional: bool = False
+) -> list[Any]:
     found: dict[str, Any] = {}
     for point in sorted(entry_points(group=group), key=lambda p: p.name):
         module = point.load()
-        items = getattr(module, attribute, None)
+        items = getattr(module, attribute, () if optional else None)
         if items is None or not all(isinstance(item, kind) for item in items):
             raise CaseError(f"{point.value}: expected {attribute}, a sequence of {kind.__name__}")
         for item in items:

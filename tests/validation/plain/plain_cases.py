@@ -8,7 +8,7 @@ from unittest.mock import patch
 import plain_loop
 import torch
 
-from validation.cases import Case, Fault
+from validation.cases import Benign, Case, Fault
 from validation.recorder import Recorder, attach_module
 
 
@@ -97,11 +97,34 @@ def halved_gradient() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def einsum_attention() -> Iterator[None]:
+    """The same attention, written with einsum and another order of operations."""
+
+    def forward(self: plain_loop.Attention, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.qkv(x).split(plain_loop.WIDTH, dim=-1)
+        scores = torch.einsum("bqd,bkd->bqk", q * self.scale, k)
+        scores = scores.masked_fill(~plain_loop.window_mask(), -1e9)
+        return x + self.out(torch.einsum("bqk,bkd->bqd", scores.softmax(dim=-1), v))
+
+    with patch.object(plain_loop.Attention, "forward", forward):
+        yield
+
+
+BENIGN = [
+    Benign(
+        id="einsum_attention",
+        description="einsum in place of matmul: only rounding moves",
+        plant="plain_cases:einsum_attention",
+        case="plain_loss",
+    ),
+]
+
 FAULTS = [
     Fault(
         id="wide_window",
         category="window",
-        component="1",
+        component="window",
         imitates="an off-by-one of the sliding window",
         plant="plain_cases:wide_window",
         case="plain_loss",

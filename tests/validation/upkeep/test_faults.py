@@ -1,0 +1,51 @@
+"""The kill matrix: what is caught, where it is traced to, and what survives."""
+
+from typing import Any
+
+
+def test_every_planted_bug_is_killed_and_harmless_changes_pass(golden_project: Any) -> None:
+    answer = golden_project.golden("faults", "--json")
+    matrix = answer.json()
+    assert answer.code == 0, (matrix, answer.err)
+    assert (matrix["killed"], matrix["total"], matrix["false_alarms"]) == (2, 2, 0)
+    found = {fault["id"]: fault for fault in matrix["faults"]}
+    assert set(found["wide_window"]) == {
+        "id", "category", "component", "killed", "case", "step", "localised", "localised_right",
+    }  # fmt: skip
+    assert found["wide_window"]["localised"] == "window.table"
+    assert found["halved_gradient"]["case"] == "plain_seed"
+    assert found["halved_gradient"]["localised"] == "training.grad_norm"
+    assert found["halved_gradient"]["localised_right"]
+    assert {entry["id"]: entry["passed"] for entry in matrix["benign"]} == {
+        "einsum_attention": True,
+        "unchanged/plain_loss": True,
+        "unchanged/plain_seed": True,
+    }
+
+
+def test_survivors_come_first_and_fail(golden_project: Any) -> None:
+    project = golden_project
+    project.edit("plain_loop.WINDOW + 1", "plain_loop.WINDOW + 0", "plain_cases.py")
+    answer = project.golden("faults", "--only", "wide_window", "--only", "halved_gradient")
+    assert answer.code == 1
+    assert "SURVIVED" in answer.out.splitlines()[1]
+    assert "1 of 2 killed" in answer.out
+    assert project.golden("faults", "--only", "no_such_fault").code == 2
+
+
+def test_a_planted_bug_that_crashes_is_no_kill(golden_project: Any) -> None:
+    project = golden_project
+    project.edit("parameter.grad.mul_(0.5)", "raise RuntimeError", "plain_cases.py")
+    answer = project.golden("faults", "--only", "halved_gradient", "--json")
+    assert answer.code == 1
+    assert answer.json()["killed"] == 0
+
+
+def test_a_canary_that_has_no_effect_makes_the_check_invalid(golden_project: Any) -> None:
+    project = golden_project
+    project.edit("plain_loop.WINDOW + 1", "plain_loop.WINDOW + 0", "plain_cases.py")
+    project.edit("parameter.grad.mul_(0.5)", "parameter.grad.mul_(1.0)", "plain_cases.py")
+    answer = project.golden("check", "plain_seed", "--json")
+    assert answer.code == 3
+    assert answer.json()["cases"][0]["verdict"] == "PASS"
+    assert answer.json()["canary"]["caught"] is False

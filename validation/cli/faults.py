@@ -1,0 +1,114 @@
+"""`golden faults`: the kill matrix."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from typing import Any
+
+from validation.cases import LANES, CaseError, discover_benign, discover_cases, discover_faults
+from validation.check import new_run_folder
+from validation.cli.common import Progress, chosen_lane
+from validation.environment import gpu_count
+from validation.files import DamagedFileError, encode_json, write_atomically
+from validation.goldens import Golden, GoldenStore
+from validation.goldens.acceptance import RefusedError
+from validation.power.matrix import Matrix, MatrixPlan, run_matrix
+from validation.source import find_root, source_digest
+
+
+def add_commands(commands: Any) -> None:
+    """Adds the command to the parser."""
+    parser = commands.add_parser(
+        "faults",
+        help="plant each known bug and print the kill matrix",
+        description="Plants each known bug in a run of its own and says which case caught it,\n"
+        "at which step, and where it was traced to. Runs use other threads, vector\n"
+        "instructions and perturbed weights than calibration did; clean runs and benign\n"
+        "changes must pass there. Exits 1 with survivors or false alarms.",
+        epilog="examples:\n  golden faults\n  golden faults --only window-plus-one\n"
+        "  golden faults --full --json > matrix.json   (every case on every fault)\n",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--only", action="append", metavar="ID", help="this fault; repeatable")
+    parser.add_argument("--full", action="store_true", help="do not stop at the first kill")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--lane", choices=list(LANES), help="default: what this machine is")
+    parser.set_defaults(func=faults)
+
+
+def faults(options: argparse.Namespace) -> int:
+    """Runs the matrix; returns 1 with survivors or false alarms.
+
+    Raises:
+        CaseError: an unknown fault.
+        RefusedError: no golden to judge by.
+    """
+    root, lane = find_root(), chosen_lane(options)
+    cases, known = discover_cases(), discover_faults()
+    unknown = [name for name in options.only or () if name not in known]
+    if unknown:
+        raise CaseError(f"there is no fault {unknown[0]!r}; faults: {', '.join(known) or 'none'}")
+    chosen = [
+        fault
+        for fault in known.values()
+        if lane in fault.lanes and (not options.only or fault.id in options.only)
+    ]
+    benign = [] if options.only else [b for b in discover_benign().values() if lane in b.lanes]
+    goldens: dict[str, Golden] = {}
+    store, progress, gpus = GoldenStore(root / "goldens"), Progress(), gpu_count()
+    for case in cases.values():
+        if lane not in case.lanes or case.needs.missing(root, gpus) is not None:
+            continue
+        try:
+            goldens[case.name] = store.load(lane, case.name)
+        except DamagedFileError as error:
+            progress(f"{case.name} kills nothing: {error}")
+    if not goldens or not chosen:
+        raise RefusedError(f"lane {lane} has {len(goldens)} goldens and {len(chosen)} faults")
+    folder = new_run_folder(root, lane, source_digest(root))
+    jobs = min(2, os.cpu_count() or 1) if lane == "cpu" else 1
+    plan = MatrixPlan(
+        root=root,
+        lane=lane,
+        goldens=goldens,
+        cases=cases,
+        full=options.full,
+        jobs=jobs,
+        log=folder.log,
+    )
+    matrix = run_matrix(plan, chosen, benign, progress)
+    write_atomically(folder.path / "faults.json", encode_json(matrix.to_json()))
+    if options.json:
+        json.dump(matrix.to_json(), sys.stdout, allow_nan=False)
+        print()
+    else:
+        print(render(matrix))
+        print(f"run: {folder.path.relative_to(root)}")
+    return 1 if matrix.survivors or matrix.false_alarms else 0
+
+
+def render(matrix: Matrix) -> str:
+    """The matrix as text, survivors first."""
+    rows = [("fault", "category", "verdict", "case", "step", "traced to")]
+    for kill in matrix.kills:
+        step = "-" if kill.first is None else str(kill.first.step)
+        place = kill.localised or kill.note or "-"
+        mark = "" if kill.localised_right or not kill.killed else f" (is in {kill.fault.component})"
+        verdict = "killed" if kill.killed else "SURVIVED"
+        rows.append((kill.fault.id, kill.fault.category, verdict, kill.case, step, place + mark))
+    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    lines = [
+        "  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[5]])
+        for row in rows
+    ]
+    lines += [f"false alarm: {entry.id}: {entry.note}" for entry in matrix.false_alarms]
+    killed = len(matrix.kills) - len(matrix.survivors)
+    right = sum(kill.localised_right for kill in matrix.kills)
+    lines.append(
+        f"{killed} of {len(matrix.kills)} killed, {right} traced to the right place; "
+        f"{len(matrix.false_alarms)} false alarm(s) in {len(matrix.passes)} harmless runs"
+    )
+    return "\n".join(lines)
