@@ -1,7 +1,7 @@
 """The command line of `vpmoe pretrain`: Megatron's flags and vpMoE's, added in one place.
 
-Megatron's parser closes some choices (`--tokenizer-type`, `--position-embedding-type`). They are
-widened here, so that nothing in site-packages is edited.
+Megatron's parser closes some choices (`--tokenizer-type`, `--position-embedding-type`,
+`--optimizer`). They are widened here, so that nothing in site-packages is edited.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ import argparse
 
 from vpmoe.data.arguments import add_data_args, validate_data_args
 from vpmoe.model.arguments import add_model_args, validate_model_args
+from vpmoe.optimizer.arguments import add_optimizer_args, validate_optimizer_args
 from vpmoe.tokenizer.arguments import add_tokenizer_args, validate_tokenizer_args
 
 _WIDENED_CHOICES = {
     "--tokenizer-type": "O200kHarmonyTokenizer",
     "--position-embedding-type": "grapem",
+    "--optimizer": "normuon",
 }
 
 
@@ -25,6 +27,7 @@ def add_vpmoe_args(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     add_tokenizer_args(parser)
     add_data_args(parser)
     add_model_args(parser)
+    add_optimizer_args(parser)
     return parser
 
 
@@ -37,6 +40,7 @@ def validate_vpmoe_args(args: argparse.Namespace) -> None:
     validate_tokenizer_args(args)
     validate_data_args(args)
     validate_model_args(args)
+    validate_optimizer_args(args)
 
 
 def _widen_choices(parser: argparse.ArgumentParser, flag: str, choice: str) -> None:

@@ -60,9 +60,11 @@ def _train(flags: list[str]) -> None:
     from vpmoe.arguments import add_vpmoe_args, validate_vpmoe_args
     from vpmoe.data.dataset import train_valid_test_datasets_provider
     from vpmoe.model.builder import model_provider
+    from vpmoe.optimizer.megatron import install as install_optimizer
     from vpmoe.tokenizer.megatron import install as install_tokenizer
 
     install_tokenizer()
+    install_optimizer()
     with replaced(sys, "argv", ["vpmoe pretrain", *flags]):
         args = parse_args(add_vpmoe_args)
     validate_args(args, {})

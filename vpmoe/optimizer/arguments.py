@@ -1,0 +1,104 @@
+"""Flags of NorMuon, beside Megatron's, and what is refused with it."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from vpmoe.optimizer.polar_express import DEFAULT_SAFETY_FACTOR, load_coefficients
+
+TP_MODES = ("duplicated", "distributed", "blockwise")
+
+# Attribute -> flag: each takes the weights or the state away from the step on whole matrices.
+_REFUSED = {
+    "use_distributed_optimizer": "--use-distributed-optimizer",
+    "use_layer_wise_distributed_optimizer": "--use-distributed-optimizer",
+    "optimizer_cpu_offload": "--optimizer-cpu-offload",
+    "use_precision_aware_optimizer": "--use-precision-aware-optimizer",
+    "use_torch_fsdp2": "--use-torch-fsdp2",
+    "use_megatron_fsdp": "--use-megatron-fsdp",
+    "optimizer_cuda_graph": "--optimizer-cuda-graph",
+    "fp16": "--fp16",
+}
+
+
+def add_optimizer_args(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Adds the flags of `--optimizer normuon`."""
+    group = parser.add_argument_group(title="vpMoE optimizer")
+    group.add_argument(
+        "--normuon-aux-lr",
+        type=float,
+        default=None,
+        help="Learning rate of the parameters that AdamW takes; --lr when left out. --decoupled-lr "
+        "overrides it for embeddings and output.",
+    )
+    group.add_argument(
+        "--normuon-aux-min-lr",
+        type=float,
+        default=None,
+        help="Minimum learning rate of the parameters that AdamW takes; --min-lr when left out.",
+    )
+    group.add_argument(
+        "--normuon-momentum", type=float, default=0.95, help="mu, decay of the momentum."
+    )
+    group.add_argument(
+        "--normuon-beta2", type=float, default=0.95, help="Decay of the rows' second moment."
+    )
+    group.add_argument(
+        "--normuon-tp-mode",
+        choices=TP_MODES,
+        default="duplicated",
+        help="How tensor-parallel weights are orthogonalised. duplicated: gathered, every rank "
+        "computes the whole matrix; distributed: shards stay, Gram matrices are summed; blockwise: "
+        "every shard for itself, which is another update.",
+    )
+    group.add_argument(
+        "--polar-express-safety-factor",
+        type=float,
+        default=DEFAULT_SAFETY_FACTOR,
+        help="sf: Polar Express' coefficients leave room for singular values up to 1 + sf.",
+    )
+    group.add_argument(
+        "--polar-express-coeffs-path",
+        type=Path,
+        default=None,
+        metavar="JSON",
+        help="A list of triples [a, b, c] in place of the computed coefficients; its length is the "
+        "number of iterations.",
+    )
+    return parser
+
+
+def validate_optimizer_args(args: argparse.Namespace) -> None:
+    """Checks NorMuon's flags, after Megatron has checked its own.
+
+    Raises:
+        ValueError: a flag out of range, one that NorMuon excludes, or an unusable JSON file.
+    """
+    if args.optimizer != "normuon":
+        for name in ("normuon_aux_lr", "normuon_aux_min_lr", "polar_express_coeffs_path"):
+            if getattr(args, name) is not None:
+                flag = "--" + name.replace("_", "-")
+                raise ValueError(f"{flag} needs --optimizer normuon, not {args.optimizer}")
+        return
+    for name, flag in _REFUSED.items():
+        if getattr(args, name, False):
+            raise ValueError(f"--optimizer normuon does not support {flag}; leave it out")
+    for name in ("normuon_momentum", "normuon_beta2"):
+        if not 0.0 <= getattr(args, name) < 1.0:
+            flag = "--" + name.replace("_", "-")
+            raise ValueError(f"{flag} must be in [0, 1), found {getattr(args, name)}")
+    if not 0.0 <= args.polar_express_safety_factor < 1.0:
+        raise ValueError(
+            "--polar-express-safety-factor must be in [0, 1), found "
+            f"{args.polar_express_safety_factor}"
+        )
+    max_lr = args.lr if args.normuon_aux_lr is None else args.normuon_aux_lr
+    min_lr = args.min_lr if args.normuon_aux_min_lr is None else args.normuon_aux_min_lr
+    if max_lr is not None and not 0.0 <= (min_lr or 0.0) <= max_lr:
+        raise ValueError(
+            f"the parameters of AdamW would have a minimum learning rate of {min_lr} and a maximum "
+            f"of {max_lr}; see --normuon-aux-lr and --normuon-aux-min-lr"
+        )
+    if args.polar_express_coeffs_path is not None:
+        load_coefficients(args.polar_express_coeffs_path)

@@ -1,0 +1,355 @@
+"""NorMuon (Li et al., 2025): Muon with a second moment for each row of the update.
+
+For a weight W [m, n], rows are outputs, with gradient G and fp32 state M [m, n] and v [m, 1]:
+
+1. M <- mu M + (1 - mu) G; U = (1 - mu) G + mu M.
+2. O = PolarExpress(U).
+3. v <- b2 v + (1 - b2) mean of O^2 over the columns; N = O / sqrt(v + eps), rescaled to ||O||_F.
+4. W <- W (1 - lr wd) - lr sqrt(max(1, m / n)) N.
+
+Matrices of one shape are worked on together, whichever parameters they are in.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import distributed
+
+from vpmoe.optimizer.polar_express import (
+    DEFAULT_SAFETY_FACTOR,
+    Coefficients,
+    polar_express,
+    polar_express_coefficients,
+)
+
+TPMode = Literal["duplicated", "distributed", "blockwise"]
+
+# Scratch memory of a chunk, in bytes an element, and the share of the state that it may take.
+_SCRATCH_BYTES = 24
+_SCRATCH_SHARE = 0.08
+_SMALLEST_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class MatrixLayout:
+    """What the matrices in a parameter are.
+
+    Attributes:
+        partition_dim: the matrix dimension, 0 (rows) or 1 (columns), that `tp_group` shards.
+        tp_group: the ranks that share the matrix; None when it is whole.
+        block_rows: a fused weight's rows of each block in one group of blocks, such as Megatron's
+            (query, key, value) rows of a query group. Each block, over all groups, is a matrix.
+    """
+
+    partition_dim: int | None = None
+    tp_group: distributed.ProcessGroup | None = None
+    block_rows: tuple[int, ...] | None = None
+
+    @property
+    def shards(self) -> int:
+        """Ranks that share the matrix."""
+        return 1 if self.tp_group is None else distributed.get_world_size(self.tp_group)
+
+
+@dataclass(frozen=True)
+class _Unit:
+    """Matrices of one parameter that are worked on together: whole rows or a block's rows."""
+
+    param: torch.Tensor
+    rows: tuple[int, int]
+    block: tuple[int, int, int] | None = None  # rows of a group of blocks, first row, end row
+
+    def view(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The unit's rows of a tensor [..., n]: [rows, n], or [groups, rows, n] for a block."""
+        if self.block is not None:
+            total, start, stop = self.block
+            return tensor.view(-1, total, tensor.shape[-1])[:, start:stop]
+        first, end = self.rows
+        if tensor.ndim == 2 and (first, end) == (0, tensor.shape[0]):
+            return tensor
+        return tensor.view(-1, tensor.shape[-1])[first:end]
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Units whose matrices have one shape and layout, stacked in one pass."""
+
+    shape: tuple[int, int]
+    layout: MatrixLayout
+    units: tuple[_Unit, ...]
+
+    @property
+    def full_shape(self) -> tuple[int, int]:
+        """The shape over all shards."""
+        m, n = self.shape
+        shards = self.layout.shards
+        return (
+            m * shards if self.layout.partition_dim == 0 else m,
+            n * shards if self.layout.partition_dim == 1 else n,
+        )
+
+
+class NorMuon(torch.optim.Optimizer):
+    """NorMuon over 2-D weights, and 3-D ones as stacks of matrices.
+
+    NaN and infinity propagate into the weights, as in torch's own optimizers; in Megatron the step
+    is skipped before (see `vpmoe.optimizer.megatron`).
+
+    Args:
+        params: parameters or groups, fp32 or fp64; 2-D [m, n] or 3-D [E, m, n].
+        lr: learning rate.
+        momentum: mu.
+        beta2: decay of v.
+        eps: added to v.
+        weight_decay: decoupled, times lr.
+        coefficients: of Polar Express; those of `safety_factor` when None.
+        safety_factor: sf of Polar Express.
+        tp_mode: how sharded matrices are orthogonalised: `duplicated` gathers them on every rank,
+            `distributed` sums Gram matrices, `blockwise` takes each shard for a matrix.
+        layout: maps a parameter to its `MatrixLayout`; None for plain ones.
+
+    Raises:
+        ValueError: a hyperparameter out of range, or a parameter that is no matrix.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        momentum: float = 0.95,
+        beta2: float = 0.95,
+        eps: float = 1e-10,
+        weight_decay: float = 0.0,
+        *,
+        coefficients: Coefficients | None = None,
+        safety_factor: float = DEFAULT_SAFETY_FACTOR,
+        tp_mode: TPMode = "duplicated",
+        layout: Callable[[torch.Tensor], MatrixLayout] | None = None,
+    ) -> None:
+        for name, value in (("momentum", momentum), ("beta2", beta2)):
+            if not 0.0 <= value < 1.0:
+                raise ValueError(f"{name} must be in [0, 1), found {value}")
+        for name, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
+            if not value >= 0.0:
+                raise ValueError(f"{name} must not be negative, found {value}")
+        self._coefficients = coefficients or polar_express_coefficients(safety_factor)
+        self._safety_factor = safety_factor
+        self._tp_mode: TPMode = tp_mode
+        self._layout = layout or (lambda param: MatrixLayout())
+        # By position, since mixed precision puts fp32 copies in the place of parameters.
+        self._layouts: list[list[MatrixLayout]] = []
+        self._chunks: list[list[_Chunk]] | None = None
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "beta2": beta2,
+            "eps": eps,
+            "weight_decay": weight_decay,
+        }
+        super().__init__(params, defaults)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a group, as torch's; every parameter must be a matrix or a stack of them."""
+        super().add_param_group(param_group)
+        layouts = []
+        for param in self.param_groups[-1]["params"]:
+            if param.ndim not in (2, 3) or not param.is_floating_point() or 0 in param.shape:
+                raise ValueError(
+                    "NorMuon takes matrices [m, n] and stacks [E, m, n], found "
+                    f"{list(param.shape)} of {param.dtype}"
+                )
+            layout = self._layout(param)
+            if layout.shards == 1 or self._tp_mode == "blockwise":
+                layout = replace(layout, partition_dim=None, tp_group=None)
+            rows = layout.block_rows
+            if rows is not None and (param.ndim != 2 or param.shape[0] % sum(rows)):
+                raise ValueError(
+                    f"blocks of {list(rows)} rows do not divide a weight {list(param.shape)}"
+                )
+            layouts.append(layout)
+        self._layouts.append(layouts)
+        self._chunks = None
+
+    def init_state(self) -> None:
+        """Creates the zero state of every parameter that has none."""
+        for group in self.param_groups:
+            for param in group["params"]:
+                if self.state[param]:
+                    continue
+                if param.dtype not in (torch.float32, torch.float64):
+                    raise ValueError(
+                        f"NorMuon steps on fp32 main weights, found {param.dtype}; wrap the model "
+                        "in mixed precision"
+                    )
+                self.state[param]["momentum_buffer"] = torch.zeros_like(
+                    param, memory_format=torch.contiguous_format
+                )
+                self.state[param]["second_momentum"] = param.new_zeros((*param.shape[:-1], 1))
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Loads, as torch's."""
+        super().load_state_dict(state_dict)
+        self._chunks = None
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Updates every parameter that has a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self.init_state()
+        if self._chunks is None:
+            self._chunks = self._plan()
+        for group, chunks in zip(self.param_groups, self._chunks, strict=True):
+            for chunk in chunks:
+                units = [unit for unit in chunk.units if unit.param.grad is not None]
+                if units:
+                    self._update(chunk, units, group)
+        return loss
+
+    def _plan(self) -> list[list[_Chunk]]:
+        """Sorts every group's matrices into chunks of one shape each."""
+        total = sum(param.numel() for group in self.param_groups for param in group["params"])
+        budget = max(int(total * 4 * _SCRATCH_SHARE / _SCRATCH_BYTES), _SMALLEST_CHUNK)
+        plan = []
+        for group, layouts in zip(self.param_groups, self._layouts, strict=True):
+            alike: dict[tuple[Any, ...], list[_Unit]] = {}
+            for param, layout in zip(group["params"], layouts, strict=True):
+                if not param.is_contiguous():
+                    raise ValueError(f"NorMuon needs contiguous weights, found {param.stride()}")
+                for m, unit in _units(param, layout, budget):
+                    key = (m, param.shape[-1], layout, param.device, param.dtype)
+                    alike.setdefault(key, []).append(unit)
+            chunks = []
+            for (m, n, layout, _, _), units in alike.items():
+                for part in _batches(units, budget, n):
+                    chunks.append(_Chunk((m, n), replace(layout, block_rows=None), part))
+            plan.append(chunks)
+        return plan
+
+    def _update(self, chunk: _Chunk, units: Sequence[_Unit], group: dict[str, Any]) -> None:
+        (m, n), (full_m, full_n) = chunk.shape, chunk.full_shape
+        layout, mu = chunk.layout, group["momentum"]
+        weights = [unit.view(unit.param) for unit in units]
+        momenta = [unit.view(self.state[unit.param]["momentum_buffer"]) for unit in units]
+        seconds = [unit.view(self.state[unit.param]["second_momentum"]) for unit in units]
+        gradients = [unit.view(_contiguous_gradient(unit.param)) for unit in units]
+
+        torch._foreach_lerp_(momenta, gradients, 1.0 - mu)
+        update = _stack(gradients, m, n).lerp_(_stack(momenta, m, n), mu)
+        update = self._orthogonalise(update, layout)
+
+        reduce = _reduction(layout)
+        rows = update.float() if update.dtype == torch.bfloat16 else update
+        squares = rows.square().sum(dim=-1, keepdim=True)
+        if reduce is not None and layout.partition_dim == 1:
+            squares = reduce(squares, "sum")
+        second = _stack(seconds, m, 1).lerp_(squares / full_n, 1.0 - group["beta2"])
+        _unstack(seconds, second)
+        # ||O||_F and ||O / sqrt(v + eps)||_F from the rows' sums alone.
+        weighted = squares / (second + group["eps"])
+        norms = torch.cat((squares, weighted), dim=-1).sum(dim=-2, keepdim=True)
+        if reduce is not None and layout.partition_dim == 0:
+            norms = reduce(norms, "sum")
+        before, after = norms[..., :1], norms[..., 1:]
+        rescale = torch.where(after > 0, before / after, torch.zeros_like(after)).sqrt()
+        factor = rescale * (second + group["eps"]).rsqrt()
+        step = rows * (factor * (-group["lr"] * math.sqrt(max(1.0, full_m / full_n))))
+
+        if group["weight_decay"]:
+            torch._foreach_mul_(weights, 1.0 - group["lr"] * group["weight_decay"])
+        torch._foreach_add_(weights, _parts(weights, step))
+
+    def _orthogonalise(self, update: torch.Tensor, layout: MatrixLayout) -> torch.Tensor:
+        if layout.tp_group is None:
+            return polar_express(update, self._coefficients, self._safety_factor)
+        assert layout.partition_dim is not None
+        if self._tp_mode == "distributed":
+            return polar_express(
+                update,
+                self._coefficients,
+                self._safety_factor,
+                reduce=_reduction(layout),
+                partition_dim=layout.partition_dim,
+            )
+        shards = [torch.empty_like(update) for _ in range(layout.shards)]
+        distributed.all_gather(shards, update, group=layout.tp_group)
+        whole = torch.cat(shards, dim=1 + layout.partition_dim)
+        whole = polar_express(whole, self._coefficients, self._safety_factor)
+        size = update.shape[1 + layout.partition_dim]
+        rank = distributed.get_rank(layout.tp_group)
+        return whole.narrow(1 + layout.partition_dim, rank * size, size).contiguous()
+
+
+def _units(param: torch.Tensor, layout: MatrixLayout, budget: int) -> Iterator[tuple[int, _Unit]]:
+    """The matrices of a parameter, and their rows; large stacks in parts of at most `budget`."""
+    m, n = param.shape[-2:]
+    if layout.block_rows is not None:
+        total = sum(layout.block_rows)
+        ends = list(itertools.accumulate(layout.block_rows))
+        for start, stop in zip([0, *ends], ends, strict=False):
+            rows = param.shape[0] // total * (stop - start)
+            yield rows, _Unit(param, (0, rows), (total, start, stop))
+        return
+    all_rows = param.numel() // n
+    part = max(1, budget // (m * n)) * m
+    for first in range(0, all_rows, part):
+        yield m, _Unit(param, (first, min(first + part, all_rows)))
+
+
+def _batches(units: Iterable[_Unit], budget: int, n: int) -> Iterator[tuple[_Unit, ...]]:
+    """Consecutive units of at most `budget` elements together, or of one unit."""
+    batch: list[_Unit] = []
+    size = 0
+    for unit in units:
+        elements = (unit.rows[1] - unit.rows[0]) * n
+        if batch and size + elements > budget:
+            yield tuple(batch)
+            batch, size = [], 0
+        batch.append(unit)
+        size += elements
+    yield tuple(batch)
+
+
+def _contiguous_gradient(param: torch.Tensor) -> torch.Tensor:
+    gradient = param.grad
+    assert gradient is not None
+    if gradient.is_sparse:
+        raise RuntimeError("NorMuon does not support sparse gradients")
+    return gradient.to(param.dtype).contiguous()
+
+
+def _stack(views: Sequence[torch.Tensor], m: int, n: int) -> torch.Tensor:
+    """A new tensor [b, m, n] of the units' matrices."""
+    return torch.cat([view.reshape(-1, n) for view in views]).view(-1, m, n)
+
+
+def _parts(views: Sequence[torch.Tensor], stacked: torch.Tensor) -> list[torch.Tensor]:
+    """The inverse of `_stack`: the parts of `stacked`, each in the shape of its view."""
+    sizes = [view.numel() // view.shape[-1] for view in views]
+    parts = stacked.view(-1, stacked.shape[-1]).split(sizes)
+    return [part.view(view.shape) for part, view in zip(parts, views, strict=True)]
+
+
+def _unstack(views: Sequence[torch.Tensor], stacked: torch.Tensor) -> None:
+    torch._foreach_copy_(list(views), _parts(views, stacked))
+
+
+def _reduction(layout: MatrixLayout) -> Callable[[torch.Tensor, str], torch.Tensor] | None:
+    if layout.tp_group is None:
+        return None
+    operations = {"sum": distributed.ReduceOp.SUM, "max": distributed.ReduceOp.MAX}
+
+    def reduce(tensor: torch.Tensor, operation: str) -> torch.Tensor:
+        tensor = tensor.contiguous()
+        distributed.all_reduce(tensor, operations[operation], group=layout.tp_group)
+        return tensor
+
+    return reduce
