@@ -18,7 +18,15 @@ import torch
 Sample = dict[str, torch.Tensor]
 
 # In the order in which they are broadcast; document_ids may be missing.
-_FIELDS = ("tokens", "labels", "loss_mask", "span_id", "position_ids", "document_ids")
+_FIELDS = (
+    "tokens",
+    "labels",
+    "loss_mask",
+    "span_id",
+    "position_ids",
+    "sample_id",
+    "document_ids",
+)
 
 
 @dataclass(frozen=True)
@@ -45,6 +53,7 @@ class Batch:
         span_id: int64 [b, s]: 0 none, 1 reasoning, 2 final; of the label.
         position_ids: int64 [b, s].
         document_ids: int32 [b, s], or None when documents may attend to each other.
+        sample_ids: int64 [b]: indices of the samples in the dataset.
         step: of the global batch; None in an evaluation.
     """
 
@@ -54,6 +63,7 @@ class Batch:
     span_id: torch.Tensor
     position_ids: torch.Tensor
     document_ids: torch.Tensor | None
+    sample_ids: torch.Tensor
     step: GlobalBatch | None
 
 
@@ -87,6 +97,7 @@ def get_batch(data_iterator: Iterator[Sample] | None) -> Batch:
         span_id=sample["span_id"],
         position_ids=sample["position_ids"],
         document_ids=sample.get("document_ids"),
+        sample_ids=sample["sample_id"],
         step=step,
     )
 
@@ -139,7 +150,9 @@ def _broadcast(
     if sample is None:
         header = torch.empty(6, dtype=torch.int64, device="cuda")
     else:
-        fields = torch.stack([sample[name].long() for name in _FIELDS if name in sample])
+        like = sample["tokens"]
+        wide = sample | {"sample_id": sample["sample_id"][:, None].expand_as(like)}
+        fields = torch.stack([wide[name].long() for name in _FIELDS if name in wide])
         parts, counts = (step.parts, step.counts) if step else (0, fields.new_zeros(2))
         header = torch.cat([fields.new_tensor([*fields.shape, parts]), counts])
     torch.distributed.broadcast(header, source, group=group)
@@ -150,6 +163,7 @@ def _broadcast(
     if sample is None:
         sample = dict(zip(_FIELDS, fields, strict=False))
         sample["loss_mask"] = sample["loss_mask"].float()
+        sample["sample_id"] = sample["sample_id"][:, 0]
         if "document_ids" in sample:
             sample["document_ids"] = sample["document_ids"].int()
         step = GlobalBatch(header[4:], parts) if parts else None

@@ -78,8 +78,9 @@ class SynthKDDataset(GPTDataset):
         Returns:
             `tokens` and `labels` int64 [s]; `loss_mask` float32 [s] and `span_id` int64 [s]
             (0 none, 1 reasoning, 2 final), both of the label; `position_ids` int64 [s], restarting
-            at documents under `reset_position_ids`; and under `reset_attention_mask`
-            `document_ids` int32 [s], which count the sample's documents from 0.
+            at documents under `reset_position_ids`; `sample_id` int64 [], the index; and under
+            `reset_attention_mask` `document_ids` int32 [s], which count the sample's documents
+            from 0.
 
         Raises:
             CorruptDatasetError: a document is not what was built.
@@ -97,6 +98,7 @@ class SynthKDDataset(GPTDataset):
             "loss_mask": torch.from_numpy(mask[:-1].astype(np.float32)),
             "span_id": torch.from_numpy(span[:-1].copy()),
             "position_ids": torch.from_numpy(self._positions(lengths)),
+            "sample_id": torch.tensor(index),
         }
         if self.config.reset_attention_mask:
             documents = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)[:-1]

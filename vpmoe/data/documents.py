@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from vpmoe.data.dataset_files import open_shards, read_manifest
 from vpmoe.data.errors import DataError
+from vpmoe.data.layout import ARRAYS, records_path
 
 
 class DocumentStore:
@@ -51,14 +52,34 @@ class DocumentStore:
 
     def locate(self, document: int) -> tuple[str, int]:
         """Name of the shard that holds a document, and its number there."""
-        shard = int(np.searchsorted(self._first, document, side="right")) - 1
-        return self._shards[shard].name, document - int(self._first[shard])
+        shard, number = self._find(document)
+        return self._shards[shard].name, number
 
-    def row_id(self, document: int) -> str:
-        """BLAKE2b-16 of the id of the document's row, hexadecimal."""
-        number = int(np.searchsorted(self._first, document, side="right")) - 1
-        record = self._shards[number].records[document - int(self._first[number])]
-        return bytes(record["id"].tobytes()).hex()
+    def shards(self) -> list[dict[str, Any]]:
+        """`shard` (its name), `rows`, `tokens` and `records_sha256` of every shard, in order."""
+        return [
+            {
+                "shard": shard.name,
+                "rows": shard.rows,
+                "tokens": shard.tokens,
+                "records_sha256": shard.files[records_path(shard.folder, shard.name).name][
+                    "sha256"
+                ],
+            }
+            for shard in self._shards
+        ]
+
+    def record(self, document: int) -> dict[str, Any]:
+        """What the dataset says of a document.
+
+        Returns:
+            `row`, BLAKE2b-16 of its row's id; `length` in tokens; `tokens`, `lossmask` and `span`,
+            BLAKE2b-8 of each. Digests in hexadecimal.
+        """
+        shard, number = self._find(document)
+        record = self._shards[shard].records[number]
+        digests = {name: record[name].tobytes().hex() for name in ARRAYS}
+        return {"row": record["id"].tobytes().hex(), "length": int(record["length"])} | digests
 
     def read(self, document: int, offset: int = 0, length: int | None = None) -> dict[str, Any]:
         """A piece of a document.
@@ -74,9 +95,8 @@ class DocumentStore:
         Raises:
             CorruptDatasetError: the document is not what was built; names file, document, offset.
         """
-        number = int(np.searchsorted(self._first, document, side="right")) - 1
-        shard = self._shards[number]
-        local = document - int(self._first[number])
+        which, local = self._find(document)
+        shard = self._shards[which]
         if not self._verified[document]:
             shard.verify_document(local)
             self._verified[document] = True
@@ -84,6 +104,10 @@ class DocumentStore:
         start = int(shard.starts[local]) + offset
         end = start + (size - offset if length is None else length)
         return {name: array[start:end] for name, array in shard.arrays.items()}
+
+    def _find(self, document: int) -> tuple[int, int]:
+        shard = int(np.searchsorted(self._first, document, side="right")) - 1
+        return shard, document - int(self._first[shard])
 
 
 def verify_files(folder: Path, part: int = 0, parts: int = 1) -> None:
