@@ -195,8 +195,10 @@ class GoldenStore:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Keeps other processes from accepting at the same time."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.folder / ".lock"):
+        # Beside the runs, which git ignores: a lock is nobody's to commit.
+        runs = self.folder.parent / "runs"
+        runs.mkdir(parents=True, exist_ok=True)
+        with FileLock(runs / ".goldens.lock"):
             yield
 
 
