@@ -31,7 +31,7 @@ from vpmoe.optimizer.polar_express import (
 TPMode = Literal["duplicated", "distributed", "blockwise"]
 
 # Scratch memory of a chunk, in bytes an element, and the share of the state that it may take.
-_SCRATCH_BYTES = 24
+_SCRATCH_BYTES = 16
 _SCRATCH_SHARE = 0.08
 _SMALLEST_CHUNK = 1 << 20
 

@@ -176,14 +176,14 @@ def _normalise(
     safety_factor: float,
     reduce: Callable[[torch.Tensor, str], torch.Tensor] | None,
 ) -> torch.Tensor:
-    largest = x.abs().amax(dim=(-2, -1), keepdim=True)
+    largest = torch.linalg.vector_norm(x, math.inf, dim=(-2, -1), keepdim=True)
     if reduce is not None:
         largest = reduce(largest, "max")
     x = x * power_of_two(largest)
-    squares = x.square().sum(dim=(-2, -1), keepdim=True)
+    norm = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True)
     if reduce is not None:
-        squares = reduce(squares, "sum")
-    return x / (squares.sqrt() * (1.0 + safety_factor) + _EPSILON)
+        norm = reduce(norm.square(), "sum").sqrt()
+    return x.div_(norm * (1.0 + safety_factor) + _EPSILON)
 
 
 def _evaluate(a: float, b: float, c: float, x: float) -> float:
