@@ -71,13 +71,15 @@ def _train(flags: list[str]) -> None:
     validate_vpmoe_args(args)
     try:
         set_global_variables(args)
-        pretrain(
-            pretrain_cfg_container_from_args(args),
-            train_valid_test_datasets_provider,
-            ModelType.encoder_or_decoder,
-            forward_step,
-            model_provider=model_provider,
-        )
+        # Megatron's fault tolerance parses the command line again, without vpMoE's choices.
+        with replaced(sys, "argv", ["vpmoe pretrain"]):
+            pretrain(
+                pretrain_cfg_container_from_args(args),
+                train_valid_test_datasets_provider,
+                ModelType.encoder_or_decoder,
+                forward_step,
+                model_provider=model_provider,
+            )
     finally:
         destroy_global_state()
         if torch.distributed.is_initialized():

@@ -38,7 +38,7 @@ def log(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     build += ["--output", str(data), "--valid-fraction", "0"]
     train = ["pretrain", "--config", "configs/vpmoe-tiny.toml", "--synth-kd-data", str(data)]
     train += ["--tokenizer-model", vocabulary, "--train-iters", str(STEPS)]
-    train += ["--log-interval", "1", "--lr-warmup-iters", "0"]
+    train += ["--log-interval", "1", "--lr-warmup-iters", "0", "--optimizer", "normuon"]
     for words in (build, train):
         done = subprocess.run(
             [sys.executable, "-m", "vpmoe.cli", *words],
