@@ -42,7 +42,7 @@ def validate_data_args(args: argparse.Namespace) -> None:
 
     Raises:
         ValueError: no dataset, a damaged manifest, another source of data beside it, weights that
-            are no weights, or a batch sampler or sharding that vpMoE's batches don't support.
+            are no weights, or batches that are not Megatron's samplers'.
     """
     if args.synth_kd_data is None:
         raise ValueError("--synth-kd-data DIR is required: build one with `vpmoe data build`")
@@ -60,6 +60,20 @@ def validate_data_args(args: argparse.Namespace) -> None:
             raise ValueError(f"--kd-span-weight-{name} {weight}: must be a number >= 0")
     if weights == (0, 0):
         raise ValueError("--kd-span-weight-reasoning and -final are both 0: nothing to train on")
+    if args.dataloader_type == "external" or args.hybrid_context_parallel:
+        raise ValueError(
+            "--dataloader-type external and --hybrid-context-parallel bring batches of their own; "
+            "--synth-kd-data is read through Megatron's samplers"
+        )
     manifest = read_manifest(Path(args.synth_kd_data))
+    if not manifest["splits"]["train"]["rows"]:
+        raise ValueError(
+            f"{args.synth_kd_data}: no train documents; build with a smaller --valid-fraction"
+        )
     if not manifest["splits"]["valid"]["rows"]:
+        if args.full_validation:
+            raise ValueError(
+                f"--full-validation: {args.synth_kd_data} has no valid documents; build with "
+                "--valid-fraction"
+            )
         args.eval_iters = 0  # nothing to evaluate on
