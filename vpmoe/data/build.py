@@ -219,6 +219,7 @@ class _Build:
             },
         }
         content = seal(manifest)
+        _discard_temporaries(self._folder)
         write_atomically(self._folder / MANIFEST, content)
         (self._folder / _STATE).unlink(missing_ok=True)
         result: dict[str, Any] = json.loads(content)
@@ -353,8 +354,16 @@ def _existing(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any] | Non
             f"{folder}: holds a dataset of other input or settings; choose another folder"
         )
     verify_sizes(folder, manifest)
+    _discard_temporaries(folder)
     (folder / _STATE).unlink(missing_ok=True)
     return manifest
+
+
+def _discard_temporaries(folder: Path) -> None:
+    """Removes what a kill in the middle of an atomic write left."""
+    for name in (_STATE, MANIFEST):
+        for path in folder.glob(f".{name}.*"):
+            path.unlink()
 
 
 def _load_state(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -230,9 +230,12 @@ class Shard:
             _verify_hash(path, self.files[path.name]["sha256"])
         except CorruptDatasetError as error:
             bad = np.flatnonzero(record_checks(self.records) != self.records["check"])
-            if not bad.size:
-                raise
-            raise CorruptDatasetError(f"{path}: document {int(bad[0])}: damaged record") from error
+            place = (
+                f"document {int(bad[0])}: damaged record"
+                if bad.size
+                else "document 0 and all after it: whole records, of another shard"
+            )
+            raise CorruptDatasetError(f"{path}: {place}") from error
         if self.lengths.min() < 1 or int(self.lengths.sum(dtype=np.int64)) != self.tokens:
             raise CorruptDatasetError(f"{path}: lengths do not add up to {self.tokens} tokens")
 

@@ -105,7 +105,8 @@ def _jsonl_blocks(file: InputFile, start: Position) -> Iterator[Block]:
     offset, line = start.offset, start.line
     with file.path.open("rb") as stream:
         stream.seek(offset)
-        while chunk := stream.read(_BLOCK_BYTES):
+        # A file that grows is refused at the end; it must not be chased until then.
+        while offset < file.size and (chunk := stream.read(_BLOCK_BYTES)):
             if not chunk.endswith(b"\n"):
                 chunk += stream.readline()
             after = Position(offset + len(chunk), line + chunk.count(b"\n"))

@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Sequence
+from functools import lru_cache
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -141,6 +142,12 @@ class Encoder:
         if self._slow is None:
             self._slow = reference_encoding(self.token_bytes)
         return self._slow
+
+
+@lru_cache(maxsize=1)
+def shared_encoder(asset: bytes) -> Encoder:
+    """The process's encoder: there is one vocabulary, and loading it takes most of a second."""
+    return Encoder(asset)
 
 
 def reference_encoding(token_bytes: Sequence[bytes]) -> Encoding:

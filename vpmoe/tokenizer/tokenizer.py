@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from vpmoe.tokenizer import special
 from vpmoe.tokenizer.asset import ASSET_SHA256, default_path, read_asset
-from vpmoe.tokenizer.encoder import Encoder, Ids, replace_surrogates
+from vpmoe.tokenizer.encoder import Ids, replace_surrogates, shared_encoder
 
 AllowedSpecial = Literal["all"] | Collection[str]
 
@@ -36,7 +36,7 @@ class O200kHarmonyTokenizer:
 
     def __init__(self, path: Path | str | None = None) -> None:
         self.path = str(path if path is not None else default_path())
-        self._encoder = Encoder(read_asset(Path(self.path)))
+        self._encoder = shared_encoder(read_asset(Path(self.path)))
         self._token_bytes = self._encoder.token_bytes
 
     # Encoding
