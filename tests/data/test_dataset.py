@@ -26,12 +26,6 @@ SEED, LENGTH = 1234, 64
 
 
 @pytest.fixture(scope="module")
-def tokenizer(vocabulary: Path) -> O200kHarmonyTokenizer:
-    """One tokenizer for all tests."""
-    return O200kHarmonyTokenizer(vocabulary)
-
-
-@pytest.fixture(scope="module")
 def one_shard(
     conversations: Path, vocabulary: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:

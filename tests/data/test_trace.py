@@ -26,12 +26,6 @@ from vpmoe.tokenizer import O200kHarmonyTokenizer
 PLAN = planned_samples(steps=3, micro_batches=2, micro_batch_size=2, data_parallel_size=2)
 
 
-@pytest.fixture(scope="module")
-def tokenizer(vocabulary: Path) -> O200kHarmonyTokenizer:
-    """One tokenizer for all tests."""
-    return O200kHarmonyTokenizer(vocabulary)
-
-
 def _dataset(folder: Path, tokenizer: O200kHarmonyTokenizer, seed: int = 1) -> SynthKDDataset:
     config = GPTDatasetConfig(
         random_seed=seed,
