@@ -18,7 +18,7 @@ from validation.goldens import Golden, GoldenStore
 from validation.goldens.judge import hold_to_base, vanished_cases
 from validation.goldens.quarantine import apply_quarantine, load_quarantine
 from validation.source import commit, dirty_files, source_digest
-from validation.trace import Trace, save_trace
+from validation.trace import Trace, load_trace, save_trace
 from validation.verdict import Canary, CaseResult, CheckResult, Verdict, worst
 
 Progress = Callable[[str], None]
@@ -114,11 +114,19 @@ def run_check(plan: CheckPlan, folder: RunFolder, progress: Progress) -> CheckRe
         verdict=verdict,
         lane=plan.lane,
         seconds=time.monotonic() - began,
-        environment=describe(plan.lane),
+        environment=environment_of(folder, [case.name for case in plan.cases], plan.lane),
         canary=canary,
         cases=results,
         message=message,
     )
+
+
+def environment_of(folder: RunFolder, cases: Sequence[str], lane: str) -> dict[str, Any]:
+    """The environment that the first run of a check found itself in; this process's before any."""
+    for case in cases:
+        if (folder.trace(case) / "trace.json").exists():
+            return dict(load_trace(folder.trace(case)).provenance["environment"])
+    return describe(lane)
 
 
 def describe_source(plan: CheckPlan) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +41,9 @@ def describe(lane: str, ranks: int = 1) -> dict[str, Any]:
         ranks: processes of the run.
 
     Returns:
-        JSON values; what cannot be known is None.
+        JSON values; what cannot be known is None. Of torch only a process that uses it can tell.
     """
-    import torch
-
+    torch = sys.modules.get("torch")
     described: dict[str, Any] = {
         "lane": lane,
         "ranks": ranks,
@@ -51,13 +51,13 @@ def describe(lane: str, ranks: int = 1) -> dict[str, Any]:
         "capability": None,
         "driver": None,
         "cuda": None,
-        "cpu_isa": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
-        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "cpu_isa": torch.backends.cpu.get_cpu_capability() if torch else None,
+        "threads": torch.get_num_threads() if torch else None,
+        "deterministic": torch.are_deterministic_algorithms_enabled() if torch else None,
         "python": platform.python_version(),
         "image": os.environ.get("GOLDEN_IMAGE_DIGEST"),
     }
-    if lane != "cpu" and torch.cuda.is_available():
+    if lane != "cpu" and torch and torch.cuda.is_available():
         major, minor = torch.cuda.get_device_capability()
         described |= {
             "device": torch.cuda.get_device_name(),
@@ -72,7 +72,8 @@ def describe(lane: str, ranks: int = 1) -> dict[str, Any]:
 
 def gpu_count() -> int:
     """CUDA devices that this process may use, without initialising CUDA."""
-    if importlib.util.find_spec("torch") is None:
+    # Importing torch takes seconds, which a machine without a card need not spend.
+    if not any(Path("/dev").glob("nvidia[0-9]*")) or importlib.util.find_spec("torch") is None:
         return 0
     import torch
 

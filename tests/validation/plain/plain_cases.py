@@ -1,19 +1,24 @@
-"""Golden cases and faults of `plain_loop`: all that another team writes to have its loop gated."""
+"""Golden cases and faults of `plain_loop`: all that another team writes to have its loop gated.
+
+Declaring a case imports no training code, so that `golden list` answers at once.
+"""
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
-
-import plain_loop
-import torch
 
 from validation.cases import Benign, Case, Fault
 from validation.recorder import Recorder, attach_module
 
+if TYPE_CHECKING:
+    import torch
+
 
 def run(recorder: Recorder, settings: Mapping[str, Any]) -> None:
     """Trains and records; the target of every case here."""
+    import plain_loop
+
     model = plain_loop.build_model(settings.get("seed", 1))
     for name, parameter in model.named_parameters():
         module, _, tensor = name.rpartition(".")
@@ -25,7 +30,7 @@ def run(recorder: Recorder, settings: Mapping[str, Any]) -> None:
     recorder.table("window", [[i, *_allowed(i)] for i in range(plain_loop.LENGTH)])
     place = (0, 0)
 
-    def on_batch(step: int, micro_batch: int, tokens: torch.Tensor) -> None:
+    def on_batch(step: int, micro_batch: int, tokens: "torch.Tensor") -> None:
         nonlocal place
         place = (step, micro_batch)
         recorder.discrete(
@@ -43,11 +48,15 @@ def run(recorder: Recorder, settings: Mapping[str, Any]) -> None:
 
 
 def _allowed(query: int) -> list[int]:
+    import plain_loop
+
     keys = plain_loop.window_mask()[query].nonzero().flatten().tolist()
     return [keys[0], keys[-1] + 1]
 
 
-def _move_one_ulp(model: torch.nn.Module, seed: int) -> None:
+def _move_one_ulp(model: "torch.nn.Module", seed: int) -> None:
+    import torch
+
     source = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -78,6 +87,8 @@ CASES = [
 @contextlib.contextmanager
 def wide_window() -> Iterator[None]:
     """The window is one position too wide."""
+    import plain_loop
+
     with patch.object(plain_loop, "WINDOW", plain_loop.WINDOW + 1):
         yield
 
@@ -85,9 +96,11 @@ def wide_window() -> Iterator[None]:
 @contextlib.contextmanager
 def halved_gradient() -> Iterator[None]:
     """Gradients are halved before clipping."""
+    import torch
+
     clip = torch.nn.utils.clip_grad_norm_
 
-    def halved(parameters: Any, limit: float) -> torch.Tensor:
+    def halved(parameters: Any, limit: float) -> "torch.Tensor":
         given = list(parameters)
         for parameter in given:
             parameter.grad.mul_(0.5)
@@ -100,8 +113,10 @@ def halved_gradient() -> Iterator[None]:
 @contextlib.contextmanager
 def einsum_attention() -> Iterator[None]:
     """The same attention, written with einsum and another order of operations."""
+    import plain_loop
+    import torch
 
-    def forward(self: plain_loop.Attention, x: torch.Tensor) -> torch.Tensor:
+    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
         q, k, v = self.qkv(x).split(plain_loop.WIDTH, dim=-1)
         scores = torch.einsum("bqd,bkd->bqk", q * self.scale, k)
         scores = scores.masked_fill(~plain_loop.window_mask(), -1e9)
