@@ -125,14 +125,14 @@ def build_dataset(
         "tokenizer": encoder.tokenizer.provenance,
         "inputs": [{"bytes": file.size, "sha256": file.sha256} for file in files],
     }
-    with _locked(folder), _disk_errors(folder):
+    with _locked(folder) as lock, _disk_errors(folder):
         existing = _existing(folder, identity)
         if existing is not None:
             return BuildResult(existing, existed=True)
         state = _load_state(folder, identity)
         job = _Build(folder, identity, files, state, rows_per_shard, duplicates)
         try:
-            with _encoded_blocks(encoder, workers, job.blocks()) as results:
+            with _encoded_blocks(encoder, workers, job.blocks(), lock) as results:
                 job.run(results, checkpoint_seconds, progress)
             manifest = job.finish()
         except BaseException:
@@ -312,8 +312,8 @@ def _select(documents: Documents, wanted: Any) -> Documents:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One build a folder; the lock goes with the process."""
+def _locked(folder: Path) -> Iterator[int]:
+    """One build a folder; the lock goes with the process. Yields its descriptor."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY)
@@ -325,7 +325,7 @@ def _locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
         raise DataError(f"{folder}: another build is writing there") from error
     try:
-        yield
+        yield descriptor
     finally:
         os.close(descriptor)
 
@@ -407,7 +407,7 @@ _worker_encoder: BlockEncoder
 
 @contextmanager
 def _encoded_blocks(
-    encoder: BlockEncoder, workers: int, blocks: Iterator[tuple[int, Block]]
+    encoder: BlockEncoder, workers: int, blocks: Iterator[tuple[int, Block]], lock: int
 ) -> Iterator[Iterator[tuple[int, Block, EncodedBlock]]]:
     """Encoded blocks in the order of the input."""
     if workers == 1:
@@ -416,8 +416,13 @@ def _encoded_blocks(
     # Forking a process with torch's or anybody's threads is unsafe; without them it is free.
     alone = threading.active_count() == 1 and "torch" not in sys.modules
     context = multiprocessing.get_context("fork" if alone else "spawn")
+    # A forked worker that outlives a killed parent for a moment must not keep its lock.
+    inherited = lock if alone else None
     pool = ProcessPoolExecutor(
-        workers, mp_context=context, initializer=_start_worker, initargs=(encoder, os.getpid())
+        workers,
+        mp_context=context,
+        initializer=_start_worker,
+        initargs=(encoder, os.getpid(), inherited),
     )
     try:
         yield _in_order(pool, workers, blocks)
@@ -443,8 +448,10 @@ def _result(
     return number, block, future.result()
 
 
-def _start_worker(encoder: BlockEncoder, parent: int) -> None:
+def _start_worker(encoder: BlockEncoder, parent: int, lock: int | None) -> None:
     global _worker_encoder
+    if lock is not None:
+        os.close(lock)
     _worker_encoder = encoder
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_exit_with, args=(parent,), daemon=True).start()
