@@ -116,6 +116,11 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
     parser.add_argument(
         "--config", type=Path, required=True, metavar="FILE", help="a preset, configs/*.toml"
     )
+    parser.add_argument(
+        "--optimizer",
+        action="store_true",
+        help="list what `--optimizer normuon` does with each parameter instead",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object and no more")
     parser.set_defaults(func=run)
 
@@ -131,6 +136,8 @@ def run(options: argparse.Namespace) -> int:
     except PresetError as error:
         print(f"vpmoe params: {error}", file=sys.stderr)
         return 2
+    if options.optimizer:
+        return _print_routes(preset.to_flags(), options.json)
     table = count_parameters(preset.fields)
     if options.json:
         print(
@@ -144,6 +151,14 @@ def run(options: argparse.Namespace) -> int:
         )
     else:
         print(render(preset.name, table))
+    return 0
+
+
+def _print_routes(flags: list[str], as_json: bool) -> int:
+    from vpmoe.optimizer import report
+
+    routes = report.routing_report(flags)
+    print(json.dumps([r.as_dict() for r in routes]) if as_json else report.render(routes))
     return 0
 
 
