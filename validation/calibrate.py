@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from validation.compare import Comparison, Tolerances, compare, curve_class
+from validation.goldens import Golden
 from validation.trace import Trace
 
 # A tolerance is this many times the largest noise seen in its class up to a few steps later.
@@ -76,8 +77,33 @@ def native_capability() -> str:
     return capability if chosen is None and capability in ("avx2", "avx512") else "avx2"
 
 
+def unchanged_base(golden: Golden, source: str, run: Callable[[Variant], Trace]) -> Trace:
+    """The trace that reruns are compared with: noise must not take in what the code has changed.
+
+    The golden itself where this source tree made it; otherwise a rerun, which must pass first.
+
+    Args:
+        golden: of the case.
+        source: digest of this source tree.
+        run: makes a rerun.
+
+    Raises:
+        ValueError: the code moves the case beyond its present tolerances.
+    """
+    if golden.trace.provenance.get("source_digest") == source:
+        return golden.trace
+    base = run(Variant("unchanged"))
+    moved = compare(golden.trace, base, golden.tolerances).divergences
+    if moved:
+        raise ValueError(
+            f"{moved[0].module}.{moved[0].tensor} at step {moved[0].step} is not the golden's: "
+            "calibration measures noise, not changes; accept the change first (golden update)"
+        )
+    return base
+
+
 def measure(
-    golden: Trace,
+    base: Trace,
     run: Callable[[Variant], Trace],
     chosen: Sequence[Variant],
     progress: Callable[[str], None],
@@ -85,7 +111,7 @@ def measure(
     """Reruns a case under each variant and pools what differs.
 
     Args:
-        golden: the trace that reruns are compared with.
+        base: the trace that reruns are compared with.
         run: makes a rerun.
         chosen: variants.
         progress: told what happens.
@@ -101,7 +127,7 @@ def measure(
     lines = []
     for number, variant in enumerate(chosen, start=1):
         progress(f"[{number}/{len(chosen)}] {variant.name}")
-        comparison = compare(golden, run(variant))
+        comparison = compare(base, run(variant))
         wrong = next((d for d in comparison.divergences if d.relative_error is None), None)
         if wrong is not None and not variant.settings:
             raise ValueError(
@@ -136,10 +162,16 @@ def pool(comparison: Comparison, noise: dict[str, dict[int, float]]) -> float:
 
 
 def tolerances_from(noise: Mapping[str, Mapping[int, float]]) -> Tolerances:
-    """Tolerances that never shrink along a run: SAFETY x the largest noise so far, and a floor."""
+    """Tolerances that never shrink along a run: SAFETY x the largest noise so far, and a floor.
+
+    A class in which no rerun moved anything (learning rates, token counts) stays exact.
+    """
     classes: dict[str, dict[int, float]] = {}
     for name, steps in noise.items():
         known = sorted(steps)
+        if not any(steps.values()):
+            classes[name] = dict.fromkeys(known, 0.0)
+            continue
         classes[name] = {
             step: max(FLOOR, SAFETY * _largest(steps, (s for s in known if s <= step + LOOK_AHEAD)))
             for step in known

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from validation.calibrate import detectable_effect, measure, variants
+from validation.calibrate import detectable_effect, measure, unchanged_base, variants
 from validation.cases import discover_cases, discover_faults
 from validation.check import (
     CheckPlan,
@@ -22,6 +22,7 @@ from validation.check import (
     run_check,
 )
 from validation.cli.common import Progress, add_selection, chosen_cases, chosen_lane
+from validation.environment import gpu_count
 from validation.execution import RunError, RunOptions
 from validation.files import encode_json, write_atomically
 from validation.goldens import GoldenStore
@@ -151,6 +152,10 @@ def calibrate(options: argparse.Namespace) -> int:
     log = new_run_folder(root, lane, source_digest(root)).log
     plan = CheckPlan(root=root, lane=lane, cases=[], faults=[], command=["golden", *sys.argv[1:]])
     for case in chosen_cases(cases, options.case, lane):
+        reason = case.needs.missing(root, gpu_count())
+        if reason is not None:
+            progress(f"{case.name}: skipped, it {reason}")
+            continue
         golden = store.load(lane, case.name)
         provenance = describe_source(plan)
 
@@ -160,7 +165,8 @@ def calibrate(options: argparse.Namespace) -> int:
 
         chosen = variants(lane, options.runs)
         try:
-            tolerances, lines = measure(golden.trace, rerun, chosen, progress)
+            base = unchanged_base(golden, provenance["source_digest"], rerun)
+            tolerances, lines = measure(base, rerun, chosen, progress)
         except (RunError, ValueError) as error:
             raise RefusedError(f"case {case.name}: {error}") from error
         with store.lock():
