@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -72,9 +73,10 @@ def routing_report(flags: Sequence[str]) -> list[Route]:
     lane = detect_lane()
     given = [*lane.default_flags, *flags, "--optimizer", "normuon", "--expert-kernel", "grouped"]
     environment = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
-    # Megatron prints every argument and logs to stdout.
+    # Megatron prints every argument, and logs its warnings to stdout.
     quiet = contextlib.redirect_stdout(io.StringIO())
-    with lane.activate(), skip_helper_build(), _environment(environment), quiet:
+    unlogged = replaced(logging.root.manager, "disable", logging.WARNING)
+    with lane.activate(), skip_helper_build(), _environment(environment), quiet, unlogged:
         from megatron.core import parallel_state
         from megatron.training.arguments import parse_args, validate_args
 
