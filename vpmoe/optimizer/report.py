@@ -75,8 +75,7 @@ def routing_report(flags: Sequence[str]) -> list[Route]:
     environment = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
     # Megatron prints every argument, and logs its warnings to stdout.
     quiet = contextlib.redirect_stdout(io.StringIO())
-    unlogged = replaced(logging.root.manager, "disable", logging.WARNING)
-    with lane.activate(), skip_helper_build(), _environment(environment), quiet, unlogged:
+    with lane.activate(), skip_helper_build(), _environment(environment), quiet, _unlogged():
         from megatron.core import parallel_state
         from megatron.training.arguments import parse_args, validate_args
 
@@ -165,6 +164,16 @@ def _routes(args: Any) -> list[Route]:
 
 def _shape(shape: Sequence[int]) -> str:
     return "[" + ", ".join(map(str, shape)) + "]"
+
+
+@contextlib.contextmanager
+def _unlogged() -> Iterator[None]:
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 @contextlib.contextmanager
