@@ -134,8 +134,10 @@ def _tile(block, side, length, TALL: tl.constexpr, SIDE: tl.constexpr, BLOCK: tl
 def _gram(x, accumulator, TALL: tl.constexpr):
     """The tile's part of the Gram matrix [SIDE, SIDE] of the smaller side."""
     if TALL:
-        return tl.dot(tl.trans(x), x, accumulator)
-    return tl.dot(x, tl.trans(x), accumulator)
+        result = tl.dot(tl.trans(x), x, accumulator)
+    else:
+        result = tl.dot(x, tl.trans(x), accumulator)
+    return result
 
 
 @triton.jit
