@@ -90,7 +90,10 @@ def check(options: argparse.Namespace) -> int:
     progress = Progress()
     folder = new_run_folder(root, lane, source_digest(root))
     result = run_check(plan, folder, progress)
-    write_sinks(result, folder, options.report, options.junit)
+    try:
+        write_sinks(result, folder, options.report, options.junit)
+    except Exception as error:  # a report that cannot be drawn never changes a verdict
+        progress(f"warning: the reports are incomplete: {type(error).__name__}: {error}")
     if options.json:
         json.dump(result.to_json(), sys.stdout, allow_nan=False)
         print()

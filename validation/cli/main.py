@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import traceback
 from collections.abc import Sequence
 
 from validation.cases import CaseError
@@ -11,7 +12,7 @@ from validation.cli import accept, check, faults, inspect, track, upkeep
 from validation.files import DamagedFileError
 from validation.goldens.acceptance import RefusedError
 from validation.source import RepositoryError
-from validation.verdict import USAGE_EXIT_CODE
+from validation.verdict import EXIT_CODES, USAGE_EXIT_CODE, Verdict
 
 _DESCRIPTION = """\
 Run training cases, compare every recorded number with the accepted (golden) one, and say what
@@ -43,6 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"golden {options.command}: interrupted", file=sys.stderr)
         return 130
+    except Exception:  # the gate itself is broken: neither a PASS nor a FAIL of the code
+        traceback.print_exc()
+        return EXIT_CODES[Verdict.INVALID] if options.command == "check" else USAGE_EXIT_CODE
 
 
 def build_parser() -> argparse.ArgumentParser:
