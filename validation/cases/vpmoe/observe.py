@@ -155,12 +155,13 @@ class _Observation:
             )
 
     def _perturb(self, optimizer: Any) -> None:
-        """One unit in the last place of fp32, in the weights that the optimizer steps."""
+        """One unit in the last place of every weight that is not zero."""
         generator = torch.Generator().manual_seed(int(self.perturb_seed or 0))
         for _, parameter in self._parameters():
             up = torch.rand(parameter.shape, generator=generator) < 0.5
             target = torch.where(up, torch.inf, -torch.inf).to(parameter)
-            parameter.data = torch.nextafter(parameter.data, target)
+            moved = torch.nextafter(parameter.data, target)
+            parameter.data = torch.where(parameter == 0, parameter.data, moved)
         optimizer.reload_model_params()
 
     # --- one step ----------------------------------------------------------------------------
