@@ -10,7 +10,7 @@ from typing import Any
 
 from validation.cases import Case, CaseError, discover_cases
 from validation.check import CheckPlan, describe_source, new_run_folder, record_case
-from validation.cli.common import Progress, add_selection, chosen_cases, chosen_lane
+from validation.cli.common import Progress, add_selection, chosen_cases, lane_to_run
 from validation.environment import gpu_count
 from validation.execution import RunError
 from validation.goldens import GoldenStore
@@ -111,7 +111,7 @@ def record_here(
     Raises:
         RefusedError: a run failed, or a case named by the user cannot run here.
     """
-    lane = chosen_lane(options)
+    lane = lane_to_run(options)
     folder = new_run_folder(root, lane, source_digest(root))
     progress = Progress()
     plan = CheckPlan(root=root, lane=lane, cases=[], faults=[], command=["golden", *sys.argv[1:]])
