@@ -1,6 +1,6 @@
 """NorMuon against AdamW on vpmoe-tiny: the loss of 200 steps, each with its best learning rate.
 
-    python -m benchmarks.optimizer_loss --synth-kd-data DIR [--steps 200] [--out runs/optimizer_loss]
+    python -m benchmarks.optimizer_loss --synth-kd-data DIR [--steps 200] [--out FOLDER]
 
 Both take the same five learning rates; NorMuon's AdamW part keeps the preset's. The figure is the
 first step at which NorMuon's smoothed loss is at or below AdamW's best final one, as a share of all
