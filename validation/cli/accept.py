@@ -20,6 +20,7 @@ from validation.goldens.acceptance import (
     load_runs,
     propose,
     refuse_dirty,
+    refuse_missing_lanes,
     refuse_undeclared,
 )
 from validation.goldens.changes import Expectation
@@ -94,6 +95,8 @@ def update(options: argparse.Namespace) -> int:
         print("\n".join(proposal.describe()))
     sys.stdout.flush()
     refuse_undeclared(proposals, expected)
+    if options.runs and not options.lane:
+        refuse_missing_lanes(store, proposals, cases)
     audit = accept(store, root, proposals, cases, options.reason.strip(), expected)
     print(f"accepted; audit: {audit.relative_to(root)}")
     for proposal in proposals:
