@@ -100,6 +100,10 @@ class Project:
         assert old in text, old
         path.write_text(text.replace(old, new))
 
+    def latest_run(self) -> Path:
+        """The folder that the latest check left."""
+        return max(path.parent for path in (self.root / "runs").glob("*/verdict.json"))
+
     def copy(self, root: Path) -> "Project":
         """The same repository elsewhere."""
         shutil.copytree(self.root, root)

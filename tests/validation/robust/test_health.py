@@ -95,7 +95,7 @@ def test_the_commands(golden_project: Any) -> None:
     (project.root / "goldens" / "quarantine.json").unlink()
     project.edit("WIDTH**-0.5", "WIDTH**-0.5 * 1.01")
     assert project.golden("check").code == 1
-    for words in (["explain"], ["explain", str(next((project.root / "runs").iterdir()))]):
+    for words in (["explain"], ["explain", str(project.latest_run())]):
         answer = project.golden(*words)
         assert answer.code == 0, answer.err
         assert "1.out" in answer.out

@@ -1,0 +1,171 @@
+"""`golden check` as a process: verdicts, exit codes, one JSON object, and nothing left running."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+CASE_KEYS = {
+    "case",
+    "verdict",
+    "compared",
+    "identical",
+    "skipped_because",
+    "seconds",
+    "first_divergence",
+    "message",
+}
+DIVERGENCE_KEYS = {
+    "step",
+    "micro_batch",
+    "phase",
+    "module",
+    "tensor",
+    "rank",
+    "offset",
+    "expected",
+    "actual",
+    "relative_error",
+    "tolerance",
+}
+
+
+def test_an_unchanged_tree_passes_in_another_environment(golden_project: Any) -> None:
+    answer = golden_project.golden(
+        "check", "--json", OMP_NUM_THREADS="2", ATEN_CPU_CAPABILITY="default"
+    )
+    verdict = answer.json()
+    assert answer.code == 0, (verdict, answer.err)
+    assert set(verdict) == {"verdict", "lane", "seconds", "environment", "canary", "cases"}
+    assert (verdict["verdict"], verdict["lane"]) == ("PASS", "cpu")
+    assert verdict["canary"]["caught"] is True
+    assert all(set(case) == CASE_KEYS for case in verdict["cases"])
+    assert all(0 < case["identical"] < case["compared"] for case in verdict["cases"])
+    assert verdict["environment"]["cpu_isa"] == "DEFAULT"
+    assert verdict["environment"]["threads"] == 2
+
+
+def test_a_moved_case_fails_and_is_named_in_every_sink(golden_project: Any) -> None:
+    project = golden_project
+    project.edit("WIDTH**-0.5", "WIDTH**-0.5 * 1.01")
+    words = ["--json", "--report", "out", "--junit", "out/junit.xml"]
+    answer = project.golden("check", "plain_loss", *words)
+    assert answer.code == 1, answer.err
+    case = answer.json()["cases"][0]
+    first = case["first_divergence"]
+    assert set(first) == DIVERGENCE_KEYS
+    assert (first["step"], first["phase"], first["module"]) == (1, "forward", "1.out")
+    assert first["relative_error"] > first["tolerance"] > 0
+    assert "1.out" in (project.root / "out" / "report.html").read_text()
+    failure = ET.parse(project.root / "out" / "junit.xml").getroot().find(".//failure")
+    assert failure is not None
+    assert "1.out" in str(failure.get("message"))
+    run = project.latest_run()
+    left = {path.name for path in run.iterdir()}
+    assert {"verdict.json", "junit.xml", "report.html", "traces", "log.txt"} <= left
+    stored = json.loads((run / "verdict.json").read_text())
+    assert stored["cases"][0]["first_divergence"]["module"] == "1.out"
+
+
+def test_exact_requires_every_bit(golden_project: Any) -> None:
+    assert golden_project.golden("check", "plain_seed", "--exact").code == 0
+    answer = golden_project.golden(
+        "check", "plain_seed", "--exact", "--json", ATEN_CPU_CAPABILITY="default"
+    )
+    assert answer.code == 1
+    assert answer.json()["cases"][0]["first_divergence"]["tolerance"] == 0
+
+
+def test_a_missing_or_damaged_golden_is_invalid_and_named(golden_project: Any) -> None:
+    project = golden_project
+    folder = project.root / "goldens" / "cpu" / "plain_seed"
+    (curves,) = folder.glob("curves.*.json")
+    content = curves.read_bytes()
+    curves.write_bytes(content[: len(content) // 2])
+    answer = project.golden("check", "plain_seed")
+    assert answer.code == 3
+    assert str(curves) in answer.out
+    for path in folder.iterdir():
+        path.unlink()
+    answer = project.golden("check", "--json")
+    assert answer.code == 3
+    messages = {case["case"]: case["message"] for case in answer.json()["cases"]}
+    assert "golden update plain_seed" in messages["plain_seed"]
+
+
+@pytest.mark.parametrize(
+    ("edit", "text"),
+    [
+        (("total += loss.item()", "total += float('nan')"), "lm_loss"),
+        (('recorder.curve(step, "lm_loss", loss)', "pass"), "lm_loss"),
+        (('"grad_norm", norm', '"grad_norms", norm'), "grad_norm"),
+        (("import torch\n", "import torch\nimport no_such_module\n"), "no_such_module"),
+        (("total = 0.0", "total = 0.0 / (step < 3)"), "ZeroDivisionError"),
+    ],
+)
+def test_nothing_else_passes(golden_project: Any, edit: tuple[str, str], text: str) -> None:
+    project = golden_project
+    in_loop = edit[0] in (project.root / "plain_loop.py").read_text()
+    project.edit(*edit, "plain_loop.py" if in_loop else "plain_cases.py")
+    answer = project.golden("check", "plain_seed", "--json")
+    assert answer.code in (1, 3), answer.out
+    assert text in answer.out
+
+
+def test_usage_and_unfit(golden_project: Any) -> None:
+    project = golden_project
+    answer = project.golden("check", "no_such_case")
+    assert (answer.code, answer.out) == (2, "")
+    assert "plain_seed" in answer.err
+    assert project.golden("check", "--lane", "tpu").code == 2
+    assert project.golden("check", cwd=Path("/")).code == 2
+    # A lane that no case serves compares nothing; one that needs a card finds none here.
+    if not any(Path("/dev").glob("nvidia[0-9]*")):
+        project.edit('lanes=["cpu"]', 'lanes=["cpu", "h200"]', "plain_cases.py")
+        assert project.golden("check", "--lane", "h200").code == 4
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_an_interrupted_check_leaves_no_process(golden_project: Any, number: int) -> None:
+    project = golden_project
+    project.edit("total = 0.0", "total = 0.0; import time; time.sleep(1)")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "validation.cli", "check"],
+        cwd=project.root,
+        env=project.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    until = time.monotonic() + 120
+    while len(_working_in(project.root)) < 3 and time.monotonic() < until:
+        time.sleep(0.1)
+    assert len(_working_in(project.root)) == 3, "the command, the warm parent and a run"
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode == (130 if number == signal.SIGINT else -signal.SIGKILL)
+    until = time.monotonic() + 30
+    while _working_in(project.root) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not _working_in(project.root)
+    assert project.golden("list").code == 0
+
+
+def _working_in(root: Path) -> list[int]:
+    """Processes whose working directory is the repository."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                if (entry / "cwd").readlink() == root.resolve():
+                    found.append(int(entry.name))
+            except OSError:
+                continue
+    return found
