@@ -66,9 +66,6 @@ def main() -> None:
                 sys.stdout.flush()
                 os._exit(0)
         os.waitpid(child, 0)
-        # os._exit runs no clean-up: whatever Megatron's checkpoint writer started ends here.
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(child, signal.SIGKILL)
         # What the run spawned (a checkpoint writer) holds our output open and would outlive it.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child, signal.SIGKILL)
