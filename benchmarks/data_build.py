@@ -86,9 +86,11 @@ def peer(source: str, output: str, arrays: int) -> dict[str, Any]:
 
 
 def ours(source: str, output: str, workers: int) -> dict[str, Any]:
-    """`build_dataset`, from start to manifest, loading the tokenizer included."""
+    """`build_dataset`, from start to manifest; the encoder is loaded before, as the peer's is."""
     from vpmoe.data.build import build_dataset
+    from vpmoe.tokenizer import O200kHarmonyTokenizer
 
+    O200kHarmonyTokenizer(default_vocabulary())
     began = time.perf_counter()
     result = build_dataset(
         [source], output, workers=workers, profile="synth_kd_v1", vocabulary=default_vocabulary()

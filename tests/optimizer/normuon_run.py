@@ -11,7 +11,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "model"))
 
-import megatron_run
+import megatron_run  # type: ignore[import-not-found]
 
 from vpmoe.runtime import detect_lane
 from vpmoe.runtime.patches import replaced
@@ -41,7 +41,7 @@ def main(words: list[str]) -> int:
             replaced(model_arguments, "add_model_args", add_args),
             replaced(model_arguments, "validate_model_args", validate_args),
         ):
-            return megatron_run.main(words)
+            return int(megatron_run.main(words))
 
 
 if __name__ == "__main__":

@@ -31,11 +31,11 @@ def runs(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     saved = str(folder / "checkpoint")
     flags = {
         "straight": ["--train-iters", str(STEPS)],
-        "first half": ["--train-iters", str(STEPS // 2), "--save", saved, "--save-interval", "2"],
+        "first half": ["--train-iters", str(STEPS), "--save", saved, "--exit-interval", "2"],
         "second half": ["--train-iters", str(STEPS), "--load", saved],
         "deterministic": ["--train-iters", "2", "--deterministic-mode"],
         "exit interval": ["--train-iters", str(STEPS), "--exit-interval", "1"],
-        "refused": ["--train-iters", "1", "--context-parallel-size", "2"],
+        "refused": ["--train-iters", "1", "--attention-dropout", "0.1"],
         "wrong vocabulary": ["--train-iters", "1", "--padded-vocab-size", "201216"],
     }
     plan = [
@@ -49,6 +49,7 @@ def runs(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
         capture_output=True,
         text=True,
         check=False,
+        timeout=600,
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     found = {name: json.loads((folder / f"{name}.json").read_text()) for name in flags}
@@ -88,7 +89,7 @@ def test_exit_interval_stops_early_on_the_same_course(runs: dict[str, dict[str, 
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("refused", "context-parallel-size"), ("wrong vocabulary", "201088")],
+    [("refused", "--attention-dropout 0.1"), ("wrong vocabulary", "201088")],
 )
 def test_refusals_name_what_is_wrong(
     runs: dict[str, dict[str, Any]], name: str, words: str

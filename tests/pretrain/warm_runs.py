@@ -7,9 +7,11 @@ loss, gradient norm and learning rate of every step.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -57,12 +59,19 @@ def main() -> None:
     for entry in plan:
         child = os.fork()
         if child == 0:
+            os.setpgid(0, 0)
             try:
                 run(entry["flags"], Path(entry["out"]))
             finally:
                 sys.stdout.flush()
                 os._exit(0)
         os.waitpid(child, 0)
+        # os._exit runs no clean-up: whatever Megatron's checkpoint writer started ends here.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child, signal.SIGKILL)
+        # What the run spawned (a checkpoint writer) holds our output open and would outlive it.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child, signal.SIGKILL)
 
 
 if __name__ == "__main__":

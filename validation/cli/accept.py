@@ -10,7 +10,7 @@ from typing import Any
 
 from validation.cases import Case, CaseError, discover_cases
 from validation.check import CheckPlan, describe_source, new_run_folder, record_case
-from validation.cli.common import Progress, add_selection, chosen_cases, chosen_lane
+from validation.cli.common import Progress, add_selection, chosen_cases, lane_to_run
 from validation.environment import gpu_count
 from validation.execution import RunError
 from validation.goldens import GoldenStore
@@ -20,6 +20,7 @@ from validation.goldens.acceptance import (
     load_runs,
     propose,
     refuse_dirty,
+    refuse_missing_lanes,
     refuse_undeclared,
 )
 from validation.goldens.changes import Expectation
@@ -94,6 +95,8 @@ def update(options: argparse.Namespace) -> int:
         print("\n".join(proposal.describe()))
     sys.stdout.flush()
     refuse_undeclared(proposals, expected)
+    if options.runs and not options.lane:
+        refuse_missing_lanes(store, proposals, cases)
     audit = accept(store, root, proposals, cases, options.reason.strip(), expected)
     print(f"accepted; audit: {audit.relative_to(root)}")
     for proposal in proposals:
@@ -111,7 +114,7 @@ def record_here(
     Raises:
         RefusedError: a run failed, or a case named by the user cannot run here.
     """
-    lane = chosen_lane(options)
+    lane = lane_to_run(options)
     folder = new_run_folder(root, lane, source_digest(root))
     progress = Progress()
     plan = CheckPlan(root=root, lane=lane, cases=[], faults=[], command=["golden", *sys.argv[1:]])

@@ -21,7 +21,7 @@ from validation.check import (
     record_case,
     run_check,
 )
-from validation.cli.common import Progress, add_selection, chosen_cases, chosen_lane
+from validation.cli.common import Progress, add_selection, chosen_cases, chosen_lane, lane_to_run
 from validation.environment import gpu_count
 from validation.execution import RunError, RunOptions
 from validation.files import encode_json, write_atomically
@@ -145,7 +145,7 @@ def publish(folder: RunFolder, progress: Progress) -> None:
 
 def calibrate(options: argparse.Namespace) -> int:
     """Measures noise and stores tolerances with the goldens."""
-    root, lane = find_root(), chosen_lane(options)
+    root, lane = find_root(), lane_to_run(options)
     if options.runs < 1:
         raise RefusedError("--runs: at least 1")
     refuse_dirty(root)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from validation.cases import LANES, Case, CaseError
 from validation.environment import default_lane, gpu_count
+from validation.goldens.acceptance import RefusedError
 
 
 def add_selection(parser: argparse.ArgumentParser) -> None:
@@ -20,6 +21,18 @@ def add_selection(parser: argparse.ArgumentParser) -> None:
 def chosen_lane(options: argparse.Namespace) -> str:
     """The lane asked for, or what this machine is."""
     return options.lane or default_lane(gpu_count())
+
+
+def lane_to_run(options: argparse.Namespace) -> str:
+    """The chosen lane, if this machine can serve it.
+
+    Raises:
+        RefusedError: it lacks GPUs.
+    """
+    lane, gpus = chosen_lane(options), gpu_count()
+    if gpus < LANES[lane]:
+        raise RefusedError(f"lane {lane} has {LANES[lane]} GPU(s), this machine has {gpus}")
+    return lane
 
 
 def chosen_cases(cases: Mapping[str, Case], names: Sequence[str], lane: str) -> list[Case]:

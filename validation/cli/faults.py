@@ -10,7 +10,7 @@ from typing import Any
 
 from validation.cases import LANES, CaseError, discover_benign, discover_cases, discover_faults
 from validation.check import new_run_folder
-from validation.cli.common import Progress, chosen_lane
+from validation.cli.common import Progress, lane_to_run
 from validation.environment import gpu_count
 from validation.files import DamagedFileError, encode_json, write_atomically
 from validation.goldens import Golden, GoldenStore
@@ -46,7 +46,7 @@ def faults(options: argparse.Namespace) -> int:
         CaseError: an unknown fault.
         RefusedError: no golden to judge by.
     """
-    root, lane = find_root(), chosen_lane(options)
+    root, lane = find_root(), lane_to_run(options)
     cases, known = discover_cases(), discover_faults()
     unknown = [name for name in options.only or () if name not in known]
     if unknown:

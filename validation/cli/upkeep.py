@@ -11,7 +11,7 @@ from typing import Any
 from validation.bisect import bisect
 from validation.cases import LANES, Case, discover_cases, discover_faults
 from validation.check import CheckPlan, describe_source, new_run_folder, record_case
-from validation.cli.common import Progress, add_selection, chosen_cases, chosen_lane
+from validation.cli.common import Progress, add_selection, chosen_cases, lane_to_run
 from validation.execution import RunError, RunOptions
 from validation.goldens import GoldenStore
 from validation.goldens.acceptance import RefusedError, accept, refuse_dirty
@@ -122,7 +122,7 @@ def rebase(options: argparse.Namespace) -> int:
     Raises:
         RefusedError: what does not hold; no golden is touched then.
     """
-    root, lane = find_root(), chosen_lane(options)
+    root, lane = find_root(), lane_to_run(options)
     store, cases = GoldenStore(root / "goldens"), discover_cases()
     refuse_dirty(root)
     rerun = _rerunner(root, lane)
@@ -152,7 +152,7 @@ def rebase(options: argparse.Namespace) -> int:
 def find_bad_commit(options: argparse.Namespace) -> int:
     """Prints the first bad commit; returns 0, or 1 when skipped commits leave several."""
     root = find_root()
-    chosen_cases(discover_cases(), [options.case], lane := chosen_lane(options))
+    chosen_cases(discover_cases(), [options.case], lane := lane_to_run(options))
     found = bisect(root, options.good, options.bad, options.case, lane, Progress())
     if len(found.commits) > 1:
         print(f"skipped commits leave {len(found.commits)} candidates:")

@@ -118,6 +118,26 @@ def refuse_undeclared(proposals: Sequence[Proposal], expected: Sequence[Expectat
             )
 
 
+def refuse_missing_lanes(
+    store: GoldenStore, proposals: Sequence[Proposal], cases: Mapping[str, Case]
+) -> None:
+    """Refuses to move a case on some of its lanes only: the others' goldens would be of old code.
+
+    Raises:
+        RefusedError: naming the case and the lane that is missing.
+    """
+    given = {(proposal.lane, proposal.trace.case) for proposal in proposals}
+    for proposal in proposals:
+        name = proposal.trace.case
+        for lane in cases[name].lanes if proposal.changed else ():
+            if (lane, name) not in given and name in store.names(lane):
+                raise RefusedError(
+                    f"case {name} moves on lane {proposal.lane} and has a golden on lane {lane}, "
+                    f"too, of which --from has no run; give that run as well, or --lane "
+                    f"{proposal.lane} to accept this lane alone"
+                )
+
+
 def load_runs(
     folders: Sequence[Path], root: Path, cases: Mapping[str, Case], wanted: Sequence[str]
 ) -> list[tuple[str, Trace]]:

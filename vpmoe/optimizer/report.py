@@ -89,9 +89,8 @@ def routing_report(flags: Sequence[str]) -> list[Route]:
         # Data is not needed, so its flags are not checked.
         validate_model_args(args)
         validate_optimizer_args(args)
-        torch.distributed.init_process_group(
-            "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
-        )
+        store = torch.distributed.HashStore()  # type: ignore[attr-defined]
+        torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
         try:
             parallel_state.initialize_model_parallel()
             return _routes(args)
