@@ -1,0 +1,115 @@
+"""`golden rebase --env`: a new environment is accepted only if nothing else has changed."""
+
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from validation.cases import Case, Fault
+from validation.goldens import Golden, GoldenStore
+from validation.goldens.acceptance import RefusedError
+from validation.goldens.rebase import Rebase, rebase_environment
+from validation.source import source_digest
+from validation.trace import Trace, save_trace
+
+from .traces import TOLERANCE, random_trace, tolerances_of
+
+CASE = Case(name="tiny", description="a case", lanes=["cpu"], target="a:b")
+FAULT = Fault(id="f", category="c", component="c", imitates="", plant="a:f", case="tiny")
+
+
+class Scene:
+    """A repository with one golden, and runs of it in two environments."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        root.mkdir()
+        subprocess.run(["git", "init", "-q", str(root)], check=True)
+        (root / "train.py").write_text("pass\n")
+        self.store = GoldenStore(root / "goldens")
+        self.golden = self.trace(torch="2.11")
+        self.store.save(
+            Golden(
+                lane="cpu",
+                trace=self.golden,
+                case_digest=CASE.digest,
+                accepted={"reason": "first"},
+                tolerances=tolerances_of(self.golden),
+            )
+        )
+        self.faulty = moved(self.golden, 1e4)
+
+    def trace(self, torch: str, **provenance: Any) -> Trace:
+        return replace(
+            random_trace(1),
+            provenance={
+                "source_digest": source_digest(self.root),
+                "case_digest": CASE.digest,
+                "environment": {"lane": "cpu", "torch": torch},
+                **provenance,
+            },
+        )
+
+    def rebase(self, old: Trace, new: Trace, here: Trace | None = None) -> list[Rebase]:
+        folders = []
+        for name, trace in (("old", old), ("new", new)):
+            save_trace(trace, self.root / "runs" / name / "traces" / "tiny")
+            folders.append(self.root / "runs" / name)
+
+        def rerun(case: Case, fault: str | None) -> Trace:
+            return self.faulty if fault else (here or new)
+
+        faults, runs = [FAULT], (folders[0], folders[1])
+        return rebase_environment(self.store, self.root, {"tiny": CASE}, faults, runs, [], rerun)
+
+
+def moved(trace: Trace, tolerances: float) -> Trace:
+    """Every curve a few tolerances higher."""
+    factor = 1 + tolerances * TOLERANCE
+    curves = {n: {s: v * factor for s, v in c.items()} for n, c in trace.curves.items()}
+    return replace(trace, curves=curves)
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Scene:
+    return Scene(tmp_path / "repository")
+
+
+def test_small_drift_in_a_new_environment_is_accepted(scene: Scene) -> None:
+    new = moved(scene.trace(torch="2.12"), 3)
+    scene.faulty = moved(scene.trace(torch="2.12"), 1e4)
+    (rebased,) = scene.rebase(scene.golden, new)
+    assert rebased.reason == "environment: torch 2.11 -> 2.12"
+    assert rebased.proposal.trace.curves == new.curves
+
+
+@pytest.mark.parametrize(
+    ("what", "text"),
+    [
+        ("drift", "more than calibrated growth"),
+        ("code", "the code has changed, too"),
+        ("same environment", "the same environment"),
+        ("elsewhere", "run this in the new environment"),
+        ("blind", "blind to fault f"),
+        ("tree", "another source tree"),
+    ],
+)
+def test_everything_else_is_refused(scene: Scene, what: str, text: str) -> None:
+    old, new = scene.golden, moved(scene.trace(torch="2.12"), 3)
+    here = None
+    if what == "drift":
+        new = moved(new, 30)
+    elif what == "code":
+        old = moved(old, 2)
+    elif what == "same environment":
+        new = scene.trace(torch="2.11")
+    elif what == "elsewhere":
+        here = scene.trace(torch="2.13")
+    elif what == "blind":
+        scene.faulty = new
+    elif what == "tree":
+        new = scene.trace(torch="2.12", source_digest="0")
+    with pytest.raises(RefusedError, match=text):
+        scene.rebase(old, new, here)
