@@ -122,6 +122,14 @@ def test_scale_does_not_matter(exponent: int) -> None:
     assert torch.allclose(found, polar_express(x), rtol=0, atol=2e-5)
 
 
+@pytest.mark.parametrize("exponent", [39, 45, 59, 61])
+def test_sums_of_squares_do_not_overflow(exponent: int) -> None:
+    """Large matrices whose entries alone are no trouble."""
+    x = torch.randn(128, 256, generator=torch.Generator().manual_seed(3))
+    found = polar_express(torch.ldexp(x, torch.tensor(exponent)))
+    assert torch.allclose(found, polar_express(x), rtol=0, atol=2e-3)
+
+
 def test_input_is_left_alone() -> None:
     x = torch.randn(4, 5)
     before = x.clone()

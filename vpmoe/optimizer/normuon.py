@@ -7,7 +7,8 @@ For a weight W [m, n], rows are outputs, with gradient G and fp32 state M [m, n]
 3. v <- b2 v + (1 - b2) mean of O^2 over the columns; N = O / sqrt(v + eps), rescaled to ||O||_F.
 4. W <- W (1 - lr wd) - lr sqrt(max(1, m / n)) N.
 
-Matrices of one shape are worked on together, whichever parameters they are in.
+Matrices of one shape are worked on together, whichever parameters they are in: in one launch where
+`vpmoe.optimizer.triton_kernel` takes them, and otherwise stacked, in chunks.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import distributed
@@ -27,6 +28,9 @@ from vpmoe.optimizer.polar_express import (
     polar_express,
     polar_express_coefficients,
 )
+
+if TYPE_CHECKING:
+    from vpmoe.optimizer.triton_kernel import SmallMatrices
 
 TPMode = Literal["duplicated", "distributed", "blockwise"]
 
@@ -83,6 +87,7 @@ class _Chunk:
     shape: tuple[int, int]
     layout: MatrixLayout
     units: tuple[_Unit, ...]
+    kernel: SmallMatrices | None = None
 
     @property
     def full_shape(self) -> tuple[int, int]:
@@ -209,6 +214,13 @@ class NorMuon(torch.optim.Optimizer):
             self._chunks = self._plan()
         for group, chunks in zip(self.param_groups, self._chunks, strict=True):
             for chunk in chunks:
+                if chunk.kernel is not None:
+                    gradients = [
+                        None if unit.param.grad is None else _contiguous_gradient(unit.param)
+                        for unit in chunk.units
+                    ]
+                    chunk.kernel.step(gradients, **{name: group[name] for name in self.defaults})
+                    continue
                 units = [unit for unit in chunk.units if unit.param.grad is not None]
                 if units:
                     self._update(chunk, units, group)
@@ -221,18 +233,37 @@ class NorMuon(torch.optim.Optimizer):
         plan = []
         for group, layouts in zip(self.param_groups, self._layouts, strict=True):
             alike: dict[tuple[Any, ...], list[_Unit]] = {}
+            fitting: dict[tuple[Any, ...], list[torch.Tensor]] = {}
             for param, layout in zip(group["params"], layouts, strict=True):
                 if not param.is_contiguous():
                     raise ValueError(f"NorMuon needs contiguous weights, found {param.stride()}")
+                if _fits_kernel(param, layout):
+                    fitting.setdefault((*param.shape[-2:], param.device), []).append(param)
+                    continue
                 for m, unit in _units(param, layout, budget):
                     key = (m, param.shape[-1], layout, param.device, param.dtype)
                     alike.setdefault(key, []).append(unit)
-            chunks = []
+            chunks = [self._kernel_chunk(params, total) for params in fitting.values()]
             for (m, n, layout, _, _), units in alike.items():
                 for part in _batches(units, budget, n):
                     chunks.append(_Chunk((m, n), replace(layout, block_rows=None), part))
             plan.append(chunks)
         return plan
+
+    def _kernel_chunk(self, params: Sequence[torch.Tensor], total: int) -> _Chunk:
+        from vpmoe.optimizer.triton_kernel import SmallMatrices
+
+        m, n = params[0].shape[-2:]
+        kernel = SmallMatrices(
+            params,
+            [self.state[param]["momentum_buffer"] for param in params],
+            [self.state[param]["second_momentum"] for param in params],
+            self._coefficients,
+            self._safety_factor,
+            int(total * 4 * _SCRATCH_SHARE),
+        )
+        units = tuple(_Unit(param, (0, param.numel() // n)) for param in params)
+        return _Chunk((m, n), MatrixLayout(), units, kernel)
 
     def _update(self, chunk: _Chunk, units: Sequence[_Unit], group: dict[str, Any]) -> None:
         (m, n), (full_m, full_n) = chunk.shape, chunk.full_shape
@@ -316,6 +347,15 @@ def _batches(units: Iterable[_Unit], budget: int, n: int) -> Iterator[tuple[_Uni
         batch.append(unit)
         size += elements
     yield tuple(batch)
+
+
+def _fits_kernel(param: torch.Tensor, layout: MatrixLayout) -> bool:
+    """Whether one launch steps a parameter's matrices."""
+    if not param.is_cuda or param.dtype != torch.float32 or layout != MatrixLayout():
+        return False
+    from vpmoe.optimizer.triton_kernel import LARGEST_SIDE
+
+    return min(param.shape[-2:]) <= LARGEST_SIDE
 
 
 def _contiguous_gradient(param: torch.Tensor) -> torch.Tensor:

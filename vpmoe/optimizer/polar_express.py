@@ -23,9 +23,8 @@ _LOWER_BOUND = 1e-3
 _CUSHION = 0.02
 _EPSILON = 1e-6
 
-# Entries beyond this range would overflow the squares of fp32, or be no longer large beside
-# _EPSILON.
-_SMALLEST_ENTRY, _LARGEST_ENTRY = 2.0**-20, 2.0**60
+# The sum of squares of entries beyond this range would overflow fp32, or be small beside _EPSILON.
+SMALLEST_ENTRY, LARGEST_ENTRY = 2.0**-20, 2.0**40
 
 
 @functools.cache
@@ -164,7 +163,7 @@ def power_of_two(largest: torch.Tensor) -> torch.Tensor:
     Returns:
         Factors of the same shape, applied with `torch.ldexp`'s exactness in at most one product.
     """
-    outside = ((largest < _SMALLEST_ENTRY) | (largest > _LARGEST_ENTRY)) & (largest > 0)
+    outside = ((largest < SMALLEST_ENTRY) | (largest > LARGEST_ENTRY)) & (largest > 0)
     _, exponent = torch.frexp(largest)
     # 2^126 is the largest power whose inverse is normal; subnormal gradients stay a bit smaller.
     factor = torch.exp2((-exponent).clamp(-126, 126).to(largest.dtype))
