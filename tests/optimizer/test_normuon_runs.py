@@ -57,6 +57,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     add("dp", 2, HALF)
     add("tp", 2, HALF, *TP, *save("tp"))
     add("tp-distributed", 2, HALF, *TP, "--normuon-tp-mode", "distributed")
+    add("tp-blockwise", 2, HALF, *TP, "--normuon-tp-mode", "blockwise")
+    add("ep", 2, HALF, "--expert-model-parallel-size", "2")
+    add("pp", 2, HALF, "--pipeline-model-parallel-size", "2")
+    add("ep-grouped", 2, HALF, "--expert-model-parallel-size", "2", "--expert-kernel", "grouped")
     add("one-to-tp", 2, HALF + 2, *TP, *load("one"), "--no-load-rng")
     add("tp-to-one", 1, HALF + 2, *load("tp"), "--no-load-rng")
     add("refused", 1, 1, "--use-distributed-optimizer")
@@ -85,12 +89,22 @@ def test_resumed_run_is_the_same_bit_for_bit(runs: Path) -> None:
     assert curve(runs / "resumed") == curve(runs / "one")[HALF:]
 
 
-@pytest.mark.parametrize("layout", ["grouped", "dp", "tp", "tp-distributed"])
+@pytest.mark.parametrize(
+    "layout", ["grouped", "dp", "ep", "ep-grouped", "pp", "tp", "tp-distributed"]
+)
 def test_layout_equals_one_process(runs: Path, layout: str) -> None:
     found = curve(runs / layout)
     assert len(found) == HALF
     for a, b in zip(found, curve(runs / "one"), strict=False):
         assert a == pytest.approx(b, rel=1e-5)
+
+
+def test_blockwise_is_another_update(runs: Path) -> None:
+    found, whole = curve(runs / "tp-blockwise"), curve(runs / "one")
+    assert len(found) == HALF
+    # The first loss is from before the first update.
+    assert found[0][0] == pytest.approx(whole[0][0], rel=1e-5)
+    assert abs(found[-1][1] / whole[HALF - 1][1] - 1) > 1e-3
 
 
 @pytest.mark.parametrize("move", ["one-to-tp", "tp-to-one"])
