@@ -18,6 +18,13 @@ pytest_plugins = ["pytester"]
 PLUGINS = ("-p", "no:cacheprovider", "-p", "no:hypothesispytest")
 
 
+@pytest.fixture(autouse=True)
+def outside_of_xdist(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The inner runs are not workers of the outer one, whose variables syrupy would obey."""
+    for name in ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT", "PYTEST_XDIST_TESTRUNUID"):
+        monkeypatch.delenv(name, raising=False)
+
+
 def run(pytester: pytest.Pytester, *args: str) -> pytest.RunResult:
     return pytester.runpytest_inprocess(*PLUGINS, *args)
 
