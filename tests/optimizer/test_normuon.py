@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from reference_normuon import ReferenceNorMuon
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from vpmoe.optimizer import MatrixLayout, NorMuon
 
@@ -118,6 +122,61 @@ def test_stacks_and_chunks_equal_single_matrices(monkeypatch: pytest.MonkeyPatch
             optimizer.step()
     assert torch.allclose(stacked.data, torch.stack([p.data for p in singles]), rtol=0, atol=1e-5)
     assert not missing.any()
+
+
+class LiveMemory(TorchDispatchMode):
+    """Counts the bytes of tensors that operations create, until their storage is freed."""
+
+    def __init__(self, held: list[torch.Tensor]) -> None:
+        super().__init__()
+        self.storages = {tensor.untyped_storage()._cdata for tensor in held}
+        self.now = self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                if storage._cdata not in self.storages:
+                    self.storages.add(storage._cdata)
+                    self.now += storage.nbytes()
+                    self.peak = max(self.peak, self.now)
+                    weakref.finalize(storage, self.freed, storage._cdata, storage.nbytes())
+        return result
+
+    def freed(self, storage: int, size: int) -> None:
+        self.storages.discard(storage)
+        self.now -= size
+
+
+@pytest.mark.parametrize(
+    ("shapes", "block_rows"),
+    [
+        pytest.param([(48, 96)] * 300 + [(96, 48)] * 300, None, id="separate"),
+        pytest.param([(40, 64, 96)] * 3, None, id="stacked"),
+        pytest.param([(96, 64)] * 400, (32, 8, 8), id="blocks"),
+    ],
+)
+def test_extra_memory_is_a_tenth_of_the_state(
+    shapes: list[tuple[int, ...]],
+    block_rows: tuple[int, ...] | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import vpmoe.optimizer.normuon as module
+
+    monkeypatch.setattr(module, "_SMALLEST_CHUNK", 1)
+    weights = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
+    for weight in weights:
+        weight.grad = torch.randn_like(weight)
+    optimizer = NorMuon(weights, layout=lambda p: MatrixLayout(block_rows=block_rows))
+    optimizer.step()
+    state = [tensor for entry in optimizer.state.values() for tensor in entry.values()]
+    gradients = [weight.grad for weight in weights if weight.grad is not None]
+    memory = LiveMemory([*weights, *gradients, *state])
+    with memory:
+        optimizer.step()
+    assert 0 < memory.peak < 0.1 * sum(tensor.numel() * 4 for tensor in state)
+    assert memory.now == 0
 
 
 def test_blocks_of_a_fused_weight_are_matrices_of_their_own() -> None:

@@ -279,7 +279,8 @@ class NorMuon(torch.optim.Optimizer):
 
         reduce = _reduction(layout)
         rows = update.float() if update.dtype == torch.bfloat16 else update
-        squares = rows.square().sum(dim=-1, keepdim=True)
+        del update
+        squares = torch.linalg.vector_norm(rows, dim=-1, keepdim=True).square()
         if reduce is not None and layout.partition_dim == 1:
             squares = reduce(squares, "sum")
         second = _stack(seconds, m, 1).lerp_(squares / full_n, 1.0 - group["beta2"])
@@ -292,7 +293,7 @@ class NorMuon(torch.optim.Optimizer):
         before, after = norms[..., :1], norms[..., 1:]
         rescale = torch.where(after > 0, before / after, torch.zeros_like(after)).sqrt()
         factor = rescale * (second + group["eps"]).rsqrt()
-        step = rows * (factor * (-group["lr"] * math.sqrt(max(1.0, full_m / full_n))))
+        step = rows.mul_(factor * (-group["lr"] * math.sqrt(max(1.0, full_m / full_n))))
 
         if group["weight_decay"]:
             torch._foreach_mul_(weights, 1.0 - group["lr"] * group["weight_decay"])

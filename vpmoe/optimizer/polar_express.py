@@ -122,11 +122,16 @@ def polar_express(
     if dtype is None:
         half = matrices.is_cuda and matrices.dtype == torch.float32
         dtype = torch.bfloat16 if half else matrices.dtype
-    x = matrices.reshape(-1, *matrices.shape[-2:])
-    x = _normalise(x, safety_factor, reduce).to(dtype)
     # The Gram matrix is that of the smaller side, or of the side that is whole on every rank.
-    transposed = x.shape[-2] > x.shape[-1] if partition_dim is None else partition_dim == 0
-    x = iterate(x, coefficients, transposed, reduce)
+    m, n = matrices.shape[-2:]
+    transposed = m > n if partition_dim is None else partition_dim == 0
+    # Nothing here holds on to the normalised matrices while the iterations replace them.
+    x = iterate(
+        _normalise(matrices.reshape(-1, m, n), safety_factor, reduce).to(dtype),
+        coefficients,
+        transposed,
+        reduce,
+    )
     return x.view(matrices.shape)
 
 
@@ -148,9 +153,9 @@ def iterate(
         gram = x.mT @ x if transposed else x @ x.mT
         if reduce is not None:
             gram = reduce(gram, "sum")
-        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        left, right = (x, polynomial) if transposed else (polynomial, x)
-        x = torch.baddbmm(x, left, right, beta=a)
+        gram = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, *((x, gram) if transposed else (gram, x)), beta=a)
+        del gram
     return x
 
 
