@@ -1,7 +1,7 @@
 """Lanes: one training entry, two kinds of machine.
 
 A `Lane` says which Megatron flags a machine needs by default and which context Megatron runs in.
-The GPU lane adds nothing: Megatron runs as it is. The CPU lane maps Megatron onto gloo.
+The GPU lane only sets flags: Megatron runs as it is. The CPU lane maps Megatron onto gloo.
 """
 
 from __future__ import annotations
@@ -31,8 +31,23 @@ class Lane:
     activate: Callable[[], AbstractContextManager[None]]
 
 
+# vpMoE's layers are Megatron's local ones with its own parts; Megatron's fused alternatives need
+# Transformer Engine's or apex's layers.
+_GPU_FLAGS = (
+    "--transformer-impl",
+    "local",
+    "--moe-token-dispatcher-type",
+    "alltoall",
+    "--cuda-graph-impl",
+    "none",
+    "--no-gradient-accumulation-fusion",
+    "--no-persist-layer-norm",
+    "--no-masked-softmax-fusion",
+    "--no-rope-fusion",
+)
+
 CPU = Lane(name="cpu", default_flags=cpu_lane.DEFAULT_FLAGS, activate=cpu_lane.activate)
-GPU = Lane(name="gpu", default_flags=(), activate=contextlib.nullcontext)
+GPU = Lane(name="gpu", default_flags=_GPU_FLAGS, activate=contextlib.nullcontext)
 
 
 def detect_lane() -> Lane:
