@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from validation.cases import LANES, Case, Fault, discover_cases
-from validation.compare import MISSING, Comparison, compare
+from validation.cases import LANES, Case, Fault, Law, discover_cases
+from validation.compare import MISSING, Comparison, compare, compare_law
 from validation.environment import describe, gpu_count
 from validation.execution import RunError, RunOptions, run_case
 from validation.files import DamagedFileError
@@ -19,9 +19,13 @@ from validation.goldens.judge import hold_to_base, vanished_cases
 from validation.goldens.quarantine import apply_quarantine, load_quarantine
 from validation.source import commit, dirty_files, source_digest
 from validation.trace import Trace, load_trace, save_trace
-from validation.verdict import Canary, CaseResult, CheckResult, Verdict, worst
+from validation.verdict import Canary, CaseResult, CheckResult, Divergence, Verdict, worst
+from validation.worker import resolve
 
 Progress = Callable[[str], None]
+
+# Tokens shown before and after a differing one.
+_CONTEXT = 12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,14 +214,83 @@ def check_case(
     if problem:
         return result(Verdict.INVALID, problem)
     comparison, verdict, message = judge(golden, trace, exact=plan.exact)
+    divergences = list(comparison.divergences)
+    compared, identical = comparison.compared, comparison.identical
+    if case.law is not None and verdict is not Verdict.INVALID:
+        try:
+            reference = law_reference(case.law, plan, folder, provenance)
+        except RunError as error:
+            return result(Verdict.INVALID, f"law: {case.law.reference} left no trace: {error}")
+        held = compare_law(case.law, reference, trace)
+        compared, identical = compared + held.compared, identical + held.identical
+        if held.divergences and not divergences:
+            divergences = list(held.divergences)
+            verdict = Verdict.FAIL
+            message = f"{len(divergences)} records are not those of {case.law.reference}, as its "
+            message += "law demands"
+    first = divergences[0] if divergences else None
     return result(
         verdict,
         message,
-        compared=comparison.compared,
-        identical=comparison.identical,
-        first_divergence=comparison.divergences[0] if comparison.divergences else None,
+        compared=compared,
+        identical=identical,
+        first_divergence=first,
         comparison=comparison,
+        decoded=decoded_tokens(case, comparison, first),
     )
+
+
+def law_reference(
+    law: Law, plan: CheckPlan, folder: RunFolder, provenance: Mapping[str, Any]
+) -> Trace:
+    """The trace of a law's reference case, of this check; run now if it was not yet.
+
+    Raises:
+        RunError: it left none, or there is no such case.
+    """
+    if (folder.trace(law.reference) / "trace.json").exists():
+        return load_trace(folder.trace(law.reference))
+    case = discover_cases().get(law.reference)
+    if case is None:
+        raise RunError(f"there is no case {law.reference}")
+    trace = record_case(case, plan.lane, plan.root, folder.log, provenance)
+    save_trace(trace, folder.trace(law.reference))
+    return trace
+
+
+def decoded_tokens(
+    case: Case, comparison: Comparison, divergence: Divergence | None
+) -> dict[str, tuple[str, str, str]]:
+    """The text around a differing token, on both sides: (before, token, after).
+
+    Empty where the divergence is no list of token ids, or the case does not say how to decode.
+    """
+    if case.decode is None or divergence is None or divergence.tensor != "tokens":
+        return {}
+    texts: dict[str, tuple[str, str, str]] = {}
+    at = divergence.offset
+    for side, trace in (("golden", comparison.golden), ("actual", comparison.actual)):
+        for event in trace.events:
+            key = event.key
+            place = (key.step, key.micro_batch, key.module, key.tensor, key.rank)
+            if place != (
+                divergence.step,
+                divergence.micro_batch,
+                divergence.module,
+                divergence.tensor,
+                divergence.rank,
+            ):
+                continue
+            ids = event.value
+            if at is None or not isinstance(ids, Sequence) or at >= len(ids):
+                continue
+            decode = resolve(case.decode)
+            texts[side] = (
+                decode(ids[max(0, at - _CONTEXT) : at]),
+                decode(ids[at : at + 1]),
+                decode(ids[at + 1 : at + 1 + _CONTEXT]),
+            )
+    return texts
 
 
 def choose_canary(faults: Sequence[Fault], lane: str, source: str) -> Fault | None:

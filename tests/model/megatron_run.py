@@ -10,6 +10,7 @@ loss, gradient norm and learning rate of each step, and its checkpoint where `--
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -173,6 +174,7 @@ def start(run: dict[str, Any], rank: int, port: int) -> int:
         return os.spawnv(os.P_NOWAIT, sys.executable, words)
     child = os.fork()
     if child == 0:
+        os.setpgid(0, 0)
         code = rank_main(run, rank, port)
         sys.stdout.flush()
         os._exit(code)
@@ -189,6 +191,9 @@ def wait(children: list[int]) -> bool:
     while running:
         child, status = os.waitpid(-1, 0)
         running.discard(child)
+        # Megatron's checkpoint writer is a process of its own and would outlive its rank.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child, signal.SIGKILL)
         if os.waitstatus_to_exitcode(status) != 0 and good:
             good = False
             for other in running:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,22 @@ class Needs:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Law:
+    """What two runs of one check owe each other, whatever the goldens say.
+
+    Attributes:
+        reference: the other case, of the same lane.
+        curves: metric, with `*` for any part -> relative tolerance, at the steps that this case
+            has. A metric that several ranks record must hold on each.
+        events: relative tolerance of the tensors that both cases trace; None leaves them out.
+    """
+
+    reference: str
+    curves: Mapping[str, float]
+    events: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Case:
     """One thing that is run and traced.
 
@@ -75,6 +91,8 @@ class Case:
             the CPU lane's runs are forked from; they must not compute anything.
         timeout: seconds after which a run is stopped, which is a FAIL.
         needs: see `Needs`.
+        law: what its run owes another case's, besides its own golden.
+        decode: `module:function`, text of a list of token ids, for the reports.
     """
 
     name: str
@@ -87,6 +105,8 @@ class Case:
     preload: Sequence[str] = ("torch",)
     timeout: float = 900.0
     needs: Needs = field(default_factory=Needs)
+    law: Law | None = None
+    decode: str | None = None
 
     def __post_init__(self) -> None:
         if not safe_name(self.name):
@@ -106,6 +126,8 @@ class Case:
             "processes": self.processes,
             "traced_steps": list(self.traced_steps),
         }
+        if self.law is not None:
+            content["law"] = asdict(self.law)
         return hashlib.blake2b(encode_json(content), digest_size=8).hexdigest()
 
 

@@ -1,6 +1,7 @@
 """Comparison of traces: comparators, tolerance classes, the first divergence."""
 
 from validation.compare.compare import MISSING, Comparison, CurveComparison, Outcome, compare
+from validation.compare.law import compare_law
 from validation.compare.tolerance import EXACT, Tolerances, curve_class, event_class
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "Outcome",
     "Tolerances",
     "compare",
+    "compare_law",
     "curve_class",
     "event_class",
 ]

@@ -23,6 +23,9 @@ _CLASS_FLOOR = 1e-3
 
 MISSING = "missing"
 
+# Longer lists and mappings are shown by their size.
+_SHOWN = 8
+
 # How NaN and infinities are written in a trace: never equal to anything, themselves included.
 NOT_FINITE = ("nan", "inf", "-inf")
 
@@ -308,12 +311,23 @@ def _one_sided(
 
 
 def _discrete(key: Key, golden: Event, actual: Event) -> Divergence:
-    expected, measured = _shown(golden.value), _shown(actual.value)
+    expected, measured = golden.value, actual.value
     offset = None
     if isinstance(expected, list) and isinstance(measured, list):
         offset = _first_difference(expected, measured)
         expected = expected[offset] if offset < len(expected) else MISSING
         measured = measured[offset] if offset < len(measured) else MISSING
+    path = []
+    while isinstance(expected, Mapping) and isinstance(measured, Mapping):
+        keys = _union(expected, measured)
+        name = next(
+            k for k in keys if not _same(expected.get(k, MISSING), measured.get(k, MISSING))
+        )
+        path.append(str(name))
+        expected, measured = expected.get(name, MISSING), measured.get(name, MISSING)
+    expected, measured = _shown(expected), _shown(measured)
+    if path:
+        expected, measured = ({".".join(path): value} for value in (expected, measured))
     return _place(key, expected, measured, None, None, offset)
 
 
@@ -341,10 +355,12 @@ def _place(
 
 
 def _shown(value: Any) -> Any:
-    """A sketch as a reader sees it: its shape and norm."""
+    """A record as a reader sees it: a sketch's shape and norm, the size of what is long."""
     if isinstance(value, Sketch):
         shape = "x".join(map(str, value.shape)) or "scalar"
         return f"{value.dtype} {shape}, norm {value.norm!r}"
+    if isinstance(value, list | tuple | Mapping) and len(value) > _SHOWN:
+        return f"{len(value)} values"
     return value
 
 

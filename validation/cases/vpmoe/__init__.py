@@ -2,41 +2,129 @@
 
 from __future__ import annotations
 
-from validation.cases.base import Case, Needs
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from validation.cases.base import Case, Law, Needs
 
 _TRAINING = "validation.cases.vpmoe.training:run"
+_DECODE = "validation.cases.vpmoe.tokens:decode"
 _WARM = ("torch", "validation.cases.vpmoe.training:warm")
 _MODULES = ("torch", "megatron", "vpmoe")
+_SYNTH_ROWS = "../shared/data/synth_rows_valid.jsonl"
 
-_TINY = {
-    "preset": "configs/vpmoe-tiny.toml",
-    "conversations": "data/sample/conversations.jsonl",
-}
+# Another layout sums in another order; nothing else may differ over its few steps.
+_SAME_TRAINING = {"lm_loss": 1e-5, "grad_norm": 1e-4, "aux_loss/*": 1e-5, "learning_rate": 0.0}
+
+
+def _tiny(
+    name: str,
+    description: str,
+    *flags: str,
+    settings: Mapping[str, Any] | None = None,
+    traced_steps: Sequence[int] = (),
+    processes: int = 1,
+    law: Law | None = None,
+    paths: Sequence[str] = (),
+) -> Case:
+    """A training of the tiny preset, on the shipped conversations unless the settings say else."""
+    base = {
+        "preset": "configs/vpmoe-tiny.toml",
+        "conversations": "data/sample/conversations.jsonl",
+        "flags": list(flags),
+    }
+    return Case(
+        name=name,
+        description=description,
+        lanes=("cpu",),
+        target=_TRAINING,
+        settings={**base, **(settings or {})},
+        traced_steps=traced_steps,
+        processes=processes,
+        preload=_WARM,
+        needs=Needs(modules=_MODULES, paths=paths),
+        law=law,
+        decode=_DECODE,
+    )
+
+
+def _layout(name: str, description: str, *flags: str) -> Case:
+    return _tiny(
+        f"layout_{name}",
+        f"the tiny vpMoE on two processes, {description}: the training of one process",
+        "--train-iters",
+        "3",
+        *flags,
+        processes=2,
+        law=Law(reference="tiny_moe", curves=_SAME_TRAINING),
+    )
+
 
 CASES = (
-    Case(
-        name="tiny_moe",
-        description="the tiny vpMoE, every feature on, trained on the shipped conversations",
-        lanes=("cpu",),
-        target=_TRAINING,
-        settings={**_TINY, "flags": ["--train-iters", "20"]},
+    _tiny(
+        "tiny_moe",
+        "the tiny vpMoE, every feature on, trained on the shipped conversations",
+        "--train-iters",
+        "20",
         traced_steps=(1, 2),
-        preload=_WARM,
-        needs=Needs(modules=_MODULES),
     ),
-    Case(
-        name="tiny_synth",
-        description="the tiny vpMoE on real SYNTH rows, with span-weighted loss",
-        lanes=("cpu",),
-        target=_TRAINING,
-        settings={
-            **_TINY,
-            "conversations": "../shared/data/synth_rows_valid.jsonl",
-            "flags": ["--train-iters", "4"],
-            "profile": "synth_kd_v1",
-        },
+    _tiny(
+        "tiny_dense",
+        "the tiny vpMoE with dense layers alone",
+        "--train-iters",
+        "6",
+        "--moe-layer-freq",
+        "([0]*4)",
         traced_steps=(1,),
-        preload=_WARM,
-        needs=Needs(modules=_MODULES, paths=("../shared/data/synth_rows_valid.jsonl",)),
     ),
+    _tiny(
+        "tiny_adam",
+        "the tiny vpMoE trained by AdamW alone",
+        "--train-iters",
+        "4",
+        "--optimizer",
+        "adam",
+    ),
+    _tiny(
+        "tiny_synth",
+        "the tiny vpMoE on real SYNTH rows, with span-weighted loss",
+        "--train-iters",
+        "4",
+        "--kd-span-weight-reasoning",
+        "0.5",
+        settings={"conversations": _SYNTH_ROWS, "profile": "synth_kd_v1"},
+        traced_steps=(1,),
+        paths=(_SYNTH_ROWS,),
+    ),
+    _tiny(
+        "resume",
+        "the tiny vpMoE saved after a step and resumed: the straight run, bit for bit",
+        "--train-iters",
+        "20",
+        settings={"resume_after": 1, "stop_after": 4},
+        traced_steps=(2,),
+        law=Law(
+            reference="tiny_moe",
+            curves={
+                "lm_loss": 0.0,
+                "grad_norm": 0.0,
+                "learning_rate": 0.0,
+                "aux_loss/*": 0.0,
+                "expert_load/*": 0.0,
+                "update_rms/*": 0.0,
+                "parameter_grad_norm/*": 0.0,
+            },
+            events=0.0,
+        ),
+    ),
+    _layout("dp", "data parallel"),
+    _layout(
+        "tp",
+        "tensor and sequence parallel",
+        "--tensor-model-parallel-size",
+        "2",
+        "--sequence-parallel",
+    ),
+    _layout("ep", "expert parallel", "--expert-model-parallel-size", "2"),
+    _layout("pp", "pipeline parallel", "--pipeline-model-parallel-size", "2"),
 )

@@ -8,7 +8,6 @@ the `get_batch` of vpMoE's forward step, and hangs hooks on the model and the op
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from typing import Any
@@ -16,7 +15,9 @@ from typing import Any
 import torch
 
 from validation.cases.vpmoe.groups import parameter_group
-from validation.cases.vpmoe.probe import allowed_intervals
+from validation.cases.vpmoe.replay import Before, Replayed, before_step, replay, ulp_shares
+from validation.cases.vpmoe.statics import named_parameters, parts, record_statics, unwrap
+from validation.cases.vpmoe.tokens import record_batch
 from validation.recorder import Recorder, attach_module
 from vpmoe.runtime.patches import replaced
 
@@ -77,87 +78,26 @@ class _Observation:
         return setup_model_and_optimizer
 
     def _attach(self, model: list[torch.nn.Module], optimizer: Any) -> None:
+        from megatron.training import get_args
+
         self._model = model
         if self.perturb_seed is not None:
             self._perturb(optimizer)
-        for name, parameter in self._parameters():
-            module, _, tensor = name.rpartition(".")
-            self.recorder.tensor(
-                step=0, micro_batch=0, phase="init", module=module, tensor=tensor, value=parameter
-            )
-        self._record_routing(optimizer)
+        record_statics(self.recorder, model, optimizer, get_args().seq_length)
         for chunk in model:
-            body = _unwrap(chunk)
+            body = unwrap(chunk)
             self._handles += attach_module(
                 self.recorder, body, position=lambda: (self.step, max(self.micro_batch, 0))
             )
             for name, module in body.named_modules():
                 if type(module).__name__.endswith("Router"):
                     self._handles.append(module.register_forward_hook(self._router_hook(name)))
-        self._record_windows()
         self._watch_optimizer(optimizer)
-
-    def _record_windows(self) -> None:
-        """Probes every attention layer for the keys that its queries really use."""
-        from megatron.training import get_args
-
-        length = get_args().seq_length
-        for chunk in self._model:
-            for name, module in _unwrap(chunk).named_modules():
-                if name.endswith("self_attention"):
-                    self.recorder.table(
-                        f"window/{name}",
-                        allowed_intervals(
-                            module.core_attention,
-                            length,
-                            module.num_attention_heads_per_partition,
-                            module.num_query_groups_per_partition,
-                            module.hidden_size_per_attention_head,
-                        ),
-                    )
-
-    def _parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
-        for index, chunk in enumerate(self._model):
-            prefix = f"chunk{index}." if len(self._model) > 1 else ""
-            for name, parameter in _unwrap(chunk).named_parameters():
-                yield prefix + name, parameter
-
-    def _record_routing(self, optimizer: Any) -> None:
-        """Which optimizer steps a parameter, with what learning rate and decay: discrete."""
-        owners: dict[int, tuple[str, Mapping[str, Any]]] = {}
-        for part in _parts(optimizer):
-            inner = getattr(part, "optimizer", None)
-            for group in getattr(inner, "param_groups", ()):
-                for parameter in group["params"]:
-                    owners[id(parameter)] = (type(inner).__name__, group)
-            masters = zip(
-                getattr(part, "float16_groups", ()),
-                getattr(part, "fp32_from_float16_groups", ()),
-                strict=True,
-            )
-            for halves, mains in masters:
-                for half, main in zip(halves, mains, strict=True):
-                    if id(main) in owners:
-                        owners[id(half)] = owners[id(main)]
-        for name, parameter in self._parameters():
-            kind, group = owners.get(id(parameter), ("none", {}))
-            self.recorder.discrete(
-                name,
-                {
-                    "optimizer": kind,
-                    "shape": list(parameter.shape),
-                    "dtype": str(parameter.dtype),
-                    "max_lr": group.get("max_lr"),
-                    "min_lr": group.get("min_lr"),
-                    "weight_decay_multiplier": group.get("wd_mult"),
-                },
-                tensor="optimizer",
-            )
 
     def _perturb(self, optimizer: Any) -> None:
         """One unit in the last place of every weight that is not zero."""
         generator = torch.Generator().manual_seed(int(self.perturb_seed or 0))
-        for _, parameter in self._parameters():
+        for _, parameter in named_parameters(self._model):
             up = torch.rand(parameter.shape, generator=generator) < 0.5
             target = torch.where(up, torch.inf, -torch.inf).to(parameter)
             moved = torch.nextafter(parameter.data, target)
@@ -182,18 +122,7 @@ class _Observation:
             if not torch.is_grad_enabled():  # an evaluation, not a training micro-batch
                 return batch
             self.micro_batch += 1
-            fields = ("tokens", "labels", "loss_mask", "span_id", "position_ids", "document_ids")
-            for field in fields:
-                value = getattr(batch, field)
-                if value is not None:
-                    self.recorder.discrete(
-                        "batch",
-                        _digest(value),
-                        tensor=field,
-                        step=self.step,
-                        micro_batch=self.micro_batch,
-                        phase="data",
-                    )
+            record_batch(self.recorder, batch, self.step, self.micro_batch)
             if batch.tokens is not None:
                 self.tokens_seen += batch.tokens.numel()
             return batch
@@ -209,11 +138,13 @@ class _Observation:
             return found_inf
 
         def step_with_ready_grads() -> bool:
-            for name, parameter in self._parameters():
+            for name, parameter in named_parameters(self._model):
                 if name not in self._before:
                     self._before[name] = torch.empty_like(parameter, requires_grad=False)
                 self._before[name].copy_(parameter.detach())
+            replays = self._before_replays(optimizer)
             success = bool(step_ready())
+            self._record_replays(replays)
             self._record_updates()
             return success
 
@@ -222,7 +153,7 @@ class _Observation:
 
     def _record_gradients(self) -> None:
         """Gradients after every reduction and before clipping, in the order of the parameters."""
-        for name, parameter in self._parameters():
+        for name, parameter in named_parameters(self._model):
             gradient = getattr(parameter, "main_grad", None)
             if gradient is None:
                 gradient = parameter.grad
@@ -245,9 +176,44 @@ class _Observation:
                     value=gradient,
                 )
 
+    def _before_replays(self, optimizer: Any) -> list[tuple[str, Before]]:
+        """What a step finds, of every parameter that is replayed; of traced steps only."""
+        if not self.recorder.wants(self.step):
+            return []
+        names = {id(parameter): name for name, parameter in named_parameters(self._model)}
+        found = []
+        for part in parts(optimizer):
+            halves = [h for group in getattr(part, "float16_groups", ()) for h in group]
+            mains = [m for group in getattr(part, "fp32_from_float16_groups", ()) for m in group]
+            named = names | {
+                id(main): names[id(half)] for half, main in zip(halves, mains, strict=True)
+            }
+            for group in part.optimizer.param_groups:
+                for parameter in group["params"]:
+                    before = before_step(parameter, part.optimizer, group)
+                    if before is not None:
+                        found.append((named[id(parameter)], before))
+        return found
+
+    def _record_replays(self, befores: list[tuple[str, Before]]) -> None:
+        kinds: dict[str, list[Replayed]] = {}
+        for name, before in befores:
+            replayed = replay(before)
+            kinds.setdefault(before.kind, []).append(replayed)
+            module, _, tensor = name.rpartition(".")
+            value: dict[str, Any] = {"optimizer": before.kind, "as_in_fp64": True}
+            if not replayed.error <= replayed.bound:
+                value |= {"as_in_fp64": False, "error": replayed.error, "bound": replayed.bound}
+            self.recorder.discrete(
+                module, value, tensor=f"{tensor}.replay", step=self.step, phase="optimizer"
+            )
+        for kind, replayed_all in sorted(kinds.items()):
+            for edge, share in ulp_shares(replayed_all).items():
+                self.recorder.curve(self.step, f"replay_ulps/{kind}/{edge}", share, "optimizer")
+
     def _record_updates(self) -> None:
         squares: dict[str, tuple[float, int]] = {}
-        for name, parameter in self._parameters():
+        for name, parameter in named_parameters(self._model):
             # In place: a fresh buffer of the embedding's size costs more than the arithmetic.
             update = self._before[name].neg_().add_(parameter.detach())
             total, count = squares.get(parameter_group(name), (0.0, 0))
@@ -341,21 +307,3 @@ _LOG_ARGUMENTS = (
 def _argument(args: tuple[Any, ...], kwargs: Mapping[str, Any], name: str) -> Any:
     position = _LOG_ARGUMENTS.index(name)
     return args[position] if position < len(args) else kwargs[name]
-
-
-def _parts(optimizer: Any) -> list[Any]:
-    return list(getattr(optimizer, "chained_optimizers", [optimizer]))
-
-
-def _unwrap(chunk: torch.nn.Module) -> torch.nn.Module:
-    while isinstance(inner := getattr(chunk, "module", None), torch.nn.Module):
-        chunk = inner
-    return chunk
-
-
-def _digest(value: torch.Tensor) -> str:
-    """BLAKE2b over dtype, shape and bytes: which ids, in which places."""
-    array = value.detach().cpu().contiguous().numpy()
-    digest = hashlib.blake2b(f"{array.dtype}{array.shape}".encode(), digest_size=16)
-    digest.update(array.tobytes())
-    return digest.hexdigest()

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from validation.cases.vpmoe.tokens import record_documents
 from validation.recorder import Recorder
 
 
@@ -27,7 +28,8 @@ def run(recorder: Recorder, settings: Mapping[str, Any]) -> None:
         recorder: of this process.
         settings: `preset` (file), `conversations` (JSONL file), `flags` (of `vpmoe pretrain`),
             `profile` of the rendering, `stop_after` (step after which the run ends as if cut
-            short), `perturb_seed` (moves the initial weights by one unit in the last place).
+            short), `resume_after` (step after which an unobserved run is saved, to be resumed and
+            observed), `perturb_seed` (moves the initial weights by one unit in the last place).
 
     Raises:
         RuntimeError: the training refused or failed.
@@ -40,23 +42,32 @@ def run(recorder: Recorder, settings: Mapping[str, Any]) -> None:
         data = build_data(recorder, settings, Path(folder) / "data")
         flags = ["--config", settings["preset"], "--synth-kd-data", str(data)]
         flags += [str(flag) for flag in settings.get("flags", ())]
-        if settings.get("stop_after"):
-            flags += ["--exit-interval", str(settings["stop_after"])]
         with detect_lane().activate():
             from validation.cases.vpmoe.observe import observe_training
-            from vpmoe.pretrain import main
 
+            if settings.get("resume_after"):
+                checkpoint, after = str(Path(folder) / "checkpoint"), str(settings["resume_after"])
+                _train([*flags, "--save", checkpoint, "--exit-interval", after])
+                flags += ["--load", checkpoint]
+            if settings.get("stop_after"):
+                flags += ["--exit-interval", str(settings["stop_after"])]
             with observe_training(recorder, perturb_seed=settings.get("perturb_seed")):
-                try:
-                    code = main(flags)
-                except SystemExit as stop:  # Megatron ends a run at --exit-interval like this
-                    code = 0 if stop.code is None else int(stop.code)
-        if code:
-            raise RuntimeError(f"vpmoe pretrain ended with {code}")
+                _train(flags)
+
+
+def _train(flags: list[str]) -> None:
+    from vpmoe.pretrain import main
+
+    try:
+        code = main(flags)
+    except SystemExit as stop:  # Megatron ends a run at --exit-interval like this
+        code = 0 if stop.code is None else int(stop.code)
+    if code:
+        raise RuntimeError(f"vpmoe pretrain ended with {code}")
 
 
 def build_data(recorder: Recorder, settings: Mapping[str, Any], folder: Path) -> Path:
-    """Builds the dataset from conversations and records its digests; rank 0 for all ranks."""
+    """Builds the dataset from conversations and records its digests, on each rank."""
     from vpmoe.data.build import build_dataset
 
     conversations = Path(settings["conversations"])
@@ -66,6 +77,7 @@ def build_data(recorder: Recorder, settings: Mapping[str, Any], folder: Path) ->
     manifest = folder / "manifest.json"
     document = decode_json(read_file(manifest), manifest)
     recorder.discrete("dataset", document, tensor="manifest", phase="data")
+    record_documents(recorder, folder)
     return folder
 
 

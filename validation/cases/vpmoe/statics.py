@@ -1,0 +1,133 @@
+"""What is recorded of a built model before it trains: weights, schedules, tables, routing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from validation.cases.vpmoe.probe import allowed_intervals
+from validation.recorder import Recorder
+
+
+def record_statics(
+    recorder: Recorder, model: Sequence[torch.nn.Module], optimizer: Any, length: int
+) -> None:
+    """Records everything that is decided before the first step.
+
+    Args:
+        recorder: of this process.
+        model: Megatron's model chunks of this rank.
+        optimizer: Megatron's, over their parameters.
+        length: sequence length, of the tables by position.
+    """
+    for name, parameter in named_parameters(model):
+        module, _, tensor = name.rpartition(".")
+        recorder.tensor(
+            step=0, micro_batch=0, phase="init", module=module, tensor=tensor, value=parameter
+        )
+    record_routing(recorder, model, optimizer)
+    for chunk in model:
+        for name, module in unwrap(chunk).named_modules():
+            if name.endswith("self_attention"):
+                _record_attention(recorder, name, module, length)
+            elif type(module).__name__ == "GrapeM":
+                _record_rotations(recorder, name, module, length)
+            elif name.endswith("mlp"):
+                recorder.discrete(name, type(module).__name__, tensor="schedule")
+
+
+def named_parameters(
+    model: Sequence[torch.nn.Module],
+) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    """Every parameter of the model chunks, chunks told apart where there are several."""
+    for index, chunk in enumerate(model):
+        prefix = f"chunk{index}." if len(model) > 1 else ""
+        for name, parameter in unwrap(chunk).named_parameters():
+            yield prefix + name, parameter
+
+
+def unwrap(chunk: torch.nn.Module) -> torch.nn.Module:
+    """The model inside Megatron's DDP and precision wrappers."""
+    while isinstance(inner := getattr(chunk, "module", None), torch.nn.Module):
+        chunk = inner
+    return chunk
+
+
+def parts(optimizer: Any) -> list[Any]:
+    """The optimizers of Megatron's chain."""
+    return list(getattr(optimizer, "chained_optimizers", [optimizer]))
+
+
+def record_routing(recorder: Recorder, model: Sequence[torch.nn.Module], optimizer: Any) -> None:
+    """Which optimizer steps a parameter, with what learning rate and decay: discrete."""
+    owners: dict[int, tuple[str, Mapping[str, Any]]] = {}
+    for part in parts(optimizer):
+        inner = getattr(part, "optimizer", None)
+        for group in getattr(inner, "param_groups", ()):
+            for parameter in group["params"]:
+                owners[id(parameter)] = (type(inner).__name__, group)
+        masters = zip(
+            getattr(part, "float16_groups", ()),
+            getattr(part, "fp32_from_float16_groups", ()),
+            strict=True,
+        )
+        for halves, mains in masters:
+            for half, main in zip(halves, mains, strict=True):
+                if id(main) in owners:
+                    owners[id(half)] = owners[id(main)]
+    for name, parameter in named_parameters(model):
+        kind, group = owners.get(id(parameter), ("none", {}))
+        recorder.discrete(
+            name,
+            {
+                "optimizer": kind,
+                "shape": list(parameter.shape),
+                "dtype": str(parameter.dtype),
+                "max_lr": group.get("max_lr"),
+                "min_lr": group.get("min_lr"),
+                "weight_decay_multiplier": group.get("wd_mult"),
+            },
+            tensor="optimizer",
+        )
+
+
+def _record_attention(recorder: Recorder, name: str, module: Any, length: int) -> None:
+    """Schedule, scale and slopes of a layer, and the keys that its kernel really uses."""
+    core = module.core_attention
+    pattern = core.pattern
+    recorder.discrete(
+        name,
+        {
+            "kind": type(module).__name__,
+            "window": pattern.window,
+            "rotates": module.config.rotates(module.layer_number),
+            "scale": pattern.scale,
+            "softmax_offset": pattern.has_offset,
+        },
+        tensor="schedule",
+    )
+    slopes = None if pattern.slopes is None else list(pattern.slopes)
+    recorder.discrete(name, slopes, tensor="alibi_slopes")
+    # Read off the kernel, not off the pattern.
+    recorder.table(
+        f"window/{name}",
+        allowed_intervals(
+            core,
+            length,
+            module.num_attention_heads_per_partition,
+            module.num_query_groups_per_partition,
+            module.hidden_size_per_attention_head,
+        ),
+    )
+
+
+def _record_rotations(recorder: Recorder, name: str, module: Any, length: int) -> None:
+    """GRAPE-M's cos and sin at every position, [2, length, 1, groups, planes]."""
+    device = module.phi.device
+    with torch.no_grad():
+        rotations = module(torch.arange(length, device=device)[None])
+    recorder.tensor(
+        step=0, micro_batch=0, phase="init", module=name, tensor="rotations", value=rotations
+    )
