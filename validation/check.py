@@ -209,7 +209,9 @@ def check_case(
     try:
         trace = record_case(case, plan.lane, plan.root, folder.log, provenance)
     except RunError as error:
-        return result(Verdict.INVALID if problem else Verdict.FAIL, problem or str(error))
+        if problem:
+            return result(Verdict.INVALID, f"{problem}\nbesides, {error}")
+        return result(Verdict.FAIL, str(error))
     save_trace(trace, folder.trace(case.name))
     if problem:
         return result(Verdict.INVALID, problem)

@@ -6,19 +6,11 @@ training run itself uses.
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import os
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
-from vpmoe.runtime import detect_lane
-from vpmoe.runtime.patches import replaced, skip_helper_build
+from vpmoe.model.meta import meta_model
 
 
 @dataclass(frozen=True)
@@ -68,35 +60,8 @@ def routing_report(flags: Sequence[str]) -> list[Route]:
         ValueError: flags that vpMoE refuses.
         RuntimeError: the process has joined a process group.
     """
-    if torch.distributed.is_initialized():
-        raise RuntimeError("the routing report needs a process without a process group")
-    lane = detect_lane()
-    given = [*lane.default_flags, *flags, "--optimizer", "normuon", "--expert-kernel", "grouped"]
-    environment = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
-    # Megatron prints every argument, and logs its warnings to stdout.
-    quiet = contextlib.redirect_stdout(io.StringIO())
-    with lane.activate(), skip_helper_build(), _environment(environment), quiet, _unlogged():
-        from megatron.core import parallel_state
-        from megatron.training.arguments import parse_args, validate_args
-
-        from vpmoe.arguments import add_vpmoe_args
-        from vpmoe.model.arguments import validate_model_args
-        from vpmoe.optimizer.arguments import validate_optimizer_args
-
-        with replaced(sys, "argv", ["vpmoe params", *given]):
-            args = parse_args(add_vpmoe_args)
-        validate_args(args, {"eval_interval": 1})
-        # Data is not needed, so its flags are not checked.
-        validate_model_args(args)
-        validate_optimizer_args(args)
-        store = torch.distributed.HashStore()  # type: ignore[attr-defined]
-        torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-        try:
-            parallel_state.initialize_model_parallel()
-            return _routes(args)
-        finally:
-            parallel_state.destroy_model_parallel()
-            torch.distributed.destroy_process_group()
+    with meta_model([*flags, "--optimizer", "normuon", "--expert-kernel", "grouped"]) as built:
+        return _routes(*built)
 
 
 def render(routes: Sequence[Route]) -> str:
@@ -122,18 +87,9 @@ def render(routes: Sequence[Route]) -> str:
     )
 
 
-def _routes(args: Any) -> list[Route]:
-    from vpmoe.model.builder import build_model, config_from_args
+def _routes(args: Any, model: Any) -> list[Route]:
     from vpmoe.optimizer.megatron import matrix_layout, parameter_policy
 
-    config = config_from_args(args)
-    with torch.device("meta"):
-        model = build_model(
-            config,
-            vocab_size=args.padded_vocab_size,
-            max_sequence_length=args.max_position_embeddings,
-            seed=args.seed,
-        )
     routes = []
     for name, param in model.named_parameters():
         if not param.requires_grad:
@@ -143,7 +99,7 @@ def _routes(args: Any) -> list[Route]:
         if policy.optimizer == "normuon":
             count = param.shape[0] if param.ndim == 3 else 1
             m, n = param.shape[-2:]
-            blocks = matrix_layout(name, param, config, None).block_rows
+            blocks = matrix_layout(name, param, model.config, None).block_rows
             rows = [m] if blocks is None else [m // sum(blocks) * block for block in blocks]
             matrices = tuple((count, row, n) for row in rows)
         routes.append(
@@ -163,24 +119,3 @@ def _routes(args: Any) -> list[Route]:
 
 def _shape(shape: Sequence[int]) -> str:
     return "[" + ", ".join(map(str, shape)) + "]"
-
-
-@contextlib.contextmanager
-def _unlogged() -> Iterator[None]:
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)
-
-
-@contextlib.contextmanager
-def _environment(values: dict[str, str]) -> Iterator[None]:
-    added = {name: value for name, value in values.items() if name not in os.environ}
-    os.environ.update(added)
-    try:
-        yield
-    finally:
-        for name in added:
-            del os.environ[name]

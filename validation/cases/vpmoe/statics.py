@@ -29,13 +29,13 @@ def record_statics(
         )
     record_routing(recorder, model, optimizer)
     for chunk in model:
-        for name, module in unwrap(chunk).named_modules():
+        body = unwrap(chunk)
+        record_schedule(recorder, body)
+        for name, module in body.named_modules():
             if name.endswith("self_attention"):
-                _record_attention(recorder, name, module, length)
+                _record_window(recorder, name, module, length)
             elif type(module).__name__ == "GrapeM":
                 _record_rotations(recorder, name, module, length)
-            elif name.endswith("mlp"):
-                recorder.discrete(name, type(module).__name__, tensor="schedule")
 
 
 def named_parameters(
@@ -93,28 +93,37 @@ def record_routing(recorder: Recorder, model: Sequence[torch.nn.Module], optimiz
         )
 
 
-def _record_attention(recorder: Recorder, name: str, module: Any, length: int) -> None:
-    """Schedule, scale and slopes of a layer, and the keys that its kernel really uses."""
-    core = module.core_attention
-    pattern = core.pattern
-    recorder.discrete(
-        name,
-        {
-            "kind": type(module).__name__,
-            "window": pattern.window,
-            "rotates": module.config.rotates(module.layer_number),
-            "scale": pattern.scale,
-            "softmax_offset": pattern.has_offset,
-        },
-        tensor="schedule",
-    )
-    slopes = None if pattern.slopes is None else list(pattern.slopes)
-    recorder.discrete(name, slopes, tensor="alibi_slopes")
-    # Read off the kernel, not off the pattern.
+def record_schedule(recorder: Recorder, model: torch.nn.Module, prefix: str = "") -> None:
+    """Kind of every layer's attention and feed-forward, with window, scale and ALiBi slopes.
+
+    Args:
+        recorder: of this process.
+        model: a built `VpmoeModel`, on the meta device or not.
+        prefix: put before the names of modules.
+    """
+    for name, module in model.named_modules():
+        if name.endswith("self_attention"):
+            pattern = module.core_attention.pattern
+            value = {
+                "kind": type(module).__name__,
+                "window": pattern.window,
+                "rotates": module.config.rotates(module.layer_number),
+                "scale": pattern.scale,
+                "softmax_offset": pattern.has_offset,
+            }
+            recorder.discrete(prefix + name, value, tensor="schedule")
+            slopes = None if pattern.slopes is None else list(pattern.slopes)
+            recorder.discrete(prefix + name, slopes, tensor="alibi_slopes")
+        elif name.endswith("mlp"):
+            recorder.discrete(prefix + name, type(module).__name__, tensor="schedule")
+
+
+def _record_window(recorder: Recorder, name: str, module: Any, length: int) -> None:
+    """The keys that a layer's kernel uses, read off it by probing."""
     recorder.table(
         f"window/{name}",
         allowed_intervals(
-            core,
+            module.core_attention,
             length,
             module.num_attention_heads_per_partition,
             module.num_query_groups_per_partition,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,6 +38,7 @@ def run(recorder: Recorder, settings: Mapping[str, Any]) -> None:
     from vpmoe.runtime import detect_lane
     from vpmoe.tokenizer.asset import ensure_asset
 
+    _share_cores()
     ensure_asset()
     with tempfile.TemporaryDirectory(prefix="golden-data-") as folder:
         data = build_data(recorder, settings, Path(folder) / "data")
@@ -47,12 +49,22 @@ def run(recorder: Recorder, settings: Mapping[str, Any]) -> None:
 
             if settings.get("resume_after"):
                 checkpoint, after = str(Path(folder) / "checkpoint"), str(settings["resume_after"])
-                _train([*flags, "--save", checkpoint, "--exit-interval", after])
+                saving = ["--save", checkpoint, "--save-interval", after, "--exit-interval", after]
+                _train([*flags, *saving])
                 flags += ["--load", checkpoint]
             if settings.get("stop_after"):
                 flags += ["--exit-interval", str(settings["stop_after"])]
             with observe_training(recorder, perturb_seed=settings.get("perturb_seed")):
                 _train(flags)
+
+
+def _share_cores() -> None:
+    """Gives each rank its part of the CPU's cores, unless the user has said how many threads."""
+    import torch
+
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    if ranks > 1 and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks))
 
 
 def _train(flags: list[str]) -> None:

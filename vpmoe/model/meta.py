@@ -1,0 +1,105 @@
+"""A model of any size without memory: built on torch's meta device, from a training's flags."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import logging
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from vpmoe.runtime import detect_lane
+from vpmoe.runtime.patches import replaced, skip_helper_build
+
+
+@contextlib.contextmanager
+def meta_model(flags: Sequence[str]) -> Iterator[tuple[argparse.Namespace, Any]]:
+    """Builds the model that the flags describe, for one rank holding it all.
+
+    Inside the context there are a lane and process groups of one rank.
+
+    Args:
+        flags: of `vpmoe pretrain`, such as a preset's `to_flags()`.
+
+    Yields:
+        Megatron's validated arguments, and the `VpmoeModel` on the meta device.
+
+    Raises:
+        ValueError: flags that vpMoE refuses.
+        RuntimeError: the process has joined a process group.
+    """
+    if torch.distributed.is_initialized():
+        raise RuntimeError("a model on the meta device needs a process without a process group")
+    lane = detect_lane()
+    environment = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+    # Megatron prints every argument, and logs its warnings to stdout.
+    quiet = contextlib.redirect_stdout(io.StringIO())
+    with lane.activate(), skip_helper_build(), _environment(environment):
+        from megatron.core import parallel_state
+
+        with quiet, _unlogged():
+            args = _arguments([*lane.default_flags, *flags])
+        store = torch.distributed.HashStore()  # type: ignore[attr-defined]
+        torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+        try:
+            parallel_state.initialize_model_parallel()
+            with quiet, _unlogged():
+                model = _build(args)
+            yield args, model
+        finally:
+            parallel_state.destroy_model_parallel()
+            torch.distributed.destroy_process_group()
+
+
+def _arguments(flags: list[str]) -> argparse.Namespace:
+    from megatron.training.arguments import parse_args, validate_args
+
+    from vpmoe.arguments import add_vpmoe_args
+    from vpmoe.model.arguments import validate_model_args
+    from vpmoe.optimizer.arguments import validate_optimizer_args
+
+    with replaced(sys, "argv", ["vpmoe params", *flags]):
+        args: argparse.Namespace = parse_args(add_vpmoe_args)
+    validate_args(args, {"eval_interval": 1})
+    # Data is not needed, so its flags are not checked.
+    validate_model_args(args)
+    validate_optimizer_args(args)
+    return args
+
+
+def _build(args: argparse.Namespace) -> Any:
+    from vpmoe.model.builder import build_model, config_from_args
+
+    with torch.device("meta"):
+        return build_model(
+            config_from_args(args),
+            vocab_size=args.padded_vocab_size,
+            max_sequence_length=args.max_position_embeddings,
+            seed=args.seed,
+        )
+
+
+@contextlib.contextmanager
+def _unlogged() -> Iterator[None]:
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+@contextlib.contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    added = {name: value for name, value in values.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]
