@@ -99,6 +99,11 @@ def test_explicit_flags_come_after_the_preset(repository: Path) -> None:
     assert flags[-2:] == ["--lr", "0.5"]
     assert flags == expand_preset_flags([f"--config={path}", "--lr", "0.5"])
     assert expand_preset_flags(["--lr", "0.5"]) == ["--lr", "0.5"]
+    for other in (["--optimizer", "adam"], ["--optimizer=adam"]):
+        chosen = expand_preset_flags(["--config", path, *other])
+        assert not any(flag.startswith("--normuon") for flag in chosen)
+    same = expand_preset_flags(["--config", path, "--optimizer", "normuon"])
+    assert "--normuon-aux-lr" in same
     for broken in (["--config"], ["--config", "--lr"], ["--config", path, "--config", path]):
         with pytest.raises(PresetError, match="--config"):
             expand_preset_flags(broken)

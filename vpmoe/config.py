@@ -19,6 +19,8 @@ from typing import Any
 
 PADDED_VOCAB_SIZE = 201088
 
+_NORMUON_ONLY = ("normuon_", "polar_express_")
+
 # Table -> field -> type. A field is the Megatron (or vpMoE) flag of the same name.
 _FIELDS: dict[str, dict[str, type]] = {
     "model": {
@@ -182,7 +184,8 @@ def load_preset(path: Path) -> Preset:
 def expand_preset_flags(argv: list[str]) -> list[str]:
     """Replaces `--config FILE` by the flags that the preset renders to.
 
-    The preset's flags are put first, wherever `--config` stood, so that explicit flags win.
+    The preset's flags are put first, wherever `--config` stood, so that explicit flags win. Where
+    they choose another optimizer, the preset's flags for NorMuon alone are left out.
 
     Raises:
         PresetError: `--config` without a file, given twice, or an unusable preset.
@@ -201,7 +204,22 @@ def expand_preset_flags(argv: list[str]) -> list[str]:
         if preset is not None:
             raise PresetError(f"--config is given twice: {preset} and {file}")
         preset = Path(file)
-    return rest if preset is None else load_preset(preset).to_flags() + rest
+    if preset is None:
+        return rest
+    loaded = load_preset(preset)
+    if _last_value(rest, "--optimizer") not in (None, "normuon"):
+        fields = {k: v for k, v in loaded.fields.items() if not k.startswith(_NORMUON_ONLY)}
+        loaded = Preset(loaded.name, fields)
+    return loaded.to_flags() + rest
+
+
+def _last_value(words: list[str], flag: str) -> str | None:
+    found = None
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        name, equals, value = word.partition("=")
+        if name == flag:
+            found = value if equals else following
+    return found
 
 
 def _flatten(document: Mapping[str, Any]) -> dict[str, Any]:
