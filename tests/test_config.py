@@ -68,7 +68,7 @@ def test_locked_architecture_of_6b(repository: Path) -> None:
         ("O200kHarmonyTokenizer", "NullTokenizer", "tokenizer_type"),
         ("hidden_size = 64\nnum", "num", "hidden_size"),
         ("micro_batch_size = 1", "micro_batch_size = 3", "micro_batch_size"),
-        ("min_lr = 3e-4", "min_lr = 1.0", "min_lr"),
+        ("\nmin_lr = 3e-4", "\nmin_lr = 1.0", "min_lr"),
         ("seq_length = 64", "seq_length = 128", "seq_length"),
         ("hidden_dropout = 0.0", 'hidden_dropout = "none"', "hidden_dropout"),
         ("num_layers = 4", "num_layers = 0", "num_layers"),
