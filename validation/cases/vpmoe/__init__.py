@@ -13,6 +13,13 @@ _WARM = ("torch", "validation.cases.vpmoe.training:warm")
 _MODULES = ("torch", "megatron", "vpmoe")
 _SYNTH_ROWS = "../shared/data/synth_rows_valid.jsonl"
 
+# What deterministic mode asks of the environment on a GPU.
+_DETERMINISTIC = {
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+    "NCCL_ALGO": "Ring",
+    "NVTE_ALLOW_NONDETERMINISTIC_ALGO": "0",
+}
+
 # Another layout sums in another order; nothing else may differ over its few steps. Megatron adds up
 # the router's losses over the micro-batches of a rank, so these depend on the number of replicas.
 _SAME_TRAINING = {"lm_loss": 1e-5, "grad_norm": 1e-4, "learning_rate": 0.0}
@@ -142,5 +149,30 @@ CASES = (
         },
         preload=_WARM,
         needs=Needs(modules=_MODULES),
+    ),
+    Case(
+        name="dev_moe",
+        description="vpMoE-dev in deterministic bf16 on one GPU, on the shipped conversations",
+        lanes=("h200",),
+        target=_TRAINING,
+        settings={
+            "preset": "configs/vpmoe-dev.toml",
+            "conversations": "data/sample/conversations.jsonl",
+            "flags": [
+                "--train-iters",
+                "50",
+                "--micro-batch-size",
+                "4",
+                "--global-batch-size",
+                "4",
+                "--log-interval",
+                "1",
+                "--deterministic-mode",
+            ],
+            "environment": _DETERMINISTIC,
+        },
+        traced_steps=(1,),
+        needs=Needs(gpus=1, modules=(*_MODULES, "triton")),
+        decode=_DECODE,
     ),
 )

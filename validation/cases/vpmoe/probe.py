@@ -31,11 +31,12 @@ def allowed_intervals(
         the output, flattened: [start, end, start, end, ...].
     """
     generator = torch.Generator().manual_seed(7)
-    device = next((p.device for p in core_attention.parameters()), torch.device("cpu"))
+    own = next(core_attention.parameters(), torch.empty(0))
+    device = own.device
 
     def draw(count: int) -> torch.Tensor:
         values = torch.randn(length, 1, count, head_dim, generator=generator)
-        return values.expand(length, length, count, head_dim).to(device)
+        return values.expand(length, length, count, head_dim).to(own)
 
     query, key, value = draw(heads), draw(groups), draw(groups)
     key, value = key.clone().requires_grad_(), value.clone().requires_grad_()

@@ -10,6 +10,9 @@ import torch
 from validation.cases.vpmoe.probe import allowed_intervals
 from validation.recorder import Recorder
 
+# Tokens that windows are probed with: a probe's memory grows with the third power.
+_PROBED = 192
+
 
 def record_statics(
     recorder: Recorder, model: Sequence[torch.nn.Module], optimizer: Any, length: int
@@ -33,7 +36,7 @@ def record_statics(
         record_schedule(recorder, body)
         for name, module in body.named_modules():
             if name.endswith("self_attention"):
-                _record_window(recorder, name, module, length)
+                _record_window(recorder, name, module, min(length, _PROBED))
             elif type(module).__name__ == "GrapeM":
                 _record_rotations(recorder, name, module, length)
 

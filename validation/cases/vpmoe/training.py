@@ -30,7 +30,8 @@ def run(recorder: Recorder, settings: Mapping[str, Any]) -> None:
         settings: `preset` (file), `conversations` (JSONL file), `flags` (of `vpmoe pretrain`),
             `profile` of the rendering, `stop_after` (step after which the run ends as if cut
             short), `resume_after` (step after which an unobserved run is saved, to be resumed and
-            observed), `perturb_seed` (moves the initial weights by one unit in the last place).
+            observed), `perturb_seed` (moves the initial weights by one unit in the last place),
+            `environment` (variables that the user has not set, such as cuBLAS's workspace).
 
     Raises:
         RuntimeError: the training refused or failed.
@@ -38,6 +39,8 @@ def run(recorder: Recorder, settings: Mapping[str, Any]) -> None:
     from vpmoe.runtime import detect_lane
     from vpmoe.tokenizer.asset import ensure_asset
 
+    for name, value in settings.get("environment", {}).items():
+        os.environ.setdefault(name, value)
     _share_cores()
     ensure_asset()
     with tempfile.TemporaryDirectory(prefix="golden-data-") as folder:
