@@ -25,6 +25,10 @@ _BUCKET = 256
 _BLOCK = PROJECTIONS * _BUCKET
 _SEED = 20260101
 
+# Larger tensors on a GPU are projected there, so many blocks at a time.
+_ON_DEVICE = 1 << 20
+_BLOCKS_AT_ONCE = 4096
+
 
 @dataclass(frozen=True)
 class Sketch:
@@ -59,6 +63,8 @@ def sketch(tensor: torch.Tensor) -> Sketch:
     shape = tuple(value.shape)
     hasher = hashlib.blake2b(f"{dtype}{shape}".encode(), digest_size=8)
     hasher.update(flat.contiguous().view(torch.uint8).numpy().data)
+    if value.is_cuda and value.numel() > _ON_DEVICE:
+        return Sketch(dtype, shape, digest=hasher.hexdigest(), **_on_device(value.reshape(-1)))
     numbers = flat.to(torch.float64 if flat.dtype == torch.float64 else torch.float32).numpy()
     return Sketch(
         dtype=dtype,
@@ -69,6 +75,33 @@ def sketch(tensor: torch.Tensor) -> Sketch:
         digest=hasher.hexdigest(),
         projections=tuple(float(p) for p in project(numbers)),
     )
+
+
+def _on_device(flat: torch.Tensor) -> dict[str, Any]:
+    """The numbers of a sketch, computed where the tensor is; blocks and signs as in `project`."""
+    import torch
+
+    order, signs = (torch.from_numpy(array).to(flat.device) for array in _block())
+    squares = total = largest = torch.zeros((), dtype=torch.float64, device=flat.device)
+    totals = torch.zeros(PROJECTIONS, dtype=torch.float64, device=flat.device)
+    for first in range(0, flat.numel(), _BLOCK * _BLOCKS_AT_ONCE):
+        part = flat[first : first + _BLOCK * _BLOCKS_AT_ONCE].float()
+        squares = squares + part.double().square().sum()
+        total = total + part.sum(dtype=torch.float64)
+        largest = torch.maximum(largest, part.abs().max())
+        count = -(-part.numel() // _BLOCK)
+        blocks = torch.nn.functional.pad(part, (0, count * _BLOCK - part.numel()))
+        blocks = (blocks.view(count, _BLOCK) * signs)[:, order]
+        sums = blocks.view(count, PROJECTIONS, _BUCKET).sum(dim=-1, dtype=torch.float64)
+        start = first // _BLOCK
+        turned = np.stack([_block_signs(index) for index in range(start, start + count)])
+        totals += (sums * torch.from_numpy(turned).to(flat.device)).sum(dim=0)
+    return {
+        "norm": float(squares.sqrt()),
+        "mean": float(total) / flat.numel(),
+        "abs_max": float(largest),
+        "projections": tuple(totals.float().tolist()),
+    }
 
 
 def project(numbers: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

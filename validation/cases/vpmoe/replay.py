@@ -1,8 +1,7 @@
 """The optimizer's update, derived again in fp64 from the state and gradient that it started from.
 
 Nothing of `vpmoe.optimizer` is used: NorMuon (Li et al., 2025) is written down here from its
-formulas, with the polynomials of Polar Express applied to singular values, and AdamW from
-Loshchilov and Hutter (2019).
+formulas, and AdamW from Loshchilov and Hutter (2019).
 """
 
 from __future__ import annotations
@@ -156,13 +155,17 @@ def _normuon(gradient: torch.Tensor, before: Before) -> torch.Tensor:
 
 
 def _polar(update: torch.Tensor) -> torch.Tensor:
-    """The polynomials on the singular values: shares no matrix product with what it checks."""
-    left, sigma, right = torch.linalg.svd(update, full_matrices=False)
-    norm = torch.linalg.matrix_norm(update)[..., None]
-    x = sigma / (norm * (1 + _SAFETY) + 1e-6)
+    """Five odd polynomials of the normalised update."""
+    x = update / (torch.linalg.matrix_norm(update)[..., None, None] * (1 + _SAFETY) + 1e-6)
+    tall = x.shape[-2] > x.shape[-1]
     for a, b, c in _POLAR_EXPRESS:
-        x = a * x + b * x**3 + c * x**5
-    return (left * x[..., None, :]) @ right
+        if tall:
+            gram = x.mT @ x
+            x = a * x + x @ (b * gram + c * gram @ gram)
+        else:
+            gram = x @ x.mT
+            x = a * x + (b * gram + c * gram @ gram) @ x
+    return x
 
 
 def _layout(parameter: torch.Tensor, optimizer: Any) -> tuple[Any, Any]:
