@@ -3,7 +3,7 @@
 #
 #   ci/run_offline.sh WHEELHOUSE OUTPUT [golden check's arguments...]
 #
-# Run from a checkout. Installs the wheelhouse beside the runner's own packages (its torch stays),
+# Run from a git checkout. Installs the wheelhouse beside the runner's own packages (its torch stays),
 # checks the goldens and leaves verdict.json, junit.xml, report.html and the traces in OUTPUT.
 # Exits as `golden check` does.
 set -euo pipefail
@@ -21,6 +21,10 @@ trap 'rm -rf "$site"' EXIT
 python3 -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir \
     --target "$site" "$wheelhouse"/*.whl
 export PYTHONPATH="$checkout:$site${PYTHONPATH:+:$PYTHONPATH}"
+if [ -e "$wheelhouse/o200k_base.tiktoken" ]; then
+    O200K_HARMONY_VOCAB_PATH=$(cd "$wheelhouse" && pwd)/o200k_base.tiktoken
+    export O200K_HARMONY_VOCAB_PATH
+fi
 mkdir -p "$output"
 
 status=0

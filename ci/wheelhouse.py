@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -37,6 +38,7 @@ def main() -> int:
         wanted = resolve(options.extra, options.python, options.find_links)
         missing = {name: version for name, version in wanted.items() if name not in present}
         download(missing, options.output, options.python, options.find_links)
+        add_project(options.output)
     except (OSError, ValueError, subprocess.CalledProcessError) as error:
         print(f"wheelhouse: {error}", file=sys.stderr)
         return 2
@@ -128,6 +130,19 @@ def requirements(extra: str) -> list[str]:
         return found
 
     return [*project["dependencies"], *expand(extra)]
+
+
+def add_project(output: Path) -> None:
+    """Adds this project's wheel, whose entry points name the cases, and the tokenizer's asset.
+
+    The runner takes the code from its checkout.
+    """
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps"]
+    subprocess.run([*command, "--wheel-dir", str(output), str(REPOSITORY)], check=True)
+    asset = REPOSITORY / "data" / "tokenizer" / "o200k_base.tiktoken"
+    if not asset.exists():
+        raise OSError(f"{asset} is missing; run `vpmoe tokenizer install` first")
+    shutil.copy(asset, output / asset.name)
 
 
 def download(packages: dict[str, str], output: Path, python: str, find_links: Path | None) -> None:
