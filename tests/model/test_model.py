@@ -271,12 +271,14 @@ def test_initial_weights_depend_on_the_seed_alone(small_model: Callable[..., Any
     assert not torch.equal(first[weight], first[weight.replace("experts.0", "experts.1")])
 
 
-def test_initial_weights_have_megatrons_spread(small_model: Callable[..., Any]) -> None:
+def test_initial_weights_have_one_spread(small_model: Callable[..., Any]) -> None:
     state = small_model(hidden_size=256, kv_channels=64).state_dict()
     assert state["embedding.word_embeddings.weight"].std() == pytest.approx(0.02, rel=0.05)
-    # Megatron scales what writes to the residual stream by 1/sqrt(2 layers).
-    proj = state["decoder.layers.0.self_attention.linear_proj.weight"]
-    assert proj.std() == pytest.approx(0.02 / 8**0.5, rel=0.05)
+    for part in ("linear_proj", "linear_qkv"):
+        weight = state[f"decoder.layers.3.self_attention.{part}.weight"]
+        assert weight.std() == pytest.approx(0.02, rel=0.05)
+    down = state["decoder.layers.1.mlp.experts.local_experts.0.linear_fc2.weight"]
+    assert down.std() == pytest.approx(0.02, rel=0.05)
     assert (state["decoder.final_layernorm.weight"] == 1).all()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.utils import init_method_normal
 
 
 @dataclass
@@ -40,6 +41,8 @@ class VpmoeConfig(TransformerConfig):
     expert_kernel: str = "auto"
 
     def __post_init__(self) -> None:
+        # Every matrix is drawn alike; Megatron scales projections into the residual stream down.
+        self.output_layer_init_method = init_method_normal(self.init_method_std)
         super().__post_init__()
         # Local and global layers hold different weights: none is a slice of a common stack.
         self.hetereogenous_dist_checkpoint = True

@@ -1,8 +1,9 @@
 """Watches a real Megatron run: what the recorder sees of `pretrain()`, and where it is attached.
 
 Nothing here trains. `observe_training(recorder)` wraps, for the duration of a context, functions
-that Megatron's loop calls anyway (`setup_model_and_optimizer`, `train_step`, `training_log`) and
-the `get_batch` of vpMoE's forward step, and hangs hooks on the model and the optimizer.
+that Megatron's loop calls anyway (`setup_model_and_optimizer`, `train_step`, `training_log`,
+`finalize_model_grads`) and the `get_batch` of vpMoE's forward step, and hangs hooks on the model
+and the optimizer.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from typing import Any
 import torch
 
 from validation.cases.vpmoe.groups import parameter_group
-from validation.cases.vpmoe.replay import Before, Replayed, before_step, replay, ulp_shares
-from validation.cases.vpmoe.statics import named_parameters, parts, record_statics, unwrap
+from validation.cases.vpmoe.statics import named_parameters, record_statics, unwrap
 from validation.cases.vpmoe.tokens import record_batch
+from validation.cases.vpmoe.updates import after_update, before_update
 from validation.recorder import Recorder, attach_module
 from vpmoe.runtime.patches import replaced
 
@@ -43,6 +44,7 @@ def observe_training(recorder: Recorder, perturb_seed: int | None = None) -> Ite
             (training, "setup_model_and_optimizer", run.wrap_setup),
             (training, "train_step", run.wrap_train_step),
             (training, "training_log", run.wrap_training_log),
+            (training, "finalize_model_grads", run.wrap_finalize),
             (data_batch, "get_batch", run.wrap_get_batch),
         ):
             stack.enter_context(replaced(owner, name, wrap(getattr(owner, name))))
@@ -142,74 +144,54 @@ class _Observation:
                 if name not in self._before:
                     self._before[name] = torch.empty_like(parameter, requires_grad=False)
                 self._before[name].copy_(parameter.detach())
-            replays = self._before_replays(optimizer)
+            befores = before_update(self.recorder, self.step, self._model, optimizer)
             success = bool(step_ready())
-            self._record_replays(replays)
+            after_update(self.recorder, self.step, self._model, optimizer, befores)
             self._record_updates()
             return success
 
         optimizer.prepare_grads = prepare_grads
         optimizer.step_with_ready_grads = step_with_ready_grads
 
+    def wrap_finalize(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def finalize_model_grads(*args: Any, **kwargs: Any) -> Any:
+            self._record_local_gradients()
+            return original(*args, **kwargs)
+
+        return finalize_model_grads
+
+    def _record_local_gradients(self) -> None:
+        """This rank's gradients before any reduction, summed over its micro-batches."""
+        squares = 0.0
+        for name, gradient in self._gradients():
+            squares += torch.linalg.vector_norm(gradient).item() ** 2
+            self._record_gradient(name, "local_grad", "backward", gradient)
+        self.recorder.curve(self.step, "local_grad_norm", squares**0.5, "backward")
+
     def _record_gradients(self) -> None:
         """Gradients after every reduction and before clipping, in the order of the parameters."""
+        for name, gradient in self._gradients():
+            norm = torch.linalg.vector_norm(gradient).item()
+            self.recorder.curve(self.step, f"parameter_grad_norm/{name}", norm, "reduction")
+            self._record_gradient(name, "grad", "reduction", gradient)
+
+    def _gradients(self) -> Iterator[tuple[str, torch.Tensor]]:
         for name, parameter in named_parameters(self._model):
             gradient = getattr(parameter, "main_grad", None)
-            if gradient is None:
-                gradient = parameter.grad
-            if gradient is None:
-                continue
-            module, _, tensor = name.rpartition(".")
-            self.recorder.curve(
-                self.step,
-                f"parameter_grad_norm/{name}",
-                torch.linalg.vector_norm(gradient).item(),
-                "reduction",
-            )
-            if self.recorder.wants(self.step):
-                self.recorder.tensor(
-                    step=self.step,
-                    micro_batch=0,
-                    phase="reduction",
-                    module=module,
-                    tensor=f"{tensor}.grad",
-                    value=gradient,
-                )
+            gradient = parameter.grad if gradient is None else gradient
+            if gradient is not None:
+                yield name, gradient
 
-    def _before_replays(self, optimizer: Any) -> list[tuple[str, Before]]:
-        """What a step finds, of every parameter that is replayed; of traced steps only."""
-        if not self.recorder.wants(self.step):
-            return []
-        names = {id(parameter): name for name, parameter in named_parameters(self._model)}
-        found = []
-        for part in parts(optimizer):
-            halves = [h for group in getattr(part, "float16_groups", ()) for h in group]
-            mains = [m for group in getattr(part, "fp32_from_float16_groups", ()) for m in group]
-            named = names | {
-                id(main): names[id(half)] for half, main in zip(halves, mains, strict=True)
-            }
-            for group in part.optimizer.param_groups:
-                for parameter in group["params"]:
-                    before = before_step(parameter, part.optimizer, group)
-                    if before is not None:
-                        found.append((named[id(parameter)], before))
-        return found
-
-    def _record_replays(self, befores: list[tuple[str, Before]]) -> None:
-        kinds: dict[str, list[Replayed]] = {}
-        for name, before in befores:
-            replayed = replay(before)
-            kinds.setdefault(before.kind, []).append(replayed)
-            module, _, tensor = name.rpartition(".")
-            value: dict[str, Any] = {"optimizer": before.kind, "as_in_fp64": True}
-            if not replayed.error <= replayed.bound:
-                value |= {"as_in_fp64": False, "error": replayed.error, "bound": replayed.bound}
-            self.recorder.discrete(
-                module, value, tensor=f"{tensor}.replay", step=self.step, phase="optimizer"
-            )
-        for kind, replayed_all in sorted(kinds.items()):
-            for edge, share in ulp_shares(replayed_all).items():
-                self.recorder.curve(self.step, f"replay_ulps/{kind}/{edge}", share, "optimizer")
+    def _record_gradient(self, name: str, kind: str, phase: str, value: torch.Tensor) -> None:
+        module, _, tensor = name.rpartition(".")
+        self.recorder.tensor(
+            step=self.step,
+            micro_batch=0,
+            phase=phase,
+            module=module,
+            tensor=f"{tensor}.{kind}",
+            value=value,
+        )
 
     def _record_updates(self) -> None:
         squares: dict[str, tuple[float, int]] = {}
@@ -268,7 +250,16 @@ class _Observation:
         def hook(module: torch.nn.Module, inputs: Any, outputs: Any) -> None:
             del module, inputs
             if torch.is_grad_enabled():
-                counts = outputs[1].detach().sum(dim=0)
+                choices = outputs[1].detach()
+                self.recorder.tensor(
+                    step=self.step,
+                    micro_batch=max(self.micro_batch, 0),
+                    phase="forward",
+                    module=name,
+                    tensor="choices",
+                    value=choices.float(),
+                )
+                counts = choices.sum(dim=0)
                 self.routed[name] = self.routed.get(name, torch.zeros_like(counts)) + counts
 
         return hook

@@ -108,7 +108,7 @@ def record_schedule(recorder: Recorder, model: torch.nn.Module, prefix: str = ""
         if name.endswith("self_attention"):
             pattern = module.core_attention.pattern
             value = {
-                "kind": type(module).__name__,
+                "tensor_product": hasattr(module.linear_qkv, "b_q"),
                 "window": pattern.window,
                 "rotates": module.config.rotates(module.layer_number),
                 "scale": pattern.scale,
@@ -118,7 +118,8 @@ def record_schedule(recorder: Recorder, model: torch.nn.Module, prefix: str = ""
             slopes = None if pattern.slopes is None else list(pattern.slopes)
             recorder.discrete(prefix + name, slopes, tensor="alibi_slopes")
         elif name.endswith("mlp"):
-            recorder.discrete(prefix + name, type(module).__name__, tensor="schedule")
+            kind = "experts" if hasattr(module, "router") else "dense"
+            recorder.discrete(prefix + name, kind, tensor="schedule")
 
 
 def _record_window(recorder: Recorder, name: str, module: Any, length: int) -> None:

@@ -1,0 +1,82 @@
+"""What is recorded of an optimizer step: its replay in fp64, clipped gradients, state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from validation.cases.vpmoe.replay import Before, Replayed, before_step, replay, ulp_shares
+from validation.cases.vpmoe.statics import named_parameters, parts
+from validation.recorder import Recorder
+
+Befores = list[tuple[str, Before]]
+
+
+def before_update(
+    recorder: Recorder, step: int, model: Sequence[torch.nn.Module], optimizer: Any
+) -> Befores:
+    """Records the norm of the clipped gradients; keeps what a traced step's replay needs."""
+    befores, squares = [], 0.0
+    for name, parameter, inner, group in _stepped(model, optimizer):
+        if parameter.grad is not None:
+            squares += torch.linalg.vector_norm(parameter.grad).item() ** 2
+        if recorder.wants(step):
+            before = before_step(parameter, inner, group)
+            if before is not None:
+                befores.append((name, before))
+    recorder.curve(step, "clipped_grad_norm", squares**0.5, "optimizer")
+    return befores
+
+
+def after_update(
+    recorder: Recorder,
+    step: int,
+    model: Sequence[torch.nn.Module],
+    optimizer: Any,
+    befores: Befores,
+) -> None:
+    """Replays a traced step, and records the state that it left."""
+    kinds: dict[str, list[Replayed]] = {}
+    for name, before in befores:
+        replayed = replay(before)
+        kinds.setdefault(before.kind, []).append(replayed)
+        module, _, tensor = name.rpartition(".")
+        value: dict[str, Any] = {"optimizer": before.kind, "as_in_fp64": True}
+        if not replayed.error <= replayed.bound:
+            value |= {"as_in_fp64": False, "error": replayed.error, "bound": replayed.bound}
+        recorder.discrete(module, value, tensor=f"{tensor}.replay", step=step, phase="optimizer")
+    for kind, steps in sorted(kinds.items()):
+        for edge, share in ulp_shares(steps).items():
+            recorder.curve(step, f"replay_ulps/{kind}/{edge}", share, "optimizer")
+    if not recorder.wants(step):
+        return
+    for name, parameter, inner, _ in _stepped(model, optimizer):
+        module, _, tensor = name.rpartition(".")
+        for key, value in sorted(inner.state.get(parameter, {}).items()):
+            if isinstance(value, torch.Tensor) and value.ndim:
+                recorder.tensor(
+                    step=step,
+                    micro_batch=0,
+                    phase="optimizer",
+                    module=module,
+                    tensor=f"{tensor}.{key}",
+                    value=value,
+                )
+
+
+def _stepped(
+    model: Sequence[torch.nn.Module], optimizer: Any
+) -> Iterator[tuple[str, torch.Tensor, Any, Mapping[str, Any]]]:
+    """(name, fp32 parameter that is stepped on, torch's optimizer, group), in a fixed order."""
+    names = {id(parameter): name for name, parameter in named_parameters(model)}
+    for part in parts(optimizer):
+        halves = [h for group in getattr(part, "float16_groups", ()) for h in group]
+        mains = [m for group in getattr(part, "fp32_from_float16_groups", ()) for m in group]
+        named = names | {
+            id(main): names[id(half)] for half, main in zip(halves, mains, strict=True)
+        }
+        for group in part.optimizer.param_groups:
+            for parameter in group["params"]:
+                yield named[id(parameter)], parameter, part.optimizer, group
