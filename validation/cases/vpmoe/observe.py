@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from validation.cases.vpmoe.groups import parameter_group
-from validation.cases.vpmoe.statics import named_parameters, record_statics, unwrap
+from validation.cases.vpmoe.statics import named_parameters, record_statics, sampled, unwrap
 from validation.cases.vpmoe.tokens import record_batch
 from validation.cases.vpmoe.updates import after_update, before_update
 from validation.recorder import Recorder, attach_module
@@ -140,10 +140,10 @@ class _Observation:
             return found_inf
 
         def step_with_ready_grads() -> bool:
-            for name, parameter in named_parameters(self._model):
-                if name not in self._before:
-                    self._before[name] = torch.empty_like(parameter, requires_grad=False)
-                self._before[name].copy_(parameter.detach())
+            self._before = {
+                name: self._watched(parameter).clone()
+                for name, parameter in named_parameters(self._model)
+            }
             befores = before_update(self.recorder, self.step, self._model, optimizer)
             success = bool(step_ready())
             after_update(self.recorder, self.step, self._model, optimizer, befores)
@@ -164,7 +164,7 @@ class _Observation:
         """This rank's gradients before any reduction, summed over its micro-batches."""
         squares = 0.0
         for name, gradient in self._gradients():
-            squares += torch.linalg.vector_norm(gradient).item() ** 2
+            squares += torch.linalg.vector_norm(sampled(gradient)).item() ** 2
             self._record_gradient(name, "local_grad", "backward", gradient)
         self.recorder.curve(self.step, "local_grad_norm", squares**0.5, "backward")
 
@@ -193,14 +193,16 @@ class _Observation:
             value=value,
         )
 
+    def _watched(self, parameter: torch.nn.Parameter) -> torch.Tensor:
+        """What of a parameter this step's update is measured on: all of it in a traced step."""
+        values = parameter.detach()
+        return values if self.recorder.wants(self.step) else sampled(values)
+
     def _record_updates(self) -> None:
         squares: dict[str, tuple[float, int]] = {}
         for name, parameter in named_parameters(self._model):
             # In place: a fresh buffer of the embedding's size costs more than the arithmetic.
-            update = self._before[name].neg_().add_(parameter.detach())
-            total, count = squares.get(parameter_group(name), (0.0, 0))
-            norm = torch.linalg.vector_norm(update).item()
-            squares[parameter_group(name)] = (total + norm**2, count + update.numel())
+            update = self._before.pop(name).neg_().add_(self._watched(parameter))
             if self.recorder.wants(self.step):
                 module, _, tensor = name.rpartition(".")
                 self.recorder.tensor(
@@ -211,6 +213,10 @@ class _Observation:
                     tensor=f"{tensor}.update",
                     value=update,
                 )
+                update = sampled(update)
+            total, count = squares.get(parameter_group(name), (0.0, 0))
+            norm = torch.linalg.vector_norm(update).item()
+            squares[parameter_group(name)] = (total + norm**2, count + update.numel())
         for group, (total, count) in sorted(squares.items()):
             self.recorder.curve(
                 self.step, f"update_rms/{group}", (total / count) ** 0.5, "optimizer"

@@ -51,6 +51,15 @@ def named_parameters(
             yield prefix + name, parameter
 
 
+def sampled(tensor: torch.Tensor) -> torch.Tensor:
+    """Evenly spaced rows of a large matrix, about a million elements; smaller tensors whole.
+
+    For what is measured at every step: reading embeddings whole would cost more than a step may.
+    """
+    stride = tensor.numel() >> 20
+    return tensor[::stride] if stride > 1 and tensor.ndim > 1 else tensor
+
+
 def unwrap(chunk: torch.nn.Module) -> torch.nn.Module:
     """The model inside Megatron's DDP and precision wrappers."""
     while isinstance(inner := getattr(chunk, "module", None), torch.nn.Module):
