@@ -89,7 +89,8 @@ def check(options: argparse.Namespace) -> int:
     )
     progress = Progress()
     folder = new_run_folder(root, lane, source_digest(root))
-    result = run_check(plan, folder, progress)
+    with progress:
+        result = run_check(plan, folder, progress)
     try:
         write_sinks(result, folder, options.report, options.junit)
     except Exception as error:  # a report that cannot be drawn never changes a verdict
@@ -168,8 +169,9 @@ def calibrate(options: argparse.Namespace) -> int:
 
         chosen = variants(lane, options.runs)
         try:
-            base = unchanged_base(golden, provenance["source_digest"], rerun)
-            tolerances, lines = measure(base, rerun, chosen, progress)
+            with progress:
+                base = unchanged_base(golden, provenance["source_digest"], rerun)
+                tolerances, lines = measure(base, rerun, chosen, progress)
         except (RunError, ValueError) as error:
             raise RefusedError(f"case {case.name}: {error}") from error
         with store.lock():

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
+
+import rich.progress
+from rich.console import Console
+from rich.text import Text
 
 from validation.cases import LANES, Case, CaseError
 from validation.environment import default_lane, gpu_count
@@ -53,19 +58,52 @@ def chosen_cases(cases: Mapping[str, Case], names: Sequence[str], lane: str) -> 
     return chosen
 
 
+_COUNTED = re.compile(r"\[(\d+)/(\d+)\] (.*)")
+
+
 class Progress:
-    """Progress on stderr: a line that is rewritten on a terminal, whole lines elsewhere."""
+    """Progress on stderr: lines, and on a terminal inside `with` a bar below them.
+
+    A line that begins with `[n/m]` says that the n-th of m parts is under way.
+    """
 
     def __init__(self) -> None:
         self._began = time.monotonic()
-        self._terminal = sys.stderr.isatty()
+        self._console = Console(stderr=True, highlight=False)
+        self._bar: rich.progress.Progress | None = None
+
+    def __enter__(self) -> Progress:
+        if self._console.is_terminal:
+            self._bar = rich.progress.Progress(
+                rich.progress.SpinnerColumn(),
+                rich.progress.BarColumn(30),
+                rich.progress.MofNCompleteColumn(),
+                rich.progress.TimeElapsedColumn(),
+                rich.progress.TextColumn("{task.description}", markup=False),
+                console=self._console,
+                transient=True,
+            )
+            self._bar.start()
+            self._bar.add_task("", total=None)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
 
     def __call__(self, text: str) -> None:
         """Shows a line."""
-        elapsed = time.monotonic() - self._began
-        if self._terminal:
-            from rich.console import Console
-
-            Console(stderr=True).print(f"[dim]{elapsed:6.1f} s[/dim]", text, markup=True)
-        else:
-            print(f"{elapsed:6.1f} s  {text}", file=sys.stderr, flush=True)
+        elapsed = f"{time.monotonic() - self._began:6.1f} s"
+        if not self._console.is_terminal:
+            print(f"{elapsed}  {text}", file=sys.stderr, flush=True)
+            return
+        self._console.print(Text.assemble((elapsed, "dim"), " ", text))
+        if self._bar is not None:
+            counted = _COUNTED.match(text)
+            if counted:
+                number, total, what = int(counted[1]), int(counted[2]), counted[3]
+                task = self._bar.task_ids[0]
+                self._bar.update(task, completed=number - 1, total=total, description=what)
+            else:
+                self._bar.update(self._bar.task_ids[0], description=text)
