@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -124,9 +125,9 @@ def project(numbers: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 def relative_distance(expected: Sketch, actual: Sketch, scale: float = 0.0) -> float:
     """Estimates ||actual - expected|| / max(||expected||, scale).
 
-    Exactly 0 for equal hashes; never below the exact difference of the norms; nan where either
-    tensor has nan, inf where shapes or dtypes differ, or where equal hashes have other numbers
-    beside them: such a record was edited.
+    Exactly 0 for equal hashes, and above 0 for others; never below the exact difference of the
+    norms; nan where either tensor has nan, inf where shapes or dtypes differ, or where equal hashes
+    have other numbers beside them: such a record was edited.
     """
     if (expected.shape, expected.dtype) != (actual.shape, actual.dtype):
         return math.inf
@@ -141,7 +142,8 @@ def relative_distance(expected: Sketch, actual: Sketch, scale: float = 0.0) -> f
     reference = max(expected.norm, scale)
     if reference == 0.0:
         return 0.0 if distance == 0.0 else math.inf
-    return distance / reference
+    # Other bytes are another tensor, even where no projection shows it.
+    return max(distance / reference, sys.float_info.min)
 
 
 def _agree(one: Sketch, other: Sketch) -> bool:
