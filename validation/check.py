@@ -298,7 +298,8 @@ def decoded_tokens(
 def choose_canary(faults: Sequence[Fault], lane: str, source: str) -> Fault | None:
     """The fault that this source tree's check plants: the same one at every rerun."""
     fit = sorted(
-        (f for f in faults if f.canary_steps is not None and lane in f.lanes), key=lambda f: f.id
+        (f for f in faults if f.canary and f.canary_steps is not None and lane in f.lanes),
+        key=lambda f: f.id,
     )
     return fit[int(source[:8], 16) % len(fit)] if fit else None
 

@@ -142,8 +142,9 @@ class Fault:
         imitates: what it is like; a link where there is a public report.
         plant: `module:function`; a context manager entered in the worker around the target.
         case: the cheapest case that shows it.
-        canary_steps: training steps after which it must show; None when unfit as a canary.
+        canary_steps: training steps after which it shows; None when only a whole run does.
         lanes: where it applies.
+        canary: whether a check may plant it to prove itself, which must be cheap and certain.
     """
 
     id: str
@@ -154,6 +155,7 @@ class Fault:
     case: str
     canary_steps: int | None = None
     lanes: Sequence[str] = ("cpu",)
+    canary: bool = True
 
     def __post_init__(self) -> None:
         if not safe_name(self.id):
