@@ -42,6 +42,7 @@ class Recorder:
         self._curves: dict[str, dict[int, float]] = {}
         self._curve_phases: dict[str, str] = {}
         self._tables: dict[str, Sequence[Row]] = {}
+        self._notes: dict[str, Any] = {}
 
     def wants(self, step: int) -> bool:
         """Whether tensors of this step are kept; step 0 (before training) always is."""
@@ -114,11 +115,15 @@ class Recorder:
             raise ValueError(f"table {name!r} is recorded twice")
         self._tables[name] = [list(row) for row in rows]
 
+    def note(self, name: str, value: Any) -> None:
+        """Keeps a JSON value in the trace's provenance, for readers: it is not compared."""
+        self._notes[name] = _plain(value)
+
     def trace(self, case: str, provenance: Mapping[str, Any]) -> Trace:
         """What was recorded so far."""
         return Trace(
             case=case,
-            provenance=provenance,
+            provenance={**provenance, "notes": self._notes} if self._notes else provenance,
             events=tuple(self._events),
             curves=self._curves,
             curve_phases=self._curve_phases,

@@ -42,8 +42,8 @@ def expert_bias_sign() -> Planted:
     """The balancing bias moves the wrong way."""
 
     def wrap(original: Any) -> Any:
-        def get_updated_expert_bias(tokens: Any, bias: Any, rate: float, *args: Any) -> Any:
-            return original(tokens, bias, -rate, *args)
+        def get_updated_expert_bias(tokens: Any, bias: Any, rate: float, **groups: Any) -> Any:
+            return original(tokens, bias, -rate, **groups)
 
         return get_updated_expert_bias
 
