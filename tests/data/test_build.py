@@ -333,7 +333,8 @@ def test_a_full_disk_is_a_clear_error_and_the_build_goes_on_after(
 ) -> None:
     rows, output = built.parent / "rows.jsonl", tmp_path / "out"
     words = ["--input", rows, "--output", output, "--vocabulary", vocabulary]
-    command = [sys.executable, "-c", _FULL_DISK, "4000", *map(str, words)]
+    # -B: under the limit Python would leave truncated .pyc files behind.
+    command = [sys.executable, "-B", "-c", _FULL_DISK, "4000", *map(str, words)]
     failed = subprocess.run(command, capture_output=True, text=True, check=False)
     assert failed.returncode == 2, failed.stderr
     assert "File too large" in failed.stderr
