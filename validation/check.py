@@ -19,7 +19,7 @@ from validation.goldens.judge import hold_to_base, vanished_cases
 from validation.goldens.quarantine import apply_quarantine, load_quarantine
 from validation.source import commit, dirty_files, source_digest
 from validation.trace import Trace, load_trace, save_trace
-from validation.verdict import Canary, CaseResult, CheckResult, Divergence, Verdict, worst
+from validation.verdict import Canary, CaseResult, CheckResult, Verdict, worst
 from validation.worker import resolve
 
 Progress = Callable[[str], None]
@@ -238,7 +238,7 @@ def check_case(
         identical=identical,
         first_divergence=first,
         comparison=comparison,
-        decoded=decoded_tokens(case, comparison, first),
+        decoded=decoded_tokens(case, comparison),
     )
 
 
@@ -260,38 +260,32 @@ def law_reference(
     return trace
 
 
-def decoded_tokens(
-    case: Case, comparison: Comparison, divergence: Divergence | None
-) -> dict[str, tuple[str, str, str]]:
-    """The text around a differing token, on both sides: (before, token, after).
+def decoded_tokens(case: Case, comparison: Comparison) -> dict[str, tuple[str, str, str]]:
+    """The text around the first differing token, on both sides: (before, token, after).
 
-    Empty where the divergence is no list of token ids, or the case does not say how to decode.
+    Empty where no list of token ids differs, or the case does not say how to decode.
     """
-    if case.decode is None or divergence is None or divergence.tensor != "tokens":
+    differing = (d for d in comparison.divergences if d.tensor == "tokens" and d.offset is not None)
+    place = next(differing, None)
+    if case.decode is None or place is None:
         return {}
+    decode, at = resolve(case.decode), place.offset or 0
     texts: dict[str, tuple[str, str, str]] = {}
-    at = divergence.offset
     for side, trace in (("golden", comparison.golden), ("actual", comparison.actual)):
         for event in trace.events:
-            key = event.key
-            place = (key.step, key.micro_batch, key.module, key.tensor, key.rank)
-            if place != (
-                divergence.step,
-                divergence.micro_batch,
-                divergence.module,
-                divergence.tensor,
-                divergence.rank,
-            ):
-                continue
-            ids = event.value
-            if at is None or not isinstance(ids, Sequence) or at >= len(ids):
-                continue
-            decode = resolve(case.decode)
-            texts[side] = (
-                decode(ids[max(0, at - _CONTEXT) : at]),
-                decode(ids[at : at + 1]),
-                decode(ids[at + 1 : at + 1 + _CONTEXT]),
-            )
+            key, ids = event.key, event.value
+            if isinstance(ids, Sequence) and (
+                key.step,
+                key.micro_batch,
+                key.module,
+                key.tensor,
+                key.rank,
+            ) == (place.step, place.micro_batch, place.module, place.tensor, place.rank):
+                texts[side] = (
+                    decode(ids[max(0, at - _CONTEXT) : at]),
+                    decode(ids[at : at + 1]),
+                    decode(ids[at + 1 : at + 1 + _CONTEXT]),
+                )
     return texts
 
 
