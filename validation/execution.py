@@ -36,13 +36,13 @@ class RunOptions:
     Attributes:
         lane: where it runs.
         settings: put over the case's own.
-        fault: `module:function` of a planted fault.
+        fault: `module:function` of a planted fault, or of several.
         environment: variables put over the user's; only calibration sets any.
     """
 
     lane: str
     settings: Mapping[str, Any] | None = None
-    fault: str | None = None
+    fault: str | Sequence[str] | None = None
     environment: Mapping[str, str] | None = None
 
 
@@ -63,6 +63,7 @@ def run_case(case: Case, options: RunOptions, root: Path, log: Path) -> Trace:
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     log.touch()
+    fault = options.fault or ()
     with tempfile.TemporaryDirectory(prefix="golden-") as folder:
         output = Path(folder)
         job = {
@@ -71,7 +72,7 @@ def run_case(case: Case, options: RunOptions, root: Path, log: Path) -> Trace:
             "settings": {**case.settings, **(options.settings or {})},
             "traced_steps": list(case.traced_steps),
             "lane": options.lane,
-            "fault": options.fault,
+            "faults": [fault] if isinstance(fault, str) else list(fault),
             "output": str(output),
         }
         write_atomically(output / "job.json", encode_json(job))

@@ -105,6 +105,35 @@ class Recorder:
         """
         self._add(step, micro_batch, phase, module, tensor, _plain(value))
 
+    def law(
+        self,
+        module: str,
+        name: str,
+        error: float,
+        bound: float,
+        *,
+        step: int = 0,
+        phase: str = "init",
+        tensor: str = "law",
+        **facts: Any,
+    ) -> None:
+        """Records that a law of this run holds: a broken one fails whatever the golden says.
+
+        Args:
+            module: what the law is about.
+            name: what it demands.
+            error: how far it is off.
+            bound: what it may be off by.
+            step: training step, 0 before training.
+            phase: one of `PHASES`.
+            tensor: of the module.
+            facts: recorded with it, exactly.
+        """
+        value = {"law": name, **facts, "holds": error <= bound}
+        if not error <= bound:
+            value |= {"error": str(error), "bound": bound}
+        self.discrete(module, value, tensor=tensor, step=step, phase=phase)
+
     def table(self, name: str, rows: Sequence[Row]) -> None:
         """Records a table, compared exactly.
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import operator
 import os
 import sys
 from pathlib import Path
@@ -19,20 +20,21 @@ from validation.trace import save_trace
 
 
 def resolve(name: str) -> Any:
-    """The object that `module:attribute` names."""
+    """The object that `module:attribute` names; dots reach into the attribute."""
     module, _, attribute = name.partition(":")
-    return getattr(importlib.import_module(module), attribute)
+    return operator.attrgetter(attribute)(importlib.import_module(module))
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the target of a job in this process, its fault planted, and saves the trace."""
+    """Runs the target of a job in this process, its faults planted, and saves the trace."""
     (job_file,) = sys.argv[1:] if argv is None else argv
     path = Path(job_file)
     job = decode_json(read_file(path), path)
     rank = int(os.environ.get("RANK", "0"))
     recorder = Recorder(rank=rank, steps=job["traced_steps"])
-    fault = job.get("fault")
-    with resolve(fault)() if fault else contextlib.nullcontext():
+    with contextlib.ExitStack() as planted:
+        for fault in job["faults"]:
+            planted.enter_context(resolve(fault)())
         resolve(job["target"])(recorder, job["settings"])
     environment = describe(job["lane"], int(os.environ.get("WORLD_SIZE", "1")))
     trace = recorder.trace(job["case"], {"environment": environment})

@@ -138,13 +138,16 @@ class Fault:
     Attributes:
         id: letters, digits, `_`, `-`.
         category: such as `window` or `optimizer`.
-        component: module or metric that a check should trace it to.
+        component: part of a module's, tensor's or metric's name, or the phase, that a check should
+            trace it to.
         imitates: what it is like; a link where there is a public report.
         plant: `module:function`; a context manager entered in the worker around the target.
+        twin: the same patch without effect, which must pass; dots reach into the function.
         case: the cheapest case that shows it.
         canary_steps: training steps after which it shows; None when only a whole run does.
         lanes: where it applies.
         canary: whether a check may plant it to prove itself, which must be cheap and certain.
+        equivalent: why it changes nothing on this lane, if so; its trace must then be equal.
     """
 
     id: str
@@ -153,9 +156,11 @@ class Fault:
     imitates: str
     plant: str
     case: str
+    twin: str | None = None
     canary_steps: int | None = None
     lanes: Sequence[str] = ("cpu",)
     canary: bool = True
+    equivalent: str | None = None
 
     def __post_init__(self) -> None:
         if not safe_name(self.id):

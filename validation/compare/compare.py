@@ -155,7 +155,7 @@ def _events(golden: Trace, actual: Trace, tolerances: Tolerances) -> Iterator[_F
             place = _place(key, _shown(event.value), _shown(other.value), error, tolerance)
             outcome = Outcome(place, name, error, tolerance)
             yield order, None if error <= tolerance else place, outcome, error == 0.0
-        elif _same(event.value, other.value):
+        elif _same(event.value, other.value) and not _broken_law(other.value):
             yield order, None, None, True
         else:
             yield order, _discrete(key, event, other), None, False
@@ -180,6 +180,11 @@ def _same(one: Any, other: Any) -> bool:
     if type(one) is not type(other) or one in NOT_FINITE:
         return False
     return bool(one == other) and (not isinstance(one, float) or math.isfinite(one))
+
+
+def _broken_law(value: Any) -> bool:
+    """Whether this is a law (`Recorder.law`) that does not hold, even if the golden has it so."""
+    return isinstance(value, Mapping) and value.get("holds") is False and "law" in value
 
 
 def _event_scales(trace: Trace) -> Mapping[tuple[str, int], float]:
@@ -318,6 +323,8 @@ def _discrete(key: Key, golden: Event, actual: Event) -> Divergence:
         expected = expected[offset] if offset < len(expected) else MISSING
         measured = measured[offset] if offset < len(measured) else MISSING
     path = []
+    if _broken_law(measured):
+        expected, measured = f"{measured['law']} holds", _law_shown(measured)
     while isinstance(expected, Mapping) and isinstance(measured, Mapping):
         keys = _union(expected, measured)
         name = next(
@@ -329,6 +336,10 @@ def _discrete(key: Key, golden: Event, actual: Event) -> Divergence:
     if path:
         expected, measured = ({".".join(path): value} for value in (expected, measured))
     return _place(key, expected, measured, None, None, offset)
+
+
+def _law_shown(value: Mapping[str, Any]) -> str:
+    return f"broken by {value.get('error')}, allowed {value.get('bound')}"
 
 
 def _place(

@@ -20,10 +20,20 @@ _DETERMINISTIC = {
     "NVTE_ALLOW_NONDETERMINISTIC_ALGO": "0",
 }
 
-# Another layout sums in another order; nothing else may differ over its few steps. Megatron adds up
-# the router's losses over the micro-batches of a rank, so these depend on the number of replicas.
-_SAME_TRAINING = {"lm_loss": 1e-5, "grad_norm": 1e-4, "learning_rate": 0.0}
-_ONE_REPLICA = {**_SAME_TRAINING, "aux_loss/*": 1e-5}
+# Another layout sums in another order; nothing else may differ over its few steps. In multiples of
+# fp32's epsilon: a mean of some hundred rounded numbers, a norm of sums over 201,088 logits.
+# Megatron adds up the router's losses over the micro-batches of a rank, so these depend on the
+# number of replicas.
+_EPSILON = 2.0**-23
+_SAME_TRAINING = {
+    "lm_loss": 64 * _EPSILON,
+    "grad_norm": 512 * _EPSILON,
+    "learning_rate": 0.0,
+}
+_ONE_REPLICA = {**_SAME_TRAINING, "aux_loss/*": 64 * _EPSILON}
+# Where every rank has all layers, and where it has whole tensors.
+_BIASES = {"expert_bias/*": 0.0}
+_WHOLE = {**_BIASES, "parameter_grad_norm/*": 256 * _EPSILON}
 
 
 def _tiny(
@@ -57,7 +67,13 @@ def _tiny(
     )
 
 
-def _layout(name: str, description: str, *flags: str, same: Mapping[str, float]) -> Case:
+def _layout(
+    name: str,
+    description: str,
+    *flags: str,
+    same: Mapping[str, float],
+    reference: str = "tiny_moe",
+) -> Case:
     return _tiny(
         f"layout_{name}",
         f"the tiny vpMoE on two processes, {description}: the training of one process",
@@ -65,7 +81,7 @@ def _layout(name: str, description: str, *flags: str, same: Mapping[str, float])
         "3",
         *flags,
         processes=2,
-        law=Law(reference="tiny_moe", curves=same),
+        law=Law(reference=reference, curves=same),
     )
 
 
@@ -126,16 +142,54 @@ CASES = (
             events=0.0,
         ),
     ),
-    _layout("dp", "data parallel", same=_SAME_TRAINING),
+    _tiny(
+        "one_batch",
+        "the tiny vpMoE whose two micro-batches are one: the same training",
+        "--train-iters",
+        "3",
+        "--micro-batch-size",
+        "2",
+        law=Law(reference="tiny_moe", curves={**_SAME_TRAINING, **_WHOLE}),
+    ),
+    Case(
+        name="laws",
+        description="what the built model owes itself: permutation, causality, padding, packing, "
+        "shift, window, loss scale, accumulation",
+        lanes=("cpu",),
+        target="validation.cases.vpmoe.laws:run",
+        settings={
+            "preset": "configs/vpmoe-tiny.toml",
+            "conversations": "data/sample/conversations.jsonl",
+        },
+        preload=_WARM,
+        needs=Needs(modules=_MODULES),
+    ),
+    _layout("dp", "data parallel", same={**_SAME_TRAINING, **_WHOLE}),
     _layout(
         "tp",
+        "tensor parallel, dense (Megatron has experts with sequence parallelism alone)",
+        "--tensor-model-parallel-size",
+        "2",
+        "--moe-layer-freq",
+        "([0]*4)",
+        same=_SAME_TRAINING,
+        reference="tiny_dense",
+    ),
+    _layout(
+        "tp_sp",
         "tensor and sequence parallel",
         "--tensor-model-parallel-size",
         "2",
         "--sequence-parallel",
-        same=_ONE_REPLICA,
+        same={**_ONE_REPLICA, **_BIASES},
     ),
-    _layout("ep", "expert parallel", "--expert-model-parallel-size", "2", same=_SAME_TRAINING),
+    _layout(
+        "ep",
+        "expert parallel",
+        "--expert-model-parallel-size",
+        "2",
+        same={**_SAME_TRAINING, **_BIASES},
+    ),
     _layout("pp", "pipeline parallel", "--pipeline-model-parallel-size", "2", same=_ONE_REPLICA),
     Case(
         name="schedules",

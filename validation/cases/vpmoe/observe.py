@@ -251,6 +251,15 @@ class _Observation:
         for name, counts in self.routed.items():
             load = counts.double()
             curve(step, f"expert_load/{name}", (load.max() / load.mean()).item())
+        for name, buffer in self._expert_biases():
+            number = torch.arange(1, buffer.numel() + 1, device=buffer.device)
+            curve(step, f"expert_bias/{name}", (buffer.double() * number).sum().item(), "reduction")
+
+    def _expert_biases(self) -> Iterator[tuple[str, torch.Tensor]]:
+        for chunk in self._model:
+            for name, buffer in unwrap(chunk).named_buffers():
+                if name.endswith(".expert_bias"):
+                    yield name.removesuffix(".expert_bias"), buffer
 
     def _router_hook(self, name: str) -> Callable[..., None]:
         def hook(module: torch.nn.Module, inputs: Any, outputs: Any) -> None:

@@ -41,7 +41,7 @@ def run(recorder: Recorder, settings: Mapping[str, Any]) -> None:
 
     for name, value in settings.get("environment", {}).items():
         os.environ.setdefault(name, value)
-    _share_cores()
+    share_cores()
     ensure_asset()
     with tempfile.TemporaryDirectory(prefix="golden-data-") as folder:
         data = build_data(recorder, settings, Path(folder) / "data")
@@ -53,15 +53,15 @@ def run(recorder: Recorder, settings: Mapping[str, Any]) -> None:
             if settings.get("resume_after"):
                 checkpoint, after = str(Path(folder) / "checkpoint"), str(settings["resume_after"])
                 saving = ["--save", checkpoint, "--save-interval", after, "--exit-interval", after]
-                _train([*flags, *saving])
+                train([*flags, *saving])
                 flags += ["--load", checkpoint]
             if settings.get("stop_after"):
                 flags += ["--exit-interval", str(settings["stop_after"])]
             with observe_training(recorder, perturb_seed=settings.get("perturb_seed")):
-                _train(flags)
+                train(flags)
 
 
-def _share_cores() -> None:
+def share_cores() -> None:
     """Gives each rank its part of the CPU's cores, unless the user has said how many threads."""
     import torch
 
@@ -70,7 +70,12 @@ def _share_cores() -> None:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks))
 
 
-def _train(flags: list[str]) -> None:
+def train(flags: list[str]) -> None:
+    """Runs `vpmoe pretrain`, inside the lane.
+
+    Raises:
+        RuntimeError: it refused or failed.
+    """
     from vpmoe.pretrain import main
 
     try:

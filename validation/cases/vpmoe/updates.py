@@ -43,10 +43,16 @@ def after_update(
         replayed = replay(before)
         kinds.setdefault(before.kind, []).append(replayed)
         module, _, tensor = name.rpartition(".")
-        value: dict[str, Any] = {"optimizer": before.kind, "as_in_fp64": True}
-        if not replayed.error <= replayed.bound:
-            value |= {"as_in_fp64": False, "error": replayed.error, "bound": replayed.bound}
-        recorder.discrete(module, value, tensor=f"{tensor}.replay", step=step, phase="optimizer")
+        recorder.law(
+            module,
+            "the update is its formula's in fp64",
+            replayed.error,
+            replayed.bound,
+            step=step,
+            phase="optimizer",
+            tensor=f"{tensor}.replay",
+            optimizer=before.kind,
+        )
     for kind, steps in sorted(kinds.items()):
         # A more exact optimizer is no change of behaviour: kept, not compared.
         recorder.note(f"replay_ulps/{kind}/step{step}", ulp_shares(steps))

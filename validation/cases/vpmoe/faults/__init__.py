@@ -8,14 +8,26 @@ from validation.cases.vpmoe.faults import (
     data,
     experts,
     gradients,
+    numerics,
     optimizer,
+    parallel,
+    positions,
+    resume,
 )
 from validation.cases.vpmoe.faults.planting import declared
 
-FAULTS = tuple(
-    fault
-    for module in (data, attention, experts, gradients, optimizer)
-    for fault in declared(module.__name__)
+_MODULES = (
+    data,
+    attention,
+    positions,
+    experts,
+    gradients,
+    optimizer,
+    numerics,
+    parallel,
+    resume,
 )
+
+FAULTS = tuple(fault for module in _MODULES for fault in declared(module.__name__))
 
 BENIGN = benign.declared()

@@ -1,4 +1,4 @@
-"""Bugs in windows, GRAPE-M, GRAPE-A, TPA, softmax offsets and norms."""
+"""Bugs in windows, TPA, softmax offsets and norms."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ from validation.cases.vpmoe.faults.planting import (
     keywords,
     patched,
     result,
+    together,
 )
 
 _CORE = "vpmoe.model.attention.core"
+_BACKENDS = "vpmoe.model.attention.backends"
+_EAGER = "vpmoe.model.attention.eager"
 
 
 def _pattern(change: Any) -> Planted:
@@ -64,101 +67,6 @@ def window_schedule_shifted() -> Planted:
     return arguments(_CORE, "layer_window", lambda config, number: (config, number + 1))
 
 
-@fault("grape-sign", "grape-m", "core_attention", "rotation by the negative angle for keys alone")
-def grape_sign() -> Planted:
-    """Keys rotate backwards."""
-
-    def wrap(original: Any) -> Any:
-        def rotate(self: Any, x: Any, rotation: Any) -> Any:
-            if x.shape[2] == self.num_query_groups_per_partition:
-                rotation = rotation * rotation.new_tensor([1.0, -1.0]).view(2, 1, 1, 1, 1)
-            return original(self, x, rotation)
-
-        return rotate
-
-    return patched("vpmoe.model.self_attention", "VpmoeSelfAttention._rotate", wrap)
-
-
-@fault("grape-pairing", "grape-m", "core_attention", "neighbours rotated in pairs, not halves")
-def grape_pairing() -> Planted:
-    """Planes are (2i, 2i + 1)."""
-
-    def wrap(original: Any) -> Any:
-        def rotate(x: Any, cos_sin: Any) -> Any:
-            halves = x.unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2)
-            return original(halves, cos_sin).unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2)
-
-        return rotate
-
-    return patched("vpmoe.model.self_attention", "rotate", wrap)
-
-
-@fault("grape-base", "grape-m", "grapem", "another base of the frequencies")
-def grape_base() -> Planted:
-    """Frequencies of base 500,000."""
-    return arguments(
-        "vpmoe.model.grape",
-        "initial_log_frequencies",
-        lambda channels, base, scale: (channels, 500_000, scale),
-    )
-
-
-@fault("grape-position-offset", "grape-m", "grapem", "positions counted from 1")
-def grape_position_offset() -> Planted:
-    """Every position is one more."""
-    return arguments(
-        "vpmoe.model.grape",
-        "rotation_angles",
-        lambda phi, positions, scale: (phi, positions + 1, scale),
-    )
-
-
-@fault("grape-phi-in-bf16", "grape-m", "grapem", "phi cast with the rest of the model")
-def grape_phi_in_bf16() -> Planted:
-    """Frequencies come from phi rounded to bf16."""
-    return arguments(
-        "vpmoe.model.grape",
-        "rotation_angles",
-        lambda phi, positions, scale: (phi.bfloat16().to(phi.dtype), positions, scale),
-    )
-
-
-@fault("grape-on-global-layers", "grape-m", "layers.3.self_attention", "--no-rope-freq ignored")
-def grape_on_global_layers() -> Planted:
-    """Global layers rotate as well."""
-    return result("vpmoe.model.config", "VpmoeConfig.rotates", lambda rotates: True)
-
-
-@fault("alibi-slopes-reversed", "grape-a", "layers.3.self_attention", "heads in another order")
-def alibi_slopes_reversed() -> Planted:
-    """The first head has the last one's slope."""
-    return result(_CORE, "alibi_slopes", lambda slopes: tuple(reversed(slopes)))
-
-
-@fault("alibi-sign", "grape-a", "layers.3.self_attention", "a bias that favours what is far")
-def alibi_sign() -> Planted:
-    """Slopes are negative."""
-    return result(_CORE, "alibi_slopes", lambda slopes: tuple(-slope for slope in slopes))
-
-
-@fault("alibi-missing", "grape-a", "layers.3.self_attention", "global layers without positions")
-def alibi_missing() -> Planted:
-    """Global layers have no bias."""
-    return _pattern(lambda right: dataclasses.replace(right, slopes=None))
-
-
-@fault("alibi-before-scale", "grape-a", "layers.3.self_attention", "bias added before 1/sqrt(d)")
-def alibi_before_scale() -> Planted:
-    """The bias is divided by sqrt(d) too."""
-
-    def change(right: Any) -> Any:
-        if right.slopes is None:
-            return right
-        return dataclasses.replace(right, slopes=tuple(s * right.scale for s in right.slopes))
-
-    return _pattern(change)
-
-
 @fault("tpa-rank-not-divided", "tpa", "linear_qkv", "the paper's 1/R left out")
 def tpa_rank_not_divided() -> Planted:
     """Queries, keys and values are sums over the ranks, not means."""
@@ -190,7 +98,7 @@ def softmax_offset_missing() -> Planted:
     def change(query: Any, key: Any, value: Any, offset: Any, *rest: Any) -> tuple[Any, ...]:
         return (query, key, value, None, *rest)
 
-    return arguments("vpmoe.model.attention.backends", "eager_attention", change)
+    return arguments(_BACKENDS, "eager_attention", change)
 
 
 @fault(
@@ -205,17 +113,7 @@ def softmax_offset_of_another_head() -> Planted:
     def change(query: Any, key: Any, value: Any, offset: Any, *rest: Any) -> tuple[Any, ...]:
         return (query, key, value, offset.roll(1), *rest)
 
-    return arguments("vpmoe.model.attention.backends", "eager_attention", change)
-
-
-@fault("attention-in-bf16", "numerics", "core_attention", "a kernel that rounds its inputs")
-def attention_in_bf16() -> Planted:
-    """Queries and keys are rounded to bf16 before the dot product."""
-
-    def change(query: Any, key: Any, *rest: Any) -> tuple[Any, ...]:
-        return (query.bfloat16().to(query.dtype), key.bfloat16().to(key.dtype), *rest)
-
-    return arguments("vpmoe.model.attention.backends", "eager_attention", change)
+    return arguments(_BACKENDS, "eager_attention", change)
 
 
 @fault("norm-epsilon", "norm", "layernorm", "epsilon of another implementation (1e-6)")
@@ -231,6 +129,174 @@ def qk_norm_missing() -> Planted:
     def wrap(original: Any) -> Any:
         def get_query_key_value_tensors(self: Any, hidden_states: Any, *args: Any) -> Any:
             return self.linear_qkv(hidden_states)
+
+        return get_query_key_value_tensors
+
+    return patched("vpmoe.model.tpa", "TPASelfAttention.get_query_key_value_tensors", wrap)
+
+
+@fault("window-on-global-layers", "window", "layers.3.self_attention", "a window on every layer")
+def window_on_global_layers() -> Planted:
+    """Global layers see W tokens too, and so lose their bias."""
+
+    def wrap(original: Any) -> Any:
+        return lambda config, number: original(config, 1)
+
+    return patched(_CORE, "layer_window", wrap)
+
+
+@fault("mask-sees-one-ahead", "window", "self_attention", "a triangle that starts one too late")
+def mask_sees_one_ahead() -> Planted:
+    """Each token sees the next one."""
+
+    def change(allowed: Any) -> Any:
+        return allowed | allowed.roll(1, dims=-1).tril(1)
+
+    return result(_EAGER, "allowed_keys", change)
+
+
+@fault("window-mask-overwritten", "window", "self_attention", "a causal mask put over the window")
+def window_mask_overwritten() -> Planted:
+    """The kernel's mask has no window, whatever the layer's schedule says (Megatron #7039)."""
+    return arguments(
+        _EAGER,
+        "allowed_keys",
+        lambda length, window, ids, device: (length, None, ids, device),
+    )
+
+
+@fault(
+    "documents-mixed-in-the-kernel", "packing", "core_attention", "document ids that are dropped"
+)
+def documents_mixed_in_the_kernel() -> Planted:
+    """The kernel's mask has no documents, which the batch has."""
+    return arguments(
+        _EAGER,
+        "allowed_keys",
+        lambda length, window, ids, device: (length, window, None, device),
+    )
+
+
+@fault("tpa-groups-interleaved", "tpa", "core_attention", "repeat in place of repeat_interleave")
+def tpa_groups_interleaved() -> Planted:
+    """Query heads take the KV groups in turn."""
+
+    def change(query: Any, key: Any, value: Any, *rest: Any) -> tuple[Any, ...]:
+        times = (1, 1, query.shape[2] // key.shape[2], 1)
+        return (query, key.repeat(times), value.repeat(times), *rest)
+
+    return arguments(_BACKENDS, "eager_attention", change)
+
+
+@fault("tpa-query-rank-for-keys", "tpa", "linear_qkv", "keys and values divided by R_q, not R")
+def tpa_query_rank_for_keys() -> Planted:
+    """Keys and values are divided by the queries' rank."""
+
+    def wrap(original: Any) -> Any:
+        def compose(self: Any, a: Any, b: Any, heads: int, rank: int) -> Any:
+            return original(self, a, b, heads, rank) * (rank / self.q_rank)
+
+        return compose
+
+    return patched("vpmoe.model.tpa", "TensorProductQKV._compose", wrap)
+
+
+@fault("softmax-offset-after-softmax", "softmax", "core_attention", "an offset outside the softmax")
+def softmax_offset_after_softmax() -> Planted:
+    """The context of a plain softmax is weighed by the sigmoid of the negative offset."""
+
+    def wrap(original: Any) -> Any:
+        def attend(query: Any, key: Any, value: Any, offset: Any, *rest: Any) -> Any:
+            context = original(query, key, value, None, *rest)
+            share = offset.neg().sigmoid().repeat_interleave(query.shape[-1])
+            return context * share.to(context.dtype)
+
+        return attend
+
+    return patched(_BACKENDS, "eager_attention", wrap)
+
+
+@fault("softmax-offset-frozen", "softmax", "softmax_offset", "an offset outside the graph")
+def softmax_offset_frozen() -> Planted:
+    """Offsets get no gradient."""
+
+    def change(query: Any, key: Any, value: Any, offset: Any, *rest: Any) -> tuple[Any, ...]:
+        return (query, key, value, offset.detach() + 0.0 * offset, *rest)
+
+    return arguments(_BACKENDS, "eager_attention", change)
+
+
+@fault(
+    "softmax-offset-scaled", "softmax", "softmax_offset", "an offset scaled by 1/sqrt(d) as well"
+)
+def softmax_offset_scaled() -> Planted:
+    """The offset is a logit before scaling: no matter until it has learnt."""
+
+    def wrap(original: Any) -> Any:
+        def attend(q: Any, k: Any, v: Any, offset: Any, ids: Any, pattern: Any) -> Any:
+            return original(q, k, v, offset * pattern.scale, ids, pattern)
+
+        return attend
+
+    return patched(_BACKENDS, "eager_attention", wrap)
+
+
+@fault(
+    "qk-norm-epsilon", "norm", "core_attention", "epsilon of the layer norms in the heads' norms"
+)
+def qk_norm_epsilon() -> Planted:
+    """Norms of queries and keys use 1e-3."""
+
+    def wrap(original: Any) -> Any:
+        def build(self: Any, config: Any, hidden_size: int, eps: float = 1e-5) -> None:
+            original(self, config, hidden_size, 1e-3 if hidden_size == config.kv_channels else eps)
+
+        return build
+
+    return patched("vpmoe.model.norm", "RMSNorm.__init__", wrap)
+
+
+@fault(
+    "qk-norm-after-rotation",
+    "norm",
+    "layernorm",
+    "QK-norm applied to rotated heads: the same until its weights have learnt",
+    steps=2,
+)
+def qk_norm_after_rotation() -> Planted:
+    """Local layers normalise after rotating."""
+
+    def without(original: Any) -> Any:
+        def get_query_key_value_tensors(
+            self: Any, hidden_states: Any, *args: Any, **kw: Any
+        ) -> Any:
+            return self.linear_qkv(hidden_states)
+
+        return get_query_key_value_tensors
+
+    def behind(original: Any) -> Any:
+        def rotate(self: Any, x: Any, rotation: Any) -> Any:
+            is_query = x.shape[2] == self.num_attention_heads_per_partition
+            return (self.q_layernorm if is_query else self.k_layernorm)(original(self, x, rotation))
+
+        return rotate
+
+    return together(
+        patched("vpmoe.model.tpa", "TPASelfAttention.get_query_key_value_tensors", without),
+        patched("vpmoe.model.self_attention", "VpmoeSelfAttention._rotate", behind),
+    )
+
+
+@fault("qk-norm-of-keys-missing", "norm", "core_attention", "one of two norms forgotten")
+def qk_norm_of_keys_missing() -> Planted:
+    """TPA's keys are not normalised."""
+
+    def wrap(original: Any) -> Any:
+        def get_query_key_value_tensors(
+            self: Any, hidden_states: Any, *args: Any, **kw: Any
+        ) -> Any:
+            query, _, value = original(self, hidden_states, *args, **kw)
+            return query, self.linear_qkv(hidden_states)[1], value
 
         return get_query_key_value_tensors
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from validation.cases.base import Benign
+from validation.cases.vpmoe.faults.einsum import einsum_attention
 from validation.cases.vpmoe.faults.planting import Planted, patched
 
 _declared: list[Benign] = []
@@ -38,28 +39,7 @@ def _attention(wrap: Callable[[Any], Any]) -> Planted:
 def attention_by_einsum() -> Planted:
     """Keys and values are not repeated."""
 
-    def attend(q: Any, k: Any, v: Any, offset: Any, document_ids: Any, pattern: Any) -> Any:
-        import torch
-
-        from vpmoe.model.attention.pattern import allowed_keys
-
-        length, batch, heads, channels = q.shape
-        groups = k.shape[2]
-        grouped = q.reshape(length, batch, groups, heads // groups, channels)
-        logits = torch.einsum("sbgrd,tbgd->bgrst", grouped * pattern.scale, k)
-        if pattern.slopes is not None:
-            slopes = torch.tensor(pattern.slopes, dtype=q.dtype).view(groups, -1, 1, 1)
-            position = torch.arange(length)
-            logits = logits + slopes * (position[None, :] - position[:, None])
-        allowed = allowed_keys(length, pattern.window, document_ids, q.device)
-        logits = torch.where(allowed[:, None, None], logits, -torch.inf)
-        if offset is not None:
-            column = offset.view(1, groups, -1, 1, 1).expand(*logits.shape[:-1], 1)
-            logits = torch.cat((column, logits), dim=-1)
-        weights = logits.softmax(dim=-1)[..., -length:]
-        return torch.einsum("bgrst,tbgd->sbgrd", weights, v).reshape(length, batch, -1)
-
-    return _attention(lambda original: attend)
+    return _attention(lambda original: einsum_attention)
 
 
 @harmless("attention-in-fp64", "attention computed in fp64 and rounded")

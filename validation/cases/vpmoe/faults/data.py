@@ -5,7 +5,14 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from validation.cases.vpmoe.faults.planting import Planted, arguments, fault, patched, result
+from validation.cases.vpmoe.faults.planting import (
+    Planted,
+    arguments,
+    fault,
+    keywords,
+    patched,
+    result,
+)
 
 
 def _batch(change: Any) -> Planted:
@@ -100,3 +107,109 @@ def sample_duplicated() -> Planted:
         "SynthKDDataset.__getitem__",
         lambda dataset, index: (dataset, index - index % 2),
     )
+
+
+@fault("channel-token-wrong", "tokenizer", "dataset", "a special id that is one off")
+def channel_token_wrong() -> Planted:
+    """Channels are announced by another reserved token."""
+    return patched("vpmoe.tokenizer.special", "CHANNEL", lambda original: original - 1)
+
+
+@fault("newline-after-message-token", "tokenizer", "dataset", "a template of another model")
+def newline_after_message_token() -> Planted:
+    """Every text begins with a new line."""
+
+    def change(texts: Any) -> Any:
+        return ("\n" + text for text in texts)
+
+    return result("vpmoe.tokenizer.harmony", "_texts", change)
+
+
+@fault("end-token-missing", "tokenizer", "dataset", "messages that run into each other")
+def end_token_missing() -> Planted:
+    """Messages but the last have no <|end|>."""
+
+    def wrap(original: Any) -> Any:
+        def render(self: Any, message: Any, function_tools: bool) -> list[int]:
+            tokens = list(original(self, message, function_tools))
+            return tokens if message.get("channel") == "final" else tokens[:-1]
+
+        return render
+
+    return patched("vpmoe.tokenizer.harmony", "HarmonyRenderer._render_message", wrap)
+
+
+@fault("end-of-document-supervised", "masks", "dataset", "a loss on <|endoftext|>")
+def end_of_document_supervised() -> Planted:
+    """<|endoftext|> is trained too."""
+    return keywords("vpmoe.data.encode", "DocumentEncoder.__init__", supervise_eod=True)
+
+
+@fault("mask-not-label-aligned", "masks", "dataset", "a mask stored for the input, not the label")
+def mask_not_label_aligned() -> Planted:
+    """Masks and spans are stored a token late."""
+
+    def change(documents: Any) -> Any:
+        import numpy as np
+
+        late = {name: np.roll(getattr(documents, name), 1) for name in ("loss_mask", "span")}
+        return dataclasses.replace(documents, **late)
+
+    return result("vpmoe.data.encode", "_assemble", change)
+
+
+@fault("return-token-unsupervised", "masks", "batch", "a model that never learns to stop")
+def return_token_unsupervised() -> Planted:
+    """<|return|> is not trained."""
+
+    def change(batch: Any) -> Any:
+        from vpmoe.tokenizer import special
+
+        kept = (batch.labels != special.RETURN).to(batch.loss_mask.dtype)
+        span = batch.span_id * kept.to(batch.span_id.dtype)
+        return dataclasses.replace(batch, loss_mask=batch.loss_mask * kept, span_id=span)
+
+    return _batch(change)
+
+
+@fault("shuffled-with-another-seed", "packing", "batch", "a seed that does not reach the loader")
+def shuffled_with_another_seed() -> Planted:
+    """Samples come in another order."""
+    return keywords("vpmoe.data.dataset", "GPTDatasetConfig", random_seed=4321)
+
+
+@fault("samples-not-shuffled", "packing", "batch", "an index that nobody shuffled")
+def samples_not_shuffled() -> Planted:
+    """Samples come in the order of the documents."""
+
+    def change(built: Any) -> Any:
+        import numpy as np
+
+        document, sample, shuffle = built
+        return document, sample, np.sort(shuffle)
+
+    return result(
+        "vpmoe.data.dataset", "SynthKDDataset._build_document_sample_shuffle_indices", change
+    )
+
+
+@fault(
+    "document-boundary-one-late", "packing", "batch", "a reset behind the token that it belongs to"
+)
+def document_boundary_one_late() -> Planted:
+    """A document's first token is counted to the one before."""
+
+    def change(batch: Any) -> Any:
+        import torch
+
+        ids = batch.document_ids
+        late = torch.cat((ids[:, :1], ids[:, :-1]), dim=1)
+        return dataclasses.replace(batch, document_ids=late)
+
+    return _batch(change)
+
+
+@fault("labels-two-ahead", "masks", "batch", "a shift in the data and another in the model")
+def labels_two_ahead() -> Planted:
+    """Each token predicts the one after the next."""
+    return _batch(lambda batch: dataclasses.replace(batch, labels=batch.labels.roll(-1, dims=-1)))

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from validation.cases.vpmoe.faults.planting import Planted, fault, keywords, patched, result
+from validation.cases.vpmoe.faults.planting import (
+    Planted,
+    fault,
+    keywords,
+    patched,
+    result,
+    rounded,
+)
 
 _ROUTER = "megatron.core.transformer.moe.router"
 
@@ -34,7 +41,7 @@ def router_top_1() -> Planted:
 @fault("router-in-bf16", "numerics", "router", "moe_router_dtype ignored")
 def router_in_bf16() -> Planted:
     """Router logits are rounded to bf16."""
-    return result(_ROUTER, "TopKRouter.gating", lambda logits: logits.bfloat16().to(logits.dtype))
+    return result(_ROUTER, "TopKRouter.gating", rounded)
 
 
 @fault("expert-bias-sign", "experts", "router", "overloaded experts made more likely", steps=2)
@@ -70,3 +77,112 @@ def dense_layer_misplaced() -> Planted:
         return lambda config, number: original(config, config.num_layers + 1 - number)
 
     return patched("vpmoe.model.layer_specs", "is_moe_layer", wrap)
+
+
+@fault("expert-bias-rate-tenfold", "experts", "expert_bias", "a rate of another schedule")
+def expert_bias_rate_tenfold() -> Planted:
+    """The balancing bias moves ten times as far."""
+
+    def wrap(original: Any) -> Any:
+        def get_updated_expert_bias(tokens: Any, bias: Any, rate: float, **groups: Any) -> Any:
+            return original(tokens, bias, 10 * rate, **groups)
+
+        return get_updated_expert_bias
+
+    return patched(
+        "megatron.core.distributed.finalize_model_grads", "get_updated_expert_bias", wrap
+    )
+
+
+@fault("router-softmax-for-sigmoid", "experts", "router", "the default score function")
+def router_softmax_for_sigmoid() -> Planted:
+    """Experts are scored by a softmax."""
+    return keywords(
+        _ROUTER, "topk_routing_with_score_function", score_function="softmax", expert_bias=None
+    )
+
+
+@fault("router-weights-detached", "experts", "router", "routing weights outside the graph")
+def router_weights_detached() -> Planted:
+    """The router learns from its auxiliary loss alone."""
+
+    def change(found: Any) -> Any:
+        probabilities, chosen = found
+        return probabilities.detach() + 0.0 * probabilities, chosen
+
+    return result(_ROUTER, "topk_routing_with_score_function", change)
+
+
+@fault("router-bias-in-the-weights", "experts", "router", "a balancing bias that weighs outputs")
+def router_bias_in_the_weights() -> Planted:
+    """The balancing bias is added to the logits, and so weighs the experts' outputs too."""
+
+    def wrap(original: Any) -> Any:
+        def route(logits: Any, topk: int, **kwargs: Any) -> Any:
+            bias = kwargs.pop("expert_bias")
+            return original(logits + bias, topk, expert_bias=0.0 * bias, **kwargs)
+
+        return route
+
+    return patched(_ROUTER, "topk_routing_with_score_function", wrap)
+
+
+@fault("auxiliary-loss-doubled", "experts", "router", "a coefficient applied twice")
+def auxiliary_loss_doubled() -> Planted:
+    """The load balancing loss counts twice."""
+    return result(_ROUTER, "TopKRouter.get_aux_loss_coeff", lambda coefficient: 2 * coefficient)
+
+
+@fault("last-token-dropped", "experts", "router", "a capacity that drops tokens")
+def last_token_dropped() -> Planted:
+    """The last token of a micro-batch gets nothing of its experts."""
+
+    def change(found: Any) -> Any:
+        probabilities, chosen = found
+        kept = probabilities.new_ones(probabilities.shape[0], 1)
+        kept[-1] = 0.0
+        return probabilities * kept, chosen
+
+    return result(_ROUTER, "topk_routing_with_score_function", change)
+
+
+@fault(
+    "experts-in-another-order", "experts", "experts", "tokens sorted by another key than weights"
+)
+def experts_in_another_order() -> Planted:
+    """Tokens of the first expert meet the last one's weights."""
+
+    def wrap(original: Any) -> Any:
+        def forward(self: Any, hidden: Any, counts: Any, weights: Any) -> Any:
+            right = self.local_experts
+            self.__dict__["local_experts"] = list(right)[::-1]
+            try:
+                return original(self, hidden, counts, weights)
+            finally:
+                del self.__dict__["local_experts"]
+
+        return forward
+
+    return patched("megatron.core.transformer.moe.experts", "SequentialMLP.forward", wrap)
+
+
+@fault("shared-expert-halved", "experts", "mlp", "a width taken for one of two shared experts")
+def shared_expert_halved() -> Planted:
+    """The shared expert contributes half."""
+    return result(
+        "megatron.core.transformer.moe.shared_experts",
+        "SharedExpertMLP.forward",
+        lambda output: output * 0.5,
+    )
+
+
+@fault("relu-not-squared", "experts", "mlp", "another activation")
+def relu_not_squared() -> Planted:
+    """Feed-forwards use a plain ReLU."""
+
+    def wrap(original: Any) -> Any:
+        import torch
+
+        return torch.nn.functional.relu
+
+    return patched("megatron.core.activations", "squared_relu", wrap)

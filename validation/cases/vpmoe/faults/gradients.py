@@ -1,10 +1,20 @@
-"""Bugs in the loss, in gradients and in their reduction over ranks."""
+"""Bugs in the loss and in gradients."""
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
+from collections.abc import Callable
 from typing import Any
 
-from validation.cases.vpmoe.faults.planting import Planted, fault, patched, result
+from validation.cases.vpmoe.faults.planting import (
+    Planted,
+    arguments,
+    fault,
+    patched,
+    result,
+    with_flags,
+)
 
 _OPTIMIZER = "megatron.core.optimizer.optimizer"
 
@@ -20,6 +30,23 @@ def loss_divided_twice() -> Planted:
     return result("vpmoe.data.loss", "span_loss", change)
 
 
+def _before_clipping(act: Callable[[Any, Any], Any]) -> Planted:
+    """Calls `act(gradient, parameter)` for all of them, after reduction and before clipping."""
+
+    def wrap(original: Any) -> Any:
+        def prepare_grads(self: Any) -> bool:
+            found_inf = bool(original(self))
+            for group in self.optimizer.param_groups:
+                for parameter in group["params"]:
+                    if parameter.grad is not None:
+                        act(parameter.grad, parameter)
+            return found_inf
+
+        return prepare_grads
+
+    return patched(_OPTIMIZER, "FP32Optimizer.prepare_grads", wrap)
+
+
 @fault(
     "gradient-halved-before-clipping",
     "gradients",
@@ -29,21 +56,10 @@ def loss_divided_twice() -> Planted:
 def gradient_halved() -> Planted:
     """Gradients are halved before they are clipped."""
 
-    def wrap(original: Any) -> Any:
-        def prepare_grads(self: Any) -> bool:
-            found_inf = bool(original(self))
-            for group in self.optimizer.param_groups:
-                for parameter in group["params"]:
-                    if parameter.grad is not None:
-                        parameter.grad.mul_(0.5)
-            return found_inf
-
-        return prepare_grads
-
-    return patched(_OPTIMIZER, "FP32Optimizer.prepare_grads", wrap)
+    return _before_clipping(lambda gradient, parameter: gradient.mul_(0.5))
 
 
-@fault("clipping-disabled", "gradients", "", "gradients that are not clipped")
+@fault("clipping-disabled", "gradients", "optimizer", "gradients that are not clipped")
 def clipping_disabled() -> Planted:
     """Gradients are not clipped."""
     return patched(
@@ -53,35 +69,116 @@ def clipping_disabled() -> Planted:
     )
 
 
+@fault("mean-of-means", "loss", "model", "means of micro-batches averaged (transformers #34191)")
+def mean_of_means() -> Planted:
+    """Each micro-batch divides by its own tokens."""
+
+    def change(losses: Any, batch: Any, weights: Any) -> tuple[Any, ...]:
+        return (losses, dataclasses.replace(batch, step=None), weights)
+
+    return arguments("vpmoe.data.loss", "span_loss", change)
+
+
 @fault(
-    "data-parallel-reduction-missing",
-    "parallel",
+    "span-weights-ignored",
+    "loss",
     "grad",
-    "ranks that step on their own gradients",
-    case="layout_dp",
-    canary=False,
+    "flags that nothing reads",
+    case="tiny_synth",
 )
-def data_parallel_reduction_missing() -> Planted:
-    """Gradients are not averaged over data-parallel ranks."""
-    return patched(
-        "megatron.core.distributed.distributed_data_parallel",
-        "DistributedDataParallel.finish_grad_sync",
-        lambda original: lambda *args, **kwargs: None,
+def span_weights_ignored() -> Planted:
+    """Reasoning counts as much as answers."""
+    return arguments(
+        "vpmoe.data.loss", "span_loss", lambda losses, batch, weights: (losses, batch, (1.0, 1.0))
     )
 
 
 @fault(
-    "phi-reduction-missing",
-    "parallel",
-    "grapem",
-    "a replicated weight whose gradient is not summed over tensor-parallel ranks",
-    case="layout_tp",
-    canary=False,
+    "span-weights-swapped",
+    "loss",
+    "grad",
+    "weights in another order than spans",
+    case="tiny_synth",
 )
-def phi_reduction_missing() -> Planted:
-    """phi's gradient stays each rank's own."""
-    return patched(
-        "vpmoe.model.grape",
-        "copy_to_tensor_model_parallel_region",
-        lambda original: lambda tensor, group: tensor,
+def span_weights_swapped() -> Planted:
+    """Reasoning has the answers' weight."""
+    return arguments(
+        "vpmoe.data.loss",
+        "span_loss",
+        lambda losses, batch, weights: (losses, batch, weights[::-1]),
     )
+
+
+@fault(
+    "micro-batch-dropped", "gradients", "grad", "a last micro-batch that is never backpropagated"
+)
+def micro_batch_dropped() -> Planted:
+    """Every other micro-batch has no gradient."""
+    calls = itertools.count(1)
+
+    def change(found: Any) -> Any:
+        loss, *rest = found
+        return (loss * float(next(calls) % 2), *rest)
+
+    return result("vpmoe.data.loss", "span_loss", change)
+
+
+@fault(
+    "gradient-one-step-late", "gradients", "update", "a buffer read before it is written", steps=2
+)
+def gradient_one_step_late() -> Planted:
+    """From the second step on the optimizer steps on the gradient before."""
+    kept: dict[int, Any] = {}
+
+    def act(gradient: Any, parameter: Any) -> None:
+        now = gradient.clone()
+        gradient.copy_(kept.get(id(parameter), now))
+        kept[id(parameter)] = now
+
+    return _before_clipping(act)
+
+
+@fault(
+    "gradient-scaled-by-1-percent",
+    "gradients",
+    "grad",
+    "a mean over one token too many, which Adam hides",
+)
+def gradient_scaled() -> Planted:
+    """Gradients are 1 % too small; the optimizer divides it out again."""
+    return _before_clipping(lambda gradient, parameter: gradient.mul_(0.99))
+
+
+@fault("router-gradient-doubled", "gradients", "router", "a gradient reduced twice")
+def router_gradient_doubled() -> Planted:
+    """Routers' gradients count twice."""
+
+    def act(gradient: Any, parameter: Any) -> None:
+        if gradient.shape == (8, 64):  # the tiny routers alone
+            gradient.mul_(2.0)
+
+    return _before_clipping(act)
+
+
+@fault("clipped-before-reduction", "gradients", "grad", "clipping of local gradients")
+def clipped_before_reduction() -> Planted:
+    """Gradients are clipped to a norm of 1 before they are reduced and clipped again."""
+
+    def wrap(original: Any) -> Any:
+        def finalize_model_grads(model: Any, *args: Any, **kwargs: Any) -> Any:
+            import torch
+
+            found = [p.main_grad for chunk in model for p in chunk.parameters()]
+            norm = torch.linalg.vector_norm(torch.stack([g.norm() for g in found]))
+            torch._foreach_mul_(found, float(1.0 / norm.clamp(min=1.0)))
+            return original(model, *args, **kwargs)
+
+        return finalize_model_grads
+
+    return patched("megatron.training.training", "finalize_model_grads", wrap)
+
+
+@fault("clipped-at-half-the-norm", "gradients", "optimizer", "another --clip-grad")
+def clipped_at_half_the_norm() -> Planted:
+    """Gradients are clipped at 0.5."""
+    return with_flags("--clip-grad", "0.5")

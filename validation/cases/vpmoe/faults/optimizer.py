@@ -1,11 +1,18 @@
-"""Bugs in the optimizer, its schedule, and what a resumed run loads."""
+"""Bugs in the optimizer, its schedule, and the weights that it starts from."""
 
 from __future__ import annotations
 
 import dataclasses
 from typing import Any
 
-from validation.cases.vpmoe.faults.planting import Planted, fault, keywords, patched, result
+from validation.cases.vpmoe.faults.planting import (
+    Planted,
+    fault,
+    keywords,
+    patched,
+    result,
+    with_flags,
+)
 
 _MEGATRON = "vpmoe.optimizer.megatron"
 
@@ -67,22 +74,166 @@ def learning_rate_1_percent() -> Planted:
     )
 
 
-@fault(
-    "optimizer-state-dropped",
-    "resume",
-    "",
-    "a resumed run whose optimizer starts anew",
-    case="resume",
-    steps=2,
-    canary=False,
-)
-def optimizer_state_dropped() -> Planted:
-    """A resumed run does not load the optimizer."""
+@fault("nesterov-off", "optimizer", "optimizer", "heavy-ball momentum")
+def nesterov_off() -> Planted:
+    """The momentum itself is orthogonalised."""
 
     def wrap(original: Any) -> Any:
-        def train(flags: list[str]) -> None:
-            original([*flags, "--no-load-optim"] if "--load" in flags else flags)
+        def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+            # With the gradient put where the momentum will be, both become the new momentum.
+            self.init_state()
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    momentum = self.state[parameter]["momentum_buffer"]
+                    momentum.lerp_(parameter.grad, 1.0 - group["momentum"])
+                    parameter.grad.copy_(momentum)
+            return original(self, *args, **kwargs)
 
-        return train
+        return step
 
-    return patched("vpmoe.pretrain", "_train", wrap)
+    return patched("vpmoe.optimizer.normuon", "NorMuon.step", wrap)
+
+
+@fault("normuon-epsilon", "optimizer", "replay", "Adam's epsilon in the second moment")
+def normuon_epsilon() -> Planted:
+    """NorMuon's epsilon is 1e-4."""
+    return keywords(_MEGATRON, "NorMuon", eps=1e-4)
+
+
+@fault("update-scaled-as-transposed", "optimizer", "replay", "rows and columns exchanged")
+def update_scaled_as_transposed() -> Planted:
+    """Wide matrices step as far as tall ones should."""
+
+    def wrap(original: Any) -> Any:
+        return property(lambda chunk: original.fget(chunk)[::-1])
+
+    return patched("vpmoe.optimizer.normuon", "_Chunk.full_shape", wrap)
+
+
+@fault(
+    "fused-projection-as-one-matrix", "optimizer", "linear_qkv", "q, k and v orthogonalised at once"
+)
+def fused_projection_as_one_matrix() -> Planted:
+    """Megatron's fused query, key and value rows are one matrix."""
+    return result(
+        _MEGATRON, "matrix_layout", lambda layout: dataclasses.replace(layout, block_rows=None)
+    )
+
+
+@fault("router-stepped-by-adamw", "optimizer", "router", "another optimizer for a matrix")
+def router_stepped_by_adamw() -> Planted:
+    """Routers are AdamW's."""
+
+    def wrap(original: Any) -> Any:
+        def parameter_policy(name: str, *args: Any) -> Any:
+            policy = original(name, *args)
+            return dataclasses.replace(policy, optimizer="adamw") if "router" in name else policy
+
+        return parameter_policy
+
+    return patched(_MEGATRON, "parameter_policy", wrap)
+
+
+@fault("embedding-rate-halved", "optimizer", "embedding", "a group with another learning rate")
+def embedding_rate_halved() -> Planted:
+    """Embeddings learn at half the rate."""
+
+    def wrap(original: Any) -> Any:
+        def parameter_policy(name: str, *args: Any) -> Any:
+            policy = original(name, *args)
+            if not name.startswith("embedding"):
+                return policy
+            return dataclasses.replace(policy, max_lr=policy.max_lr / 2)
+
+        return parameter_policy
+
+    return patched(_MEGATRON, "parameter_policy", wrap)
+
+
+@fault("decay-doubled", "optimizer", "optimizer", "weight decay applied by two hands")
+def decay_doubled() -> Planted:
+    """Weight decay is 0.2."""
+    return result(
+        "megatron.core.optimizer_param_scheduler",
+        "OptimizerParamScheduler.get_wd",
+        lambda decay: 2 * decay,
+    )
+
+
+@fault(
+    "schedule-ten-iterations-longer",
+    "optimizer",
+    "learning_rate",
+    "another --lr-decay-iters",
+    steps=2,
+)
+def schedule_ten_iterations_longer() -> Planted:
+    """The learning rate decays over 110 iterations."""
+    return with_flags("--lr-decay-iters", "110")
+
+
+@fault(
+    "warm-up-of-one-iteration", "optimizer", "optimizer", "a warm-up that counts from 0", steps=2
+)
+def warm_up_of_one_iteration() -> Planted:
+    """The first iteration is warm-up."""
+    return with_flags("--lr-warmup-iters", "1")
+
+
+@fault(
+    "adam-beta2", "optimizer", "optimizer", "torch's default of 0.999", case="tiny_adam", steps=2
+)
+def adam_beta2() -> Planted:
+    """AdamW's second moment decays with 0.999."""
+    return with_flags("--adam-beta2", "0.999")
+
+
+@fault("adam-epsilon", "optimizer", "update_rms", "an epsilon of 1e-5", case="tiny_adam")
+def adam_epsilon() -> Planted:
+    """AdamW's epsilon is 1e-5."""
+    return with_flags("--adam-eps", "1e-5")
+
+
+@fault(
+    "adam-coupled-decay",
+    "optimizer",
+    "update_rms",
+    "L2 in the gradient (AdamW against Adam)",
+    case="tiny_adam",
+)
+def adam_coupled_decay() -> Planted:
+    """Weight decay goes through Adam's moments."""
+
+    def wrap(original: Any) -> Any:
+        import torch
+
+        return torch.optim.Adam
+
+    return patched("megatron.core.optimizer", "Adam", wrap)
+
+
+@fault("initial-weights-2-percent-wider", "initialization", "weight", "another --init-method-std")
+def initial_weights_wider() -> Planted:
+    """Weights are drawn with a standard deviation of 0.0204."""
+    return with_flags("--init-method-std", "0.0204")
+
+
+@fault("initial-projections-narrower", "initialization", "weight", "GPT-2's 1/sqrt(2 L)")
+def initial_projections_narrower() -> Planted:
+    """Projections into the residual stream start smaller."""
+
+    def change(found: Any) -> Any:
+        def draw(tensor: Any) -> Any:
+            return found(tensor).mul_(8**-0.5)
+
+        return draw
+
+    def wrap(original: Any) -> Any:
+        def method(name: str, config: Any) -> Any:
+            found = original(name, config)
+            into = name.endswith(("linear_proj.weight", "linear_fc2.weight"))
+            return change(found) if into else found
+
+        return method
+
+    return patched("vpmoe.model.initialization", "_method", wrap)

@@ -4,16 +4,19 @@
     def window_plus_one() -> Planted:
         return patched("vpmoe.model.attention.core", "layer_window", wrap)
 
+Its twin, `window_plus_one.twin`, puts the same patch in the same place, passing everything through.
 Nothing of vpMoE is imported before a bug is planted.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from contextvars import ContextVar
 from typing import Any
 
 from validation.cases.base import Fault
@@ -21,6 +24,7 @@ from validation.cases.base import Fault
 Planted = AbstractContextManager[Any]
 
 _declared: defaultdict[str, list[Fault]] = defaultdict(list)
+_without_effect: ContextVar[bool] = ContextVar("without_effect", default=False)
 
 
 def fault(
@@ -32,32 +36,38 @@ def fault(
     case: str = "tiny_moe",
     steps: int = 1,
     canary: bool = True,
+    equivalent: str | None = None,
 ) -> Callable[[Callable[[], Planted]], Callable[[], Planted]]:
     """Declares the function below as a bug.
 
     Args:
         name: id of the fault.
         category: such as `window`.
-        component: module or metric that it should be traced to.
+        component: module, metric or phase that it should be traced to.
         imitates: what it is like.
         case: the cheapest case that shows it.
         steps: training steps after which it shows.
         canary: fit for the bug that every check plants, which must be cheap.
+        equivalent: why it changes nothing in the case, if so.
     """
 
     def declare(plant: Callable[[], Planted]) -> Callable[[], Planted]:
+        target = f"{plant.__module__}:{plant.__name__}"
         _declared[plant.__module__].append(
             Fault(
                 id=name,
                 category=category,
                 component=component,
                 imitates=imitates,
-                plant=f"{plant.__module__}:{plant.__name__}",
+                plant=target,
+                twin=f"{target}.twin",
                 case=case,
                 canary_steps=steps,
-                canary=canary,
+                canary=canary and equivalent is None,
+                equivalent=equivalent,
             )
         )
+        plant.twin = functools.partial(_twin, plant)  # type: ignore[attr-defined]
         return plant
 
     return declare
@@ -66,6 +76,18 @@ def fault(
 def declared(module: str) -> list[Fault]:
     """The faults of a module, in its order."""
     return list(_declared[module])
+
+
+@contextlib.contextmanager
+def _twin(plant: Callable[[], Planted]) -> Iterator[None]:
+    """A bug's patches, none of which has an effect."""
+    with contextlib.ExitStack() as stack:
+        token = _without_effect.set(True)
+        try:
+            stack.enter_context(plant())
+        finally:
+            _without_effect.reset(token)
+        yield
 
 
 @contextlib.contextmanager
@@ -79,8 +101,27 @@ def patched(module: str, name: str, wrap: Callable[[Any], Any]) -> Iterator[None
         *outer, attribute = name.split(".")
         for part in outer:
             owner = getattr(owner, part)
-        with replaced(owner, attribute, wrap(getattr(owner, attribute))):
+        original = getattr(owner, attribute)
+        changed = _passed_through(original) if _without_effect.get() else wrap(original)
+        with replaced(owner, attribute, changed):
             yield
+
+
+def _passed_through(original: Any) -> Any:
+    if isinstance(original, property):
+        return property(lambda self: original.fget(self))  # type: ignore[misc]
+    if not callable(original):
+        return original
+    return lambda *args, **kwargs: original(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def together(*plants: Planted) -> Iterator[None]:
+    """Several patches that make one bug."""
+    with contextlib.ExitStack() as stack:
+        for plant in plants:
+            stack.enter_context(plant)
+        yield
 
 
 def arguments(module: str, name: str, change: Callable[..., tuple[Any, ...]]) -> Planted:
@@ -108,3 +149,41 @@ def keywords(module: str, name: str, **values: Any) -> Planted:
         return lambda *args, **kwargs: original(*args, **{**kwargs, **values})
 
     return patched(module, name, wrap)
+
+
+def after(module: str, name: str, act: Callable[..., None]) -> Planted:
+    """Calls `act(*its positional arguments)` after `module.name`, whose result stays."""
+
+    def wrap(original: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            found = original(*args, **kwargs)
+            act(*args)
+            return found
+
+        return call
+
+    return patched(module, name, wrap)
+
+
+def skipped(module: str, name: str) -> Planted:
+    """Lets `module.name` do nothing."""
+    return patched(module, name, lambda original: lambda *args, **kwargs: None)
+
+
+def with_flags(*flags: str, resumed: bool = False) -> Planted:
+    """Trains with further flags.
+
+    Args:
+        flags: put after the run's own, which they override.
+        resumed: only when a checkpoint is loaded.
+    """
+
+    def change(given: list[str]) -> tuple[list[str]]:
+        return ([*given, *flags] if "--load" in given or not resumed else given,)
+
+    return arguments("vpmoe.pretrain", "_train", change)
+
+
+def rounded(tensor: Any) -> Any:
+    """A tensor through bf16 and back."""
+    return tensor.bfloat16().to(tensor.dtype)

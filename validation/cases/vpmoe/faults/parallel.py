@@ -1,0 +1,339 @@
+"""Bugs of several ranks: reductions that are missing, and slices of another rank."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from validation.cases.vpmoe.faults.planting import (
+    Planted,
+    after,
+    fault,
+    patched,
+    result,
+    skipped,
+)
+
+_FINALIZE = "megatron.core.distributed.finalize_model_grads"
+
+
+@fault(
+    "data-parallel-reduction-missing",
+    "parallel",
+    "grad",
+    "ranks that step on their own gradients",
+    case="layout_dp",
+    canary=False,
+)
+def data_parallel_reduction_missing() -> Planted:
+    """Gradients are not averaged over data-parallel ranks."""
+    return skipped(
+        "megatron.core.distributed.distributed_data_parallel",
+        "DistributedDataParallel.finish_grad_sync",
+    )
+
+
+@fault(
+    "phi-reduction-missing",
+    "parallel",
+    "grapem",
+    "a replicated weight whose gradient is not summed over tensor-parallel ranks",
+    case="layout_tp_sp",
+    canary=False,
+)
+def phi_reduction_missing() -> Planted:
+    """phi's gradient stays each rank's own."""
+    return patched(
+        "vpmoe.model.grape",
+        "copy_to_tensor_model_parallel_region",
+        lambda original: lambda tensor, group: tensor,
+    )
+
+
+@fault(
+    "data-parallel-sum-for-mean",
+    "parallel",
+    "grad",
+    "gradients summed over ranks",
+    case="layout_dp",
+    canary=False,
+)
+def data_parallel_sum_for_mean() -> Planted:
+    """Gradients of data-parallel ranks are added up."""
+
+    def act(ddp: Any, *_: Any) -> None:
+        for parameter in ddp.parameters():
+            parameter.main_grad.mul_(2.0)
+
+    return after(
+        "megatron.core.distributed.distributed_data_parallel",
+        "DistributedDataParallel.finish_grad_sync",
+        act,
+    )
+
+
+@fault(
+    "ranks-read-the-same-samples",
+    "parallel",
+    "batch",
+    "a sampler that does not know its rank",
+    case="layout_dp",
+    canary=False,
+)
+def ranks_read_the_same_samples() -> Planted:
+    """Every rank trains on the first one's samples."""
+
+    def change(found: Any) -> Any:
+        start, end = found
+        return 0, end - start
+
+    return result(
+        "megatron.training.datasets.data_samplers",
+        "MegatronPretrainingSampler.get_start_end_idx",
+        change,
+    )
+
+
+@fault(
+    "token-counts-not-reduced",
+    "parallel",
+    "grad",
+    "a loss divided by this rank's tokens",
+    case="layout_dp",
+    canary=False,
+)
+def token_counts_not_reduced() -> Planted:
+    """The loss is divided by this rank's numbers of tokens."""
+
+    def wrap(original: Any) -> Any:
+        def take(iterator: Any) -> Any:
+            import dataclasses
+
+            from vpmoe.data.batch import count_spans
+
+            samples = original(iterator)
+            own = count_spans([sample for sample, _ in samples])
+            return [(s, dataclasses.replace(step, counts=own)) for s, step in samples]
+
+        return take
+
+    return patched("vpmoe.data.batch", "_take_step", wrap)
+
+
+@fault(
+    "norm-gradients-not-reduced",
+    "parallel",
+    "norm",
+    "a sequence-parallel weight whose gradient is each rank's own",
+    case="layout_tp_sp",
+    canary=False,
+)
+def norm_gradients_not_reduced() -> Planted:
+    """Gradients of weights that see a part of the sequence are not summed."""
+    return skipped(_FINALIZE, "_allreduce_non_tensor_model_parallel_grads")
+
+
+@fault(
+    "router-gradient-not-reduced",
+    "parallel",
+    "router",
+    "a router without its sequence_parallel mark",
+    case="layout_tp_sp",
+    canary=False,
+)
+def router_gradient_not_reduced() -> Planted:
+    """Each rank's router learns from its part of the sequence."""
+
+    def act(router: Any, *_: Any) -> None:
+        router.weight.sequence_parallel = False
+
+    return after("megatron.core.transformer.moe.router", "TopKRouter.__init__", act)
+
+
+@fault(
+    "tpa-b-reduction-missing",
+    "parallel",
+    "linear_qkv",
+    "replicated factors whose gradients are not summed over tensor-parallel ranks",
+    case="layout_tp_sp",
+    canary=False,
+)
+def tpa_b_reduction_missing() -> Planted:
+    """Gradients of TPA's B factors stay each rank's own."""
+    return patched(
+        "vpmoe.model.tpa",
+        "copy_to_tensor_model_parallel_region",
+        lambda original: lambda tensor, group: tensor,
+    )
+
+
+@fault(
+    "norm-of-one-rank",
+    "parallel",
+    "grad_norm",
+    "a gradient norm without the other ranks' parts",
+    case="layout_tp",
+    canary=False,
+)
+def norm_of_one_rank() -> Planted:
+    """Gradients are clipped by this rank's norm."""
+
+    def wrap(original: Any) -> Any:
+        def get_grad_norm_fp32(*args: Any, **kwargs: Any) -> Any:
+            from megatron.core import parallel_state
+
+            own = parallel_state.get_data_parallel_group()
+            return original(*args, **{**kwargs, "grad_stats_parallel_group": own})
+
+        return get_grad_norm_fp32
+
+    return patched("megatron.core.optimizer.optimizer", "get_grad_norm_fp32", wrap)
+
+
+@fault(
+    "alibi-slopes-of-the-first-rank",
+    "parallel",
+    "self_attention",
+    "slopes that are not sharded with their heads",
+    case="layout_tp",
+    canary=False,
+)
+def alibi_slopes_of_the_first_rank() -> Planted:
+    """Every tensor-parallel rank has the first one's slopes."""
+    return patched("vpmoe.model.attention.core", "get_pg_rank", lambda original: lambda group: 0)
+
+
+@fault(
+    "weights-of-another-slice",
+    "parallel",
+    "weight",
+    "shards in the order of another rank",
+    case="layout_tp",
+    canary=False,
+)
+def weights_of_another_slice() -> Planted:
+    """Each tensor-parallel rank starts with its neighbour's part."""
+
+    def wrap(original: Any) -> Any:
+        def get_pg_rank(group: Any) -> int:
+            size = 1 if group is None else group.size()
+            return int((original(group) + 1) % size)
+
+        return get_pg_rank
+
+    return patched("vpmoe.model.initialization", "get_pg_rank", wrap)
+
+
+@fault(
+    "experts-of-another-rank",
+    "parallel",
+    "experts",
+    "expert-parallel ranks that start alike",
+    case="layout_ep",
+    canary=False,
+)
+def experts_of_another_rank() -> Planted:
+    """Every expert-parallel rank starts with the first one's experts."""
+
+    def wrap(original: Any) -> Any:
+        return lambda name, parameter, first_expert: original(name, parameter, 0)
+
+    return patched("vpmoe.model.initialization", "_matrices", wrap)
+
+
+@fault(
+    "expert-gradients-doubled",
+    "parallel",
+    "experts",
+    "experts' gradients scaled by the ranks that share them",
+    case="layout_ep",
+    canary=False,
+)
+def expert_gradients_doubled() -> Planted:
+    """Gradients of routed experts are those of two ranks."""
+
+    def act(ddp: Any, *_: Any) -> None:
+        for parameter in ddp.parameters():
+            if not getattr(parameter, "allreduce", True):
+                parameter.main_grad.mul_(2.0)
+
+    return after(
+        "megatron.core.distributed.distributed_data_parallel",
+        "DistributedDataParallel.finish_grad_sync",
+        act,
+    )
+
+
+@fault(
+    "expert-bias-of-one-rank",
+    "parallel",
+    "expert_bias",
+    "token counts that are not summed over ranks",
+    case="layout_dp",
+    canary=False,
+)
+def expert_bias_of_one_rank() -> Planted:
+    """Each rank balances its own tokens."""
+
+    def wrap(original: Any) -> Any:
+        def update(tokens: Any, bias: Any, rate: float, **_: Any) -> Any:
+            import torch
+
+            own = torch.distributed.new_group(
+                [torch.distributed.get_rank()], use_local_synchronization=True
+            )
+            return original(tokens, bias, rate, tp_dp_cp_group=own)
+
+        return update
+
+    return patched(_FINALIZE, "get_updated_expert_bias", wrap)
+
+
+@fault(
+    "layers-counted-from-the-stage",
+    "parallel",
+    "layers",
+    "schedules by the number within a pipeline stage",
+    case="layout_pp",
+    canary=False,
+)
+def layers_counted_from_the_stage() -> Planted:
+    """Each stage's first layer is taken for the model's first."""
+
+    def wrap(original: Any) -> Any:
+        def layer_window(config: Any, number: int) -> Any:
+            stage = config.num_layers // config.pipeline_model_parallel_size
+            return original(config, (number - 1) % stage + 1)
+
+        return layer_window
+
+    return patched("vpmoe.model.attention.core", "layer_window", wrap)
+
+
+@fault(
+    "phi-not-summed-over-stages",
+    "parallel",
+    "grapem",
+    "a weight that every stage holds, and learns for itself",
+    case="layout_pp",
+    canary=False,
+)
+def phi_not_summed_over_stages() -> Planted:
+    """phi's gradient stays each pipeline stage's own."""
+    return skipped(_FINALIZE, "_allreduce_conditional_embedding_grads")
+
+
+@fault(
+    "phi-counted-on-every-stage",
+    "parallel",
+    "grad_norm",
+    "a shared weight counted twice in the norm",
+    case="layout_pp",
+    canary=False,
+)
+def phi_counted_on_every_stage() -> Planted:
+    """phi counts in the gradient norm once for each stage."""
+
+    def act(grapem: Any, *_: Any) -> None:
+        grapem.phi.shared = False
+
+    return after("vpmoe.model.grape", "GrapeM.__init__", act)

@@ -1,0 +1,160 @@
+"""Bugs in what a resumed run loads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from validation.cases.vpmoe.faults.planting import (
+    Planted,
+    fault,
+    patched,
+    rounded,
+    skipped,
+    with_flags,
+)
+
+
+def _after_loading(act: Callable[[Any, Any], None]) -> Planted:
+    """Calls `act(model chunks, optimizer)` once a checkpoint has been loaded."""
+
+    def wrap(original: Any) -> Any:
+        def load_checkpoint(model: Any, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
+            found = original(model, optimizer, *args, **kwargs)
+            act(model, optimizer)
+            return found
+
+        return load_checkpoint
+
+    return patched("megatron.training.training", "load_checkpoint", wrap)
+
+
+def _states(optimizer: Any) -> Any:
+    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+        yield from part.optimizer.state.values()
+
+
+@fault(
+    "optimizer-state-dropped",
+    "resume",
+    "optimizer",
+    "a resumed run whose optimizer starts anew",
+    case="resume",
+    steps=2,
+    canary=False,
+)
+def optimizer_state_dropped() -> Planted:
+    """A resumed run does not load the optimizer."""
+    return with_flags("--no-load-optim", resumed=True)
+
+
+@fault(
+    "second-moment-dropped",
+    "resume",
+    "optimizer",
+    "a state that is not in the checkpoint",
+    case="resume",
+    steps=2,
+    canary=False,
+)
+def second_moment_dropped() -> Planted:
+    """NorMuon's second moment starts at zero after a resume."""
+
+    def act(model: Any, optimizer: Any) -> None:
+        for state in _states(optimizer):
+            if "second_momentum" in state:
+                state["second_momentum"].zero_()
+
+    return _after_loading(act)
+
+
+@fault(
+    "expert-bias-dropped",
+    "resume",
+    "expert_bias",
+    "a buffer that is not in the checkpoint",
+    case="resume",
+    steps=2,
+    canary=False,
+)
+def expert_bias_dropped() -> Planted:
+    """The balancing bias starts at zero after a resume."""
+
+    def act(model: Any, optimizer: Any) -> None:
+        for chunk in model:
+            for name, buffer in chunk.named_buffers():
+                if name.endswith("expert_bias"):
+                    buffer.zero_()
+
+    return _after_loading(act)
+
+
+@fault(
+    "schedule-restarted",
+    "resume",
+    "optimizer",
+    "a scheduler that is not loaded",
+    case="resume",
+    steps=2,
+    canary=False,
+)
+def schedule_restarted() -> Planted:
+    """The learning rate begins again after a resume."""
+    return skipped(
+        "megatron.core.optimizer_param_scheduler", "OptimizerParamScheduler.load_state_dict"
+    )
+
+
+@fault(
+    "samples-repeated",
+    "resume",
+    "batch",
+    "a resumed run that begins the epoch again",
+    case="resume",
+    steps=2,
+    canary=False,
+)
+def samples_repeated() -> Planted:
+    """A resumed run reads the first samples again."""
+
+    def act(model: Any, optimizer: Any) -> None:
+        from megatron.training import get_args
+
+        get_args().consumed_train_samples = 0
+
+    return _after_loading(act)
+
+
+@fault(
+    "weights-saved-in-bf16",
+    "resume",
+    "weight",
+    "a checkpoint of half the size",
+    case="resume",
+    steps=2,
+    canary=False,
+)
+def weights_saved_in_bf16() -> Planted:
+    """Loaded weights are rounded to bf16."""
+
+    def act(model: Any, optimizer: Any) -> None:
+        for chunk in model:
+            for parameter in chunk.parameters():
+                parameter.data.copy_(rounded(parameter.data))
+
+    return _after_loading(act)
+
+
+@fault(
+    "random-state-dropped",
+    "resume",
+    "training",
+    "a resumed run with fresh random numbers",
+    case="resume",
+    steps=2,
+    equivalent="vpMoE draws nothing after its weights: no dropout, and an order of samples that "
+    "depends on the seed alone",
+)
+def random_state_dropped() -> Planted:
+    """A resumed run does not load the random number generators."""
+    return with_flags("--no-load-rng", resumed=True)
