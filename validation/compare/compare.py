@@ -323,7 +323,7 @@ def _discrete(key: Key, golden: Event, actual: Event) -> Divergence:
         expected = expected[offset] if offset < len(expected) else MISSING
         measured = measured[offset] if offset < len(measured) else MISSING
     path = []
-    if _broken_law(measured):
+    if isinstance(measured, Mapping) and _broken_law(measured):
         expected, measured = f"{measured['law']} holds", _law_shown(measured)
     while isinstance(expected, Mapping) and isinstance(measured, Mapping):
         keys = _union(expected, measured)

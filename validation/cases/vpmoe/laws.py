@@ -1,7 +1,8 @@
 """The target of the case `laws`: what the built model owes itself, whatever its weights are.
 
 No golden knows the right answer here: two ways to compute the same thing must agree. Bounds are
-multiples of fp32's rounding error, 2^-23 times the square root of the longest sum, the vocabulary's.
+multiples of fp32's rounding error: 2^-23 times the square root of the longest sum, over the
+vocabulary.
 """
 
 from __future__ import annotations

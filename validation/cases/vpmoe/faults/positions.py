@@ -233,10 +233,10 @@ def alibi_bias_in_bf16() -> Planted:
     """Biased logits are rounded before the softmax."""
 
     def wrap(original: Any) -> Any:
-        def attend(*given: Any) -> Any:
-            if given[-1].slopes is None:
-                return original(*given)
-            return einsum_attention(*given, logits_as=rounded)
+        def attend(q: Any, k: Any, v: Any, offset: Any, ids: Any, pattern: Any) -> Any:
+            if pattern.slopes is None:
+                return original(q, k, v, offset, ids, pattern)
+            return einsum_attention(q, k, v, offset, ids, pattern, logits_as=rounded)
 
         return attend
 
