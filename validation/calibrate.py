@@ -4,6 +4,9 @@ One commit is rerun under settings that change rounding but not meaning: thread 
 vector instructions, initial weights moved by one unit in the last place. What the reruns differ by,
 pooled by class of record and step, is the noise; the tolerance is a multiple of it. Noise grows
 along a run (a router choice flips), so tolerances follow the step: tight early, wide late.
+
+The multiple is chosen so that a stated bound holds for the chance that any class of a fresh run is
+beyond its tolerance: see `validation.noise`.
 """
 
 from __future__ import annotations
@@ -11,19 +14,53 @@ from __future__ import annotations
 import math
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from validation.compare import Comparison, Tolerances, compare, curve_class
+from validation.compare import Comparison, Tolerances, compare, curve_class, event_class
 from validation.goldens import Golden
+from validation.noise import Noise, Spread, largest_so_far, spread_of
 from validation.trace import Trace
 
-# A tolerance is this many times the largest noise seen in its class up to a few steps later.
-SAFETY = 4.0
-LOOK_AHEAD = 2
 # Below this, fp32 sums of another order differ without any noise having shown it.
 FLOOR = 1e-6
 DETECTABLE = ("lm_loss", "grad_norm", "learning_rate")
+# The chance, with which a detectable effect is seen.
+POWER = 0.9
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a calibration found.
+
+    Attributes:
+        tolerances: of every floating class.
+        noise: largest relative difference seen, by class and step.
+        spread: how far a fresh run may go beyond it, and the safety factor that follows.
+        lines: a line for each rerun.
+    """
+
+    tolerances: Tolerances
+    noise: Noise
+    spread: Spread
+    lines: Sequence[str]
+
+    def record(self) -> dict[str, Any]:
+        """What is stored with the golden, beside the tolerances."""
+        return {
+            "runs": len(self.lines),
+            "variants": list(self.lines),
+            "safety": self.spread.safety,
+            "classes": self.spread.classes,
+            "false_alarm_bound": self.spread.bound,
+            "power": POWER,
+            "noise": {
+                name: {str(step): value for step, value in steps.items() if value}
+                for name, steps in self.noise.items()
+                if any(steps.values())
+            },
+        }
 
 
 @dataclass(frozen=True)
@@ -107,7 +144,7 @@ def measure(
     run: Callable[[Variant], Trace],
     chosen: Sequence[Variant],
     progress: Callable[[str], None],
-) -> tuple[Tolerances, list[str]]:
+) -> Measured:
     """Reruns a case under each variant and pools what differs.
 
     Args:
@@ -116,14 +153,11 @@ def measure(
         chosen: variants.
         progress: told what happens.
 
-    Returns:
-        Tolerances of every floating class, and a line for each variant.
-
     Raises:
         ValueError: a variant changed a discrete record or the set of records: such a setting
             changes meaning, or the case is not deterministic.
     """
-    noise: dict[str, dict[int, float]] = defaultdict(lambda: defaultdict(float))
+    runs: list[Noise] = []
     lines = []
     for number, variant in enumerate(chosen, start=1):
         progress(f"[{number}/{len(chosen)}] {variant.name}")
@@ -134,22 +168,24 @@ def measure(
                 f"{variant.name}: {wrong.module}.{wrong.tensor} at step {wrong.step} changed from "
                 f"{wrong.expected} to {wrong.actual}; rounding must not move a discrete record"
             )
-        worst = pool(comparison, noise)
+        runs.append(noise_of(comparison))
+        worst = max((max(steps.values()) for steps in runs[-1].values()), default=0.0)
         lines.append(
             f"{variant.name}: {comparison.identical} of {comparison.compared} records "
             f"bit-identical, largest relative difference {worst:.3g}"
         )
         progress(f"[{number}/{len(chosen)}] {lines[-1]}")
-    return tolerances_from(noise), lines
+    spread, noise = spread_of(runs, FLOOR), _largest_of(runs)
+    return Measured(tolerances_from(noise, spread.safety), noise, spread, lines)
 
 
-def pool(comparison: Comparison, noise: dict[str, dict[int, float]]) -> float:
-    """Adds a comparison's errors to the noise by class and step; returns the largest one.
+def noise_of(comparison: Comparison) -> Noise:
+    """The largest error of a comparison by class and step.
 
     Raises:
         ValueError: a floating record is not finite.
     """
-    worst = 0.0
+    noise: dict[str, dict[int, float]] = defaultdict(lambda: defaultdict(float))
     for outcome in comparison.outcomes:
         if not math.isfinite(outcome.error):
             place = outcome.place
@@ -157,12 +193,20 @@ def pool(comparison: Comparison, noise: dict[str, dict[int, float]]) -> float:
         step = outcome.place.step or 0
         steps = noise[outcome.record_class]
         steps[step] = max(steps[step], outcome.error)
-        worst = max(worst, outcome.error)
-    return worst
+    return noise
 
 
-def tolerances_from(noise: Mapping[str, Mapping[int, float]]) -> Tolerances:
-    """Tolerances that never shrink along a run: SAFETY x the largest noise so far, and a floor.
+def _largest_of(runs: Sequence[Noise]) -> Noise:
+    noise: dict[str, dict[int, float]] = defaultdict(lambda: defaultdict(float))
+    for run in runs:
+        for name, steps in run.items():
+            for step, value in steps.items():
+                noise[name][step] = max(noise[name][step], value)
+    return noise
+
+
+def tolerances_from(noise: Noise, safety: float) -> Tolerances:
+    """Tolerances that never shrink along a run: safety x the largest noise so far, and a floor.
 
     A class in which no rerun moved anything (learning rates, token counts) stays exact.
     """
@@ -172,21 +216,32 @@ def tolerances_from(noise: Mapping[str, Mapping[int, float]]) -> Tolerances:
         if not any(steps.values()):
             classes[name] = dict.fromkeys(known, 0.0)
             continue
-        classes[name] = {
-            step: max(FLOOR, SAFETY * _largest(steps, (s for s in known if s <= step + LOOK_AHEAD)))
-            for step in known
-        }
+        classes[name] = {step: max(FLOOR, safety * largest_so_far(steps, step)) for step in known}
     return Tolerances(classes)
 
 
-def detectable_effect(trace: Trace, tolerances: Tolerances) -> dict[str, float]:
-    """Metric -> the smallest relative change at its first step that the gate would see."""
+def detectable_effect(trace: Trace, measured: Measured) -> dict[str, float]:
+    """Metric -> the smallest relative change, at every step, that a check sees with `POWER`.
+
+    A change is seen where it exceeds the tolerance by what noise may take from it; at the step
+    where that is least. `update_error` is of the optimizer's update to a single parameter, the
+    worst of them.
+    """
+    margin = measured.spread.usual
+
+    def needed(name: str, step: int) -> float:
+        noise = largest_so_far(measured.noise.get(name, {}), step)
+        return measured.tolerances.of(name, step) + margin * noise
+
     effect = {}
     for metric, series in trace.curves.items():
         if metric in DETECTABLE or metric.startswith("update_rms/"):
-            effect[metric] = tolerances.of(curve_class(metric), min(series))
+            effect[metric] = min(needed(curve_class(metric), step) for step in series)
+    updates = {
+        event_class(event.key): event.key.step
+        for event in reversed(trace.events)
+        if event.key.phase == "optimizer" and event.key.tensor.endswith(".update")
+    }
+    if updates:
+        effect["update_error"] = max(needed(name, step) for name, step in updates.items())
     return effect
-
-
-def _largest(steps: Mapping[int, float], chosen: Iterable[int]) -> float:
-    return max((steps[s] for s in chosen), default=0.0)

@@ -171,21 +171,24 @@ def calibrate(options: argparse.Namespace) -> int:
         try:
             with progress:
                 base = unchanged_base(golden, provenance["source_digest"], rerun)
-                tolerances, lines = measure(base, rerun, chosen, progress)
+                measured = measure(base, rerun, chosen, progress)
         except (RunError, ValueError) as error:
             raise RefusedError(f"case {case.name}: {error}") from error
         with store.lock():
             store.save(
                 replace(
                     golden,
-                    tolerances=tolerances,
+                    tolerances=measured.tolerances,
                     calibration={
-                        "runs": len(chosen),
-                        "variants": lines,
+                        **measured.record(),
                         "time": datetime.now(UTC).isoformat(timespec="seconds"),
                     },
-                    detectable_effect=detectable_effect(golden.trace, tolerances),
+                    detectable_effect=detectable_effect(golden.trace, measured),
                 )
             )
-        print(f"{lane}/{case.name}: {len(tolerances.classes)} classes from {len(chosen)} runs")
+        print(
+            f"{lane}/{case.name}: {len(measured.tolerances.classes)} classes from {len(chosen)} "
+            f"runs, {measured.spread.safety:.1f} x their noise; a false alarm at most in "
+            f"{measured.spread.bound:.2g} of checks"
+        )
     return 0

@@ -120,7 +120,7 @@ def show(options: argparse.Namespace) -> int:
         golden = GoldenStore(folder.parent.parent).load(folder.parent.name, folder.name)
         trace = golden.trace
         lines = [f"accepted: {k}: {v}" for k, v in golden.accepted.items()]
-        lines += [f"calibration: {k}: {v}" for k, v in golden.calibration.items()]
+        lines += [f"calibration: {k}: {v}" for k, v in golden.calibration.items() if k != "noise"]
         lines += [f"detects: {k}: {v!r}" for k, v in golden.detectable_effect.items()]
     print("\n".join([f"case: {trace.case}", *lines, *_described(trace)]))
     return 0

@@ -58,7 +58,7 @@ class Golden:
         case_digest: of the case's declaration.
         accepted: `time`, `author`, `reason`.
         tolerances: measured by calibration; empty before it.
-        calibration: `runs` and `variants` they came from.
+        calibration: reruns they came from, their noise, and the false-alarm bound.
         detectable_effect: metric -> smallest relative change that fails, at its first step.
     """
 
