@@ -314,15 +314,16 @@ def check_canary(
     if fault is None or fault.canary_steps is None:
         return _edited_trace_canary(plan, store, results)
     progress(f"[canary] {fault.id}: planting {fault.imitates}")
+    name = fault.shown_by(plan.lane)
     blind = f"the gate is blind to {fault.id} ({fault.imitates})"
-    case = {**discover_cases(), **{case.name: case for case in plan.cases}}.get(fault.case)
+    case = {**discover_cases(), **{case.name: case for case in plan.cases}}.get(name)
     if case is None:
-        return Canary(fault.id, False), f"{blind}: there is no case {fault.case}"
+        return Canary(fault.id, False), f"{blind}: there is no case {name}"
     options = RunOptions(
         lane=plan.lane, settings={"stop_after": fault.canary_steps}, fault=fault.plant
     )
     try:
-        golden = hold_to_base(store.load(plan.lane, fault.case), plan.judge)
+        golden = hold_to_base(store.load(plan.lane, name), plan.judge)
         trace = run_case(case, options, plan.root, folder.log)
     except (DamagedFileError, RunError) as error:
         # A planted bug that crashes proves nothing about the comparison.

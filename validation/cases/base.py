@@ -144,6 +144,7 @@ class Fault:
         plant: `module:function`; a context manager entered in the worker around the target.
         twin: the same patch without effect, which must pass; dots reach into the function.
         case: the cheapest case that shows it.
+        case_on: lane -> the case that shows it there, where that is another one.
         canary_steps: training steps after which it shows; None when only a whole run does.
         lanes: where it applies.
         canary: whether a check may plant it to prove itself, which must be cheap and certain.
@@ -161,10 +162,15 @@ class Fault:
     lanes: Sequence[str] = ("cpu",)
     canary: bool = True
     equivalent: str | None = None
+    case_on: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not safe_name(self.id):
             raise CaseError(f"fault {self.id!r}: an id of letters, digits, '.', '_' and '-'")
+
+    def shown_by(self, lane: str) -> str:
+        """The cheapest case of a lane that shows it."""
+        return self.case_on.get(lane, self.case)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -57,8 +57,9 @@ def examine(root: Path, cases: Mapping[str, Case], faults: Mapping[str, Fault]) 
                     )
                 )
     for fault in faults.values():
-        if fault.case not in cases:
-            text = f"is shown by case {fault.case}, which does not exist"
+        missing = {fault.shown_by(lane) for lane in fault.lanes} - cases.keys()
+        if missing:
+            text = f"is shown by case {min(missing)}, which does not exist"
             found.append(Finding("unreachable", f"fault {fault.id}", text))
     size = sum(p.stat().st_size for p in (store.folder / "cpu").rglob("*") if p.is_file())
     if size > MAX_LANE_BYTES:

@@ -175,7 +175,7 @@ def _refuse_survivors(
     rerun: Rerun,
 ) -> None:
     for fault in faults:
-        if fault.case != case.name or lane not in fault.lanes:
+        if lane not in fault.lanes or fault.shown_by(lane) != case.name:
             continue
         comparison = compare(golden.trace, rerun(case, fault.plant), golden.tolerances)
         if not comparison.divergences:

@@ -39,13 +39,14 @@ def _window(change: int) -> Planted:
     "window",
     "self_attention",
     "W taken as tokens besides the current one (transformers #39408)",
+    gpu=True,
 )
 def window_plus_one() -> Planted:
     """Local layers see W + 1 tokens."""
     return _window(1)
 
 
-@fault("window-minus-one", "window", "self_attention", "W - 1 converted twice")
+@fault("window-minus-one", "window", "self_attention", "W - 1 converted twice", gpu=True)
 def window_minus_one() -> Planted:
     """Local layers see W - 1 tokens."""
     return _window(-1)
@@ -67,7 +68,7 @@ def window_schedule_shifted() -> Planted:
     return arguments(_CORE, "layer_window", lambda config, number: (config, number + 1))
 
 
-@fault("tpa-rank-not-divided", "tpa", "linear_qkv", "the paper's 1/R left out")
+@fault("tpa-rank-not-divided", "tpa", "linear_qkv", "the paper's 1/R left out", gpu=True)
 def tpa_rank_not_divided() -> Planted:
     """Queries, keys and values are sums over the ranks, not means."""
 

@@ -20,14 +20,18 @@ def _batch(change: Any) -> Planted:
 
 
 @fault(
-    "return-token-missing", "tokenizer", "dataset", "a template that ends the answer with <|end|>"
+    "return-token-missing",
+    "tokenizer",
+    "dataset",
+    "a template that ends the answer with <|end|>",
+    gpu=True,
 )
 def return_token_missing() -> Planted:
     """Answers end with <|end|>, not <|return|>."""
     return patched("vpmoe.tokenizer.special", "RETURN", lambda original: 200_007)
 
 
-@fault("loss-mask-shifted", "masks", "batch", "a label-aligned mask shifted once more")
+@fault("loss-mask-shifted", "masks", "batch", "a label-aligned mask shifted once more", gpu=True)
 def loss_mask_shifted() -> Planted:
     """The loss mask is one position late."""
 
@@ -37,7 +41,7 @@ def loss_mask_shifted() -> Planted:
     return _batch(change)
 
 
-@fault("prompt-supervised", "masks", "batch", "a loss over the user's words too")
+@fault("prompt-supervised", "masks", "batch", "a loss over the user's words too", gpu=True)
 def prompt_supervised() -> Planted:
     """Every token counts."""
 
@@ -60,7 +64,7 @@ def spans_swapped() -> Planted:
     return _batch(change)
 
 
-@fault("labels-not-shifted", "masks", "batch", "labels shifted twice, or not at all")
+@fault("labels-not-shifted", "masks", "batch", "labels shifted twice, or not at all", gpu=True)
 def labels_not_shifted() -> Planted:
     """Each token predicts itself."""
     return _batch(lambda batch: dataclasses.replace(batch, labels=batch.tokens))

@@ -16,13 +16,21 @@ from validation.cases.vpmoe.faults.planting import (
 _ROUTER = "megatron.core.transformer.moe.router"
 
 
-@fault("topk-scaling-missing", "experts", "router", "moe_router_topk_scaling_factor ignored")
+@fault(
+    "topk-scaling-missing", "experts", "router", "moe_router_topk_scaling_factor ignored", gpu=True
+)
 def topk_scaling_missing() -> Planted:
     """Routing weights are not scaled by 2.5."""
     return keywords(_ROUTER, "topk_routing_with_score_function", scaling_factor=None)
 
 
-@fault("router-groups-ignored", "experts", "router", "top-k over all experts, not within groups")
+@fault(
+    "router-groups-ignored",
+    "experts",
+    "router",
+    "top-k over all experts, not within groups",
+    gpu=True,
+)
 def router_groups_ignored() -> Planted:
     """Experts are chosen without their groups."""
     return keywords(_ROUTER, "topk_routing_with_score_function", num_groups=None, group_topk=None)
@@ -59,7 +67,7 @@ def expert_bias_sign() -> Planted:
     )
 
 
-@fault("shared-expert-off", "experts", "mlp", "a shared expert that is gated away")
+@fault("shared-expert-off", "experts", "mlp", "a shared expert that is gated away", gpu=True)
 def shared_expert_off() -> Planted:
     """The shared expert contributes nothing."""
     return result(

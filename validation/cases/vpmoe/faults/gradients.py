@@ -19,7 +19,9 @@ from validation.cases.vpmoe.faults.planting import (
 _OPTIMIZER = "megatron.core.optimizer.optimizer"
 
 
-@fault("loss-divided-twice", "loss", "model", "a mean of a mean (nanoGPT-style accumulation)")
+@fault(
+    "loss-divided-twice", "loss", "model", "a mean of a mean (nanoGPT-style accumulation)", gpu=True
+)
 def loss_divided_twice() -> Planted:
     """The loss is halved, as if divided by the micro-batches once more."""
 

@@ -17,7 +17,13 @@ from validation.cases.vpmoe.faults.planting import (
 _MEGATRON = "vpmoe.optimizer.megatron"
 
 
-@fault("normuon-momentum", "optimizer", "momentum_buffer", "momentum of another default (0.9)")
+@fault(
+    "normuon-momentum",
+    "optimizer",
+    "momentum_buffer",
+    "momentum of another default (0.9)",
+    gpu=True,
+)
 def normuon_momentum() -> Planted:
     """NorMuon's momentum is 0.9."""
     return keywords(_MEGATRON, "NorMuon", momentum=0.9)
@@ -64,7 +70,9 @@ def decay_on_norms() -> Planted:
     )
 
 
-@fault("learning-rate-1-percent", "optimizer", "update", "a schedule that is a step ahead")
+@fault(
+    "learning-rate-1-percent", "optimizer", "update", "a schedule that is a step ahead", gpu=True
+)
 def learning_rate_1_percent() -> Planted:
     """Every learning rate is 1 % too high."""
     return result(
@@ -150,7 +158,7 @@ def embedding_rate_halved() -> Planted:
     return patched(_MEGATRON, "parameter_policy", wrap)
 
 
-@fault("decay-doubled", "optimizer", "optimizer", "weight decay applied by two hands")
+@fault("decay-doubled", "optimizer", "optimizer", "weight decay applied by two hands", gpu=True)
 def decay_doubled() -> Planted:
     """Weight decay is 0.2."""
     return result(

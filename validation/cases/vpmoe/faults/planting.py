@@ -37,6 +37,7 @@ def fault(
     steps: int = 1,
     canary: bool = True,
     equivalent: str | None = None,
+    gpu: bool = False,
 ) -> Callable[[Callable[[], Planted]], Callable[[], Planted]]:
     """Declares the function below as a bug.
 
@@ -49,6 +50,7 @@ def fault(
         steps: training steps after which it shows.
         canary: fit for the bug that every check plants, which must be cheap.
         equivalent: why it changes nothing in the case, if so.
+        gpu: whether it shows on the h200 lane too, in the case `wide_pair`.
     """
 
     def declare(plant: Callable[[], Planted]) -> Callable[[], Planted]:
@@ -65,6 +67,8 @@ def fault(
                 canary_steps=steps,
                 canary=canary and equivalent is None,
                 equivalent=equivalent,
+                lanes=("cpu", "h200") if gpu else ("cpu",),
+                case_on={"h200": "wide_pair"} if gpu else {},
             )
         )
         plant.twin = functools.partial(_twin, plant)  # type: ignore[attr-defined]

@@ -53,7 +53,7 @@ def grape_pairing() -> Planted:
     return patched(_ROTATING, "rotate", wrap)
 
 
-@fault("grape-base", "grape-m", "grapem", "another base of the frequencies")
+@fault("grape-base", "grape-m", "grapem", "another base of the frequencies", gpu=True)
 def grape_base() -> Planted:
     """Frequencies of base 500,000."""
     return arguments(
@@ -63,7 +63,7 @@ def grape_base() -> Planted:
     )
 
 
-@fault("grape-position-offset", "grape-m", "grapem", "positions counted from 1")
+@fault("grape-position-offset", "grape-m", "grapem", "positions counted from 1", gpu=True)
 def grape_position_offset() -> Planted:
     """Every position is one more."""
     return arguments(
@@ -101,7 +101,13 @@ def alibi_sign() -> Planted:
     return result(_CORE, "alibi_slopes", lambda slopes: tuple(-slope for slope in slopes))
 
 
-@fault("alibi-missing", "grape-a", "layers.3.self_attention", "global layers without positions")
+@fault(
+    "alibi-missing",
+    "grape-a",
+    "layers.3.self_attention",
+    "global layers without positions",
+    gpu=True,
+)
 def alibi_missing() -> Planted:
     """Global layers have no bias."""
     return _pattern(lambda right: dataclasses.replace(right, slopes=None))
