@@ -8,6 +8,7 @@ from typing import Any
 from validation.cases.base import Case, Law, Needs
 
 _TRAINING = "validation.cases.vpmoe.training:run"
+_PACED = "validation.cases.vpmoe.pace:run"
 _DECODE = "validation.cases.vpmoe.tokens:decode"
 _WARM = ("torch", "validation.cases.vpmoe.training:warm")
 _MODULES = ("torch", "megatron", "vpmoe")
@@ -35,6 +36,7 @@ def _tiny(
     processes: int = 1,
     law: Law | None = None,
     paths: Sequence[str] = (),
+    throughput: str | None = None,
 ) -> Case:
     """A training of the tiny preset, on the shipped conversations unless the settings say else."""
     base = {
@@ -54,6 +56,7 @@ def _tiny(
         needs=Needs(modules=_MODULES, paths=paths),
         law=law,
         decode=_DECODE,
+        throughput=throughput,
     )
 
 
@@ -76,6 +79,7 @@ CASES = (
         "--train-iters",
         "20",
         traced_steps=(1, 2),
+        throughput=_PACED,
     ),
     _tiny(
         "tiny_dense",
@@ -174,5 +178,6 @@ CASES = (
         traced_steps=(1,),
         needs=Needs(gpus=1, modules=(*_MODULES, "triton")),
         decode=_DECODE,
+        throughput=_PACED,
     ),
 )

@@ -53,12 +53,12 @@ def run(recorder: Recorder, settings: Mapping[str, Any]) -> None:
             if settings.get("resume_after"):
                 checkpoint, after = str(Path(folder) / "checkpoint"), str(settings["resume_after"])
                 saving = ["--save", checkpoint, "--save-interval", after, "--exit-interval", after]
-                _train([*flags, *saving])
+                train([*flags, *saving])
                 flags += ["--load", checkpoint]
             if settings.get("stop_after"):
                 flags += ["--exit-interval", str(settings["stop_after"])]
             with observe_training(recorder, perturb_seed=settings.get("perturb_seed")):
-                _train(flags)
+                train(flags)
 
 
 def _share_cores() -> None:
@@ -70,7 +70,7 @@ def _share_cores() -> None:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks))
 
 
-def _train(flags: list[str]) -> None:
+def train(flags: list[str]) -> None:
     from vpmoe.pretrain import main
 
     try:
@@ -83,10 +83,7 @@ def _train(flags: list[str]) -> None:
 
 def build_data(recorder: Recorder, settings: Mapping[str, Any], folder: Path) -> Path:
     """Builds the dataset from conversations and records its digests, on each rank."""
-    from vpmoe.data.build import build_dataset
-
-    conversations = Path(settings["conversations"])
-    build_dataset([conversations], folder, workers=1, valid_fraction=0.0, **_profile(settings))
+    build_files(settings, folder)
     from validation.files import decode_json, read_file
 
     manifest = folder / "manifest.json"
@@ -94,6 +91,14 @@ def build_data(recorder: Recorder, settings: Mapping[str, Any], folder: Path) ->
     recorder.discrete("dataset", document, tensor="manifest", phase="data")
     record_documents(recorder, folder)
     return folder
+
+
+def build_files(settings: Mapping[str, Any], folder: Path) -> None:
+    """Builds the dataset from conversations, and records nothing."""
+    from vpmoe.data.build import build_dataset
+
+    conversations = Path(settings["conversations"])
+    build_dataset([conversations], folder, workers=1, valid_fraction=0.0, **_profile(settings))
 
 
 def _profile(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from validation.cases.vpmoe.faults import (
     experts,
     gradients,
     optimizer,
+    throughput,
 )
 from validation.cases.vpmoe.faults.planting import declared
 
@@ -19,3 +20,5 @@ FAULTS = tuple(
 )
 
 BENIGN = benign.declared()
+
+THROUGHPUT_FAULTS = throughput.THROUGHPUT_FAULTS
