@@ -66,7 +66,7 @@ def add_commands(commands: Any) -> None:
         type=float,
         default=MAX_NEIGHBOURS,
         metavar="SHARE",
-        help="of the CPU that other processes may use on lane cpu, or it is UNFIT "
+        help="of the CPU time that others may use on lane cpu, or it is UNFIT "
         f"(default: {MAX_NEIGHBOURS:g})",
     )
     parser.add_argument(

@@ -40,7 +40,7 @@ class BenchPlan:
         pairs: of a base block and a head block, an even number.
         block_seconds: length of a block.
         min_effect: relative slowdown that an alarm must exceed.
-        max_neighbours: share of the CPU that other processes may use.
+        max_neighbours: share of the CPU time that others may use.
         profile: profile a block of each side even without an alarm.
         fault: `module:function` planted in the head.
     """

@@ -25,7 +25,7 @@ class Figures:
         step_seconds: median over blocks of a step's wall-clock time.
         tokens_per_second: tokens of a step over the median step time.
         mfu: share of the card's peak that the model's FLOPs come to; None where either is unknown.
-        peak_bytes: largest peak of memory of any block.
+        peak_bytes: median over blocks of the peak of memory.
         optimizer_share: of the step time, median over blocks.
         relative_cost: median over blocks of step time over the reference kernel's time.
     """
@@ -57,7 +57,7 @@ def figures_of(blocks: Sequence[Block], facts: Mapping[str, Any]) -> Figures:
         step_seconds=seconds,
         tokens_per_second=tokens / seconds,
         mfu=None if peak is None or flops is None else flops * tokens / seconds / peak,
-        peak_bytes=max(block.peak_bytes for block in blocks),
+        peak_bytes=round(statistics.median(block.peak_bytes for block in blocks)),
         optimizer_share=statistics.median(b.optimizer_seconds / b.seconds for b in blocks),
         relative_cost=statistics.median(b.step_seconds / b.reference_seconds for b in blocks),
     )

@@ -6,8 +6,8 @@ slowed clocks or another process. A disturbed run is UNFIT: it says nothing abou
 
 from __future__ import annotations
 
+import contextlib
 import importlib
-import os
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ from validation.execution import RunError
 from validation.throughput.session import Watch
 
 MAX_NEIGHBOURS = 0.1
-"""Share of the machine's CPU time that other processes may use, on average."""
+"""Share of the CPU time that other processes, or other virtual machines, may use on average."""
 
 # NVML's bits of clock event reasons that mean a slowdown. A power cap is how a busy card runs.
 _THROTTLES = {
@@ -33,25 +33,19 @@ _IDLE_BYTES = 2**30
 
 
 class CpuWatch(Watch):
-    """Load, steal, and the CPU time that is neither this process's nor the trainings'."""
+    """Load, steal, and the CPU time that is not of this process and its children, the trainings."""
 
     def __init__(self) -> None:
-        self._own = [psutil.Process(os.getpid())]
         self._before = (0.0, 0.0, 0.0, 0.0)
-
-    def started(self, pids: Sequence[int], facts: Mapping[str, Any]) -> None:
-        """Counts the trainings as own."""
-        del facts
-        self._own += [psutil.Process(pid) for pid in pids]
 
     def begin(self) -> None:
         """Reads the counters."""
-        self._before = self._read()
+        self._before = _cpu_seconds()
 
     def end(self) -> dict[str, Any]:
         """Shares of all CPUs' time during the block."""
         wall, busy, steal, own = (
-            after - before for after, before in zip(self._read(), self._before, strict=True)
+            after - before for after, before in zip(_cpu_seconds(), self._before, strict=True)
         )
         total = max(wall, 1e-9) * (psutil.cpu_count() or 1)
         return {
@@ -61,26 +55,17 @@ class CpuWatch(Watch):
             "load": psutil.getloadavg()[0],
         }
 
-    def _read(self) -> tuple[float, float, float, float]:
-        """Seconds: wall, busy, stolen, own."""
-        times = psutil.cpu_times()
-        busy = times.user + times.nice + times.system + times.irq + times.softirq
-        return time.monotonic(), busy, getattr(times, "steal", 0.0), self._own_seconds()
 
-    def _own_seconds(self) -> float:
-        total = 0.0
-        for process in self._own:
-            try:
-                family = [process, *process.children(recursive=True)]
-            except psutil.Error:
-                continue
-            for member in {p.pid: p for p in family}.values():
-                try:
-                    used = member.cpu_times()
-                except psutil.Error:
-                    continue
-                total += used.user + used.system
-        return total
+def _cpu_seconds() -> tuple[float, float, float, float]:
+    """Seconds until now: wall, busy, stolen by other virtual machines, own."""
+    times = psutil.cpu_times()
+    busy = times.user + times.nice + times.system + times.irq + times.softirq
+    own, me = 0.0, psutil.Process()
+    for process in (me, *me.children(recursive=True)):
+        with contextlib.suppress(psutil.Error):  # it may end meanwhile
+            used = process.cpu_times()
+            own += used.user + used.system
+    return time.monotonic(), busy, getattr(times, "steal", 0.0), own
 
 
 class GpuWatch(Watch):
@@ -189,15 +174,18 @@ def unfit(
 
     Args:
         machine: what a watch saw, one entry a block.
-        max_neighbours: share of the CPU that other processes may use on average.
+        max_neighbours: share of the CPU time that others may use on average.
     """
     reasons = []
-    shares = [entry["neighbours"] for entry in machine if "neighbours" in entry]
-    if shares and statistics.fmean(shares) > max_neighbours:
-        reasons.append(
-            f"other processes used {statistics.fmean(shares):.0%} of the machine's CPU time, "
-            f"more than {max_neighbours:.0%}"
-        )
+    shares = [(entry["neighbours"], entry["steal"]) for entry in machine if "steal" in entry]
+    if shares:
+        neighbours, steal = (statistics.fmean(column) for column in zip(*shares, strict=True))
+        if neighbours + steal > max_neighbours:
+            reasons.append(
+                f"others used {neighbours + steal:.1%} of the CPU time ({neighbours:.1%} processes "
+                f"beside the trainings, {steal:.1%} other virtual machines), more than "
+                f"{max_neighbours:.1%}"
+            )
     for bit, name in _THROTTLES.items():
         slowed = sum(bool(entry.get("reasons", 0) & bit) for entry in machine)
         if slowed:
