@@ -6,10 +6,12 @@ import pytest
 
 _LOOP = """\
 import time
+import torch
 STEP = 0.004
 
 def step():
     time.sleep(STEP)
+    torch.zeros(4).add_(1)
 
 def update():
     time.sleep(0.001)

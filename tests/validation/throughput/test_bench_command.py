@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 # Blocks of a few steps; effects that only a plant has; whatever else this machine does.
-QUICK = ("--pairs", "20", "--block", "0.02", "--min-effect", "0.1")
+QUICK = ("--pairs", "16", "--block", "0.02", "--min-effect", "0.1")
 ANYHOW = (*QUICK, "--max-neighbours", "1")
 
 
@@ -40,7 +40,7 @@ def test_the_same_code_passes_and_leaves_its_blocks(paced_project: Any) -> None:
         assert figures["peak_bytes"] > 2**20
     assert case["judgement"]["detectable"] - 1 > 0
     kept = bench_file(project.root)["cases"][0]["quads"]
-    assert len(kept) == 10
+    assert len(kept) == 8
     assert {tuple(block["side"] for block in quad) for quad in kept} == {
         ("base", "head", "head", "base"),
         ("head", "base", "base", "head"),
@@ -57,12 +57,9 @@ def test_a_slower_head_fails_with_what_got_slower(paced_project: Any) -> None:
     assert answer.code == 1, answer.err
     assert "case: paced FAIL: steps are" in answer.out
     assert "ms of a step, profiled" in answer.out
+    assert "aten::add_" in answer.out
     ratio = bench_file(project.root)["cases"][0]["judgement"]["ratio"]
     assert 1.2 < ratio < 1.6
-    # A faster head passes.
-    project.commit("Slower")
-    project.edit("STEP = 0.006", "STEP = 0.004", "paced_loop.py")
-    assert project.golden("bench", "--base", "HEAD", *ANYHOW).code == 0
 
 
 def test_a_planted_slowdown_is_found_and_is_no_fault_of_a_check(paced_project: Any) -> None:
@@ -113,19 +110,19 @@ def test_what_is_refused(paced_project: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("edit", "text"),
+    ("edit", "side", "text"),
     [
-        (("time.sleep(STEP)", "raise RuntimeError('no kernel')", "paced_loop.py"), "no kernel"),
-        (('throughput="paced:run"', 'throughput="paced:ends"', "plain_cases.py"), "by itself"),
+        (("time.sleep(STEP)", "raise RuntimeError('no kernel')", "paced_loop.py"), "head", "no ke"),
+        # How a case is paced is the head's to say, of both sides.
+        (('"paced:run"', '"paced:ends"', "plain_cases.py"), "base", "ended by itself"),
     ],
 )
-def test_a_side_that_fails_is_named(paced_project: Any, edit: Any, text: str) -> None:
+def test_a_side_that_fails_is_named(paced_project: Any, edit: Any, side: str, text: str) -> None:
     project = paced_project
     project.edit(*edit)
     answer = project.golden("bench", "--base", "HEAD", *ANYHOW)
     assert answer.code == 2
-    # The base has the good loop; where the case says how to pace, both sides take the head's word.
-    assert "the training of the head" in answer.err or text == "by itself"
+    assert f"the training of the {side} ended with exit code 1" in answer.err
     assert text in answer.err
     assert project.git("worktree", "list").count("\n") == 1
 
