@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from validation.cases import LANES, Case, CaseError, discover_cases, discover_throughput_faults
+from validation.cases import Case, CaseError, discover_cases, discover_throughput_faults
 from validation.check import new_run_folder
 from validation.cli.common import Progress, add_selection, chosen_cases, chosen_lane
 from validation.environment import gpu_count
@@ -21,7 +21,6 @@ from validation.throughput.statistics import MIN_EFFECT
 from validation.throughput.table import render_bench, render_trend, trend_json
 from validation.throughput.telemetry import MAX_NEIGHBOURS
 from validation.throughput.trend import read_series
-from validation.verdict import EXIT_CODES, Verdict
 
 
 def add_commands(commands: Any) -> None:
@@ -83,11 +82,6 @@ def bench(options: argparse.Namespace) -> int:
     cases = paced_cases(options.case, lane)
     if options.trend:
         return trend(options, lane, [case.name for case in cases])
-    gpus = gpu_count()
-    if gpus < LANES[lane]:
-        message = f"lane {lane} has {LANES[lane]} GPU(s), this machine has {gpus}"
-        print(f"golden bench: {message}", file=sys.stderr)
-        return EXIT_CODES[Verdict.UNFIT]
     if options.pairs < 2 or options.pairs % 2:
         raise RefusedError(f"--pairs {options.pairs}: an even number, at least 2")
     if not options.block > 0:
@@ -108,7 +102,7 @@ def bench(options: argparse.Namespace) -> int:
     progress = Progress()
     try:
         with progress:
-            result = run_bench(plan, folder.path / "logs", gpus, progress)
+            result = run_bench(plan, folder.path / "logs", gpu_count(), progress)
     except RunError as error:
         raise RefusedError(f"{error}\nlogs: {folder.path / 'logs'}") from error
     write_atomically(folder.path / BENCH_FILE, encode_json(result.to_json(raw=True)))

@@ -11,9 +11,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from validation.cases import Case
+from validation.cases import LANES, Case
 from validation.files import SCHEMA
-from validation.source import RepositoryError, git
+from validation.source import RepositoryError, git, source_digest
 from validation.throughput.figures import Figures, OperatorChange, figures_of, operator_changes
 from validation.throughput.session import SIDES, Quad, Session, SessionPlan, open_session
 from validation.throughput.statistics import ALPHA, MIN_EFFECT, Judgement, judge
@@ -102,12 +102,25 @@ class CaseBench:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchResult:
-    """A whole benchmark."""
+    """A whole benchmark.
+
+    Attributes:
+        verdict: the worst of the cases.
+        lane: where it ran.
+        base: commit compared with.
+        head: commit that the working tree is on.
+        source_digest: of the working tree.
+        began: time, UTC.
+        seconds: wall-clock time of it all.
+        fault: `module:function` planted in the head.
+        cases: in the order in which they ran.
+    """
 
     verdict: Verdict
     lane: str
     base: str
     head: str
+    source_digest: str
     began: str
     seconds: float
     fault: str | None
@@ -126,6 +139,7 @@ class BenchResult:
             "lane": self.lane,
             "base": self.base,
             "head": self.head,
+            "source_digest": self.source_digest,
             "began": self.began,
             "seconds": round(self.seconds, 3),
             "fault": self.fault,
@@ -151,9 +165,12 @@ def run_bench(
         RunError: a training failed.
     """
     began, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
-    results = []
+    results: list[CaseBench] = []
+    if gpus < LANES[plan.lane]:
+        why = f"lane {plan.lane} has {LANES[plan.lane]} GPU(s), this machine has {gpus}"
+        results = [CaseBench(case=c.name, verdict=Verdict.UNFIT, message=why) for c in plan.cases]
     with base_checkout(plan.root, plan.base) as (tree, commit):
-        for case in plan.cases:
+        for case in () if results else plan.cases:
             reason = case.needs.missing(plan.root, gpus) or case.needs.missing(tree, gpus)
             if reason is not None:
                 results.append(CaseBench(case=case.name, verdict=Verdict.SKIPPED, message=reason))
@@ -173,6 +190,7 @@ def run_bench(
         lane=plan.lane,
         base=commit,
         head=git(plan.root, "rev-parse", "HEAD").strip(),
+        source_digest=source_digest(plan.root),
         began=began,
         seconds=time.monotonic() - clock,
         fault=plan.fault,

@@ -239,6 +239,7 @@ class _Side:
                     **os.environ,
                     "PYTHONPATH": os.pathsep.join(part for part in path if part),
                     "TMPDIR": str(temporary),
+                    **({"CUDA_VISIBLE_DEVICES": ""} if plan.lane == "cpu" else {}),
                 },
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,

@@ -14,8 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.special
-import scipy.stats
 
 ALPHA = 0.005
 """Chance of an alarm where nothing changed: a third of one in sixty, the most that is allowed."""
@@ -91,7 +89,8 @@ def signed_rank_p(values: np.ndarray) -> float:
     if not values.size:
         return 1.0
     # Doubled, so that mean ranks are whole numbers.
-    ranks = np.rint(2.0 * scipy.stats.rankdata(np.abs(values))).astype(np.int64)
+    _, place, sizes = np.unique(np.abs(values), return_inverse=True, return_counts=True)
+    ranks = (2 * sizes.cumsum() - sizes + 1)[place]
     chances = _null_distribution(ranks)
     return float(min(1.0, chances[int(ranks[values > 0].sum()) :].sum()))
 
@@ -178,6 +177,8 @@ def _rank_sums(rows: np.ndarray) -> np.ndarray:
 
 def at_least(successes: int, trials: int, confidence: float = CONFIDENCE) -> float:
     """One-sided lower Clopper-Pearson bound of a probability."""
+    import scipy.special
+
     if successes == 0:
         return 0.0
     return float(scipy.special.betaincinv(successes, trials - successes + 1, 1.0 - confidence))
@@ -185,6 +186,8 @@ def at_least(successes: int, trials: int, confidence: float = CONFIDENCE) -> flo
 
 def at_most(successes: int, trials: int, confidence: float = CONFIDENCE) -> float:
     """One-sided upper Clopper-Pearson bound of a probability."""
+    import scipy.special
+
     if successes == trials:
         return 1.0
     return float(scipy.special.betaincinv(successes + 1, trials - successes, confidence))

@@ -163,8 +163,10 @@ def watch_for(lane: str) -> Watch:
         return CpuWatch()
     try:
         return GpuWatch()
-    except ImportError as error:
-        raise RunError(f"lane {lane}: install nvidia-ml-py to watch the card") from error
+    except Exception as error:  # pynvml's own class of errors exists only where pynvml does
+        raise RunError(
+            f"lane {lane}: the card cannot be watched ({error}); NVML and nvidia-ml-py are needed"
+        ) from error
 
 
 def unfit(

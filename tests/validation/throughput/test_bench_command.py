@@ -75,7 +75,9 @@ def test_a_planted_slowdown_is_found_and_is_no_fault_of_a_check(paced_project: A
 def test_more_memory_fails_even_on_a_disturbed_machine(paced_project: Any) -> None:
     project = paced_project
     project.edit("STEP = 0.004", "STEP = 0.004\nKEPT = b'x' * 2**28", "paced_loop.py")
-    answer = project.golden("bench", "--base", "HEAD", *QUICK, "--max-neighbours", "0")
+    answer = project.golden(
+        "bench", "--base", "HEAD", *QUICK, "--pairs", "2", "--max-neighbours", "0"
+    )
     assert answer.code == 1, answer.err
     assert "peak memory grew by" in answer.out
 
@@ -92,6 +94,16 @@ def test_a_neighbour_makes_the_machine_unfit(paced_project: Any) -> None:
         neighbour.wait()
     assert answer.code == 4, answer.out + answer.err
     assert "case: paced UNFIT: others used" in answer.out
+
+
+def test_a_lane_that_this_machine_is_not_is_unfit(paced_project: Any) -> None:
+    project = paced_project
+    if any(Path("/dev").glob("nvidia[0-9]*")):
+        pytest.skip("this machine has a card")
+    project.edit('lanes=["cpu"]', 'lanes=["cpu", "h200"]', "plain_cases.py")
+    answer = project.golden("bench", "--base", "HEAD", "--lane", "h200", "--json")
+    assert answer.code == 4
+    assert answer.json()["cases"][0]["message"] == "lane h200 has 1 GPU(s), this machine has 0"
 
 
 def test_what_is_refused(paced_project: Any) -> None:
@@ -138,12 +150,16 @@ def test_the_base_is_judged_by_its_own_code(paced_project: Any) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_an_interrupted_benchmark_leaves_no_process(paced_project: Any, number: int) -> None:
+def test_an_interrupted_benchmark_leaves_no_process(
+    paced_project: Any, tmp_path: Path, number: int
+) -> None:
     project = paced_project
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
     process = subprocess.Popen(
         [sys.executable, "-m", "validation.cli", "bench", "--base", "HEAD", "--pairs", "100000"],
         cwd=project.root,
-        env=project.environment(),
+        env=project.environment(TMPDIR=str(temporary)),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -161,6 +177,8 @@ def test_an_interrupted_benchmark_leaves_no_process(paced_project: Any, number: 
     while any(map(_alive, sides)) and time.monotonic() < until:
         time.sleep(0.05)
     assert not any(map(_alive, sides))
+    if number == signal.SIGINT:
+        assert not list(temporary.iterdir())
 
 
 def _children(pid: int) -> list[int]:
