@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from validation.files import DamagedFileError
-from validation.throughput.trend import change_points, read_series
+from validation.throughput.table import render_trend, trend_json
+from validation.throughput.trend import Point, change_points, read_series
 
 
 def test_five_small_steps_are_one_large_one() -> None:
@@ -60,3 +61,15 @@ def test_past_runs_are_read_in_order_without_the_disturbed(tmp_path: Path) -> No
     (tmp_path / "1-earlier" / "bench.json").write_text('{"schema": 1, "lane": "cpu"}')
     with pytest.raises(DamagedFileError, match="1-earlier"):
         read_series(tmp_path, "cpu")
+
+
+def test_the_trend_is_printed_with_its_change_points() -> None:
+    points = [
+        Point(f"run{i}", "0123456789abcdef", "PASS", 2.0 if i < 10 else 2.1, 1.0) for i in range(20)
+    ]
+    lines = render_trend({"paced": points}).splitlines()
+    assert len(lines) == 21
+    assert [line for line in lines if "<-" in line] == [lines[11]]
+    assert lines[11].endswith("<- +5.00%, +5.00% since the first level")
+    assert trend_json({"paced": points})["paced"]["changes"][0]["index"] == 10
+    assert "no benchmark yet" in render_trend({})

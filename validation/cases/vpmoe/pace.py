@@ -111,7 +111,7 @@ def _facts(model: Any) -> dict[str, Any]:
             if "word_embeddings" not in name:
                 active += parameter.numel() * (share if routed else 1.0)
     width = 12.0 * args.num_attention_heads * args.kv_channels
-    attention = sum(width * _mean_keys(args, layer) for layer in range(1, args.num_layers + 1))
+    attention = sum(width * mean_keys(args, layer) for layer in range(1, args.num_layers + 1))
     return {
         "parameters": total,
         "active_parameters": round(active),
@@ -119,7 +119,7 @@ def _facts(model: Any) -> dict[str, Any]:
     }
 
 
-def _mean_keys(args: Any, layer: int) -> float:
+def mean_keys(args: Any, layer: int) -> float:
     """Keys that a query of a layer sees, averaged over the sequence; documents are not cut."""
     length = int(args.seq_length)
     window, skip = args.window_size, args.window_attn_skip_freq
