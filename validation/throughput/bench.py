@@ -25,7 +25,7 @@ DEFAULT_PAIRS = 60
 # An allocator's peak repeats on a card; resident memory depends on when pages are given back.
 MAX_GROWTH: Mapping[str, float] = {"cpu": 0.03}
 DEFAULT_GROWTH = 0.01
-_PROFILED_STEPS = 4
+_PROFILED_QUADS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,9 +222,8 @@ def _bench_case(plan: BenchPlan, session: Session, progress: Callable[[str], Non
     operators: Sequence[OperatorChange] = ()
     if plan.profile or verdict is Verdict.FAIL:
         progress(f"{case.name}: profiling")
-        steps = min(_PROFILED_STEPS, session.block_steps)
         operators = operator_changes(
-            {side: session.block(side, steps, profile=True) for side in SIDES}
+            [block for _ in range(_PROFILED_QUADS) for block in session.quad(profiled=True).blocks]
         )
     return CaseBench(
         case=case.name,

@@ -81,14 +81,21 @@ class OperatorChange:
         return {**asdict(self), "difference": self.difference}
 
 
-def operator_changes(profiles: Mapping[str, Block]) -> list[OperatorChange]:
-    """All kernels or operators of two profiled blocks, what got slower most first."""
-    times = {
-        side: {
-            name: t / profiles[side].steps for name, t in (profiles[side].operators or {}).items()
-        }
-        for side in SIDES
-    }
-    names = dict.fromkeys(name for side in SIDES for name in times[side])
-    changes = [OperatorChange(n, times["base"].get(n), times["head"].get(n)) for n in names]
+def operator_changes(blocks: Sequence[Block]) -> list[OperatorChange]:
+    """All kernels or operators of profiled blocks, what got slower most first.
+
+    Args:
+        blocks: of both sides, several of each: a single step's operators vary more than they
+            differ. Medians over the blocks of a side are compared.
+    """
+    names = dict.fromkeys(name for block in blocks for name in block.operators or {})
+    changes = [OperatorChange(n, *(_typical(blocks, side, n) for side in SIDES)) for n in names]
     return sorted(changes, key=lambda change: -change.difference)
+
+
+def _typical(blocks: Sequence[Block], side: str, name: str) -> float | None:
+    """Median of an operator's seconds a step; None where no block has it."""
+    found = [(b.operators or {}, b.steps) for b in blocks if b.side == side]
+    if not any(name in operators for operators, _ in found):
+        return None
+    return statistics.median(operators.get(name, 0.0) / steps for operators, steps in found)

@@ -156,9 +156,15 @@ class Session:
         self.block_steps = max(1, math.ceil(self.plan.block_seconds / slower))
         return slower
 
-    def quad(self) -> Quad:
-        """Measures four blocks, beginning with either side by chance."""
-        return Quad([self.block(name, self.block_steps) for name in self._orders.choice(_ORDERS)])
+    def quad(self, *, profiled: bool = False) -> Quad:
+        """Measures four blocks, beginning with either side by chance.
+
+        Args:
+            profiled: with torch's profiler, a single step each: a trace of many fills the memory.
+        """
+        steps = 1 if profiled else self.block_steps
+        order = self._orders.choice(_ORDERS)
+        return Quad([self.block(name, steps, profile=profiled) for name in order])
 
     def block(self, name: str, steps: int, *, profile: bool = False) -> Block:
         """Lets one side train.

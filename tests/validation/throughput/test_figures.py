@@ -55,11 +55,14 @@ def test_figures_are_those_of_the_median_block() -> None:
 
 
 def test_operators_are_told_by_what_they_cost_more() -> None:
-    profiles = {
-        "base": block("base", 1.0, operators={"mm": 0.4, "gone": 0.2, "copy": 0.1}),
-        "head": block("head", 1.0, operators={"mm": 0.6, "new": 0.4, "copy": 0.1}),
-    }
-    changes = operator_changes(profiles)
+    changes = operator_changes(
+        [
+            block("base", 1.0, operators={"mm": 0.4, "gone": 0.2, "copy": 0.1}),
+            block("head", 1.0, operators={"mm": 0.6, "new": 0.4, "copy": 0.1}),
+            block("head", 1.0, operators={"mm": 0.6, "new": 0.4, "copy": 9.9}),
+            block("head", 1.0, operators={"mm": 0.6, "new": 0.4, "copy": 0.1}),
+        ]
+    )
     assert [(c.name, round(c.difference, 6)) for c in changes] == [
         ("new", 0.2),
         ("mm", 0.1),
