@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -98,6 +99,8 @@ def bench(options: argparse.Namespace) -> int:
         profile=options.profile,
         fault=None if options.fault is None else planted(options.fault, lane),
     )
+    # A cancelled job's trainings and checkout shall end as they do on Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     folder = new_run_folder(root, lane, source_digest(root))
     progress = Progress()
     try:
