@@ -29,14 +29,13 @@ from typing import Any
 from validation.cases.vpmoe import CASES
 from validation.cases.vpmoe.faults.throughput import THROUGHPUT_FAULTS
 from validation.files import encode_json, write_atomically
+from validation.throughput.bench import MIN_PAIRS
 from validation.throughput.session import Quad, SessionPlan, open_session
 from validation.throughput.statistics import ALPHA, MIN_EFFECT, at_least, at_most, judge
 from validation.throughput.telemetry import unfit, watch_for
 
 SECTIONS = {"same": 60, "slow-step-3": 20, "slow-step-1": 20}
 _MERGED = (1, 2, 4)
-# Fewer cannot be judged at this alpha.
-_SHORTEST = 8
 _NOT_COPIED = (".git", ".tox", ".venv", "__pycache__", "runs", "reports", "mlruns", "shared")
 
 
@@ -62,8 +61,8 @@ def run_experiment(
             session.quad()
         ready = time.monotonic()
         length = int((seconds - (ready - began)) / sections / ((ready - first) / 2))
-        if length < _SHORTEST:
-            needed = (ready - began) + sections * _SHORTEST * (ready - first) / 2
+        if length < MIN_PAIRS // 2:
+            needed = (ready - began) + sections * (MIN_PAIRS // 2) * (ready - first) / 2
             raise SystemExit(f"{name}: {seconds:.0f} s are too few, it needs {needed:.0f} s")
         found = []
         for number in range(1, sections + 1):

@@ -17,7 +17,7 @@ from validation.execution import RunError
 from validation.files import encode_json, write_atomically
 from validation.goldens.acceptance import RefusedError
 from validation.source import find_root, source_digest
-from validation.throughput.bench import BENCH_FILE, DEFAULT_PAIRS, BenchPlan, run_bench
+from validation.throughput.bench import BENCH_FILE, DEFAULT_PAIRS, MIN_PAIRS, BenchPlan, run_bench
 from validation.throughput.statistics import MIN_EFFECT
 from validation.throughput.table import render_bench, render_trend, trend_json
 from validation.throughput.telemetry import MAX_NEIGHBOURS
@@ -49,7 +49,8 @@ def add_commands(commands: Any) -> None:
         "--pairs",
         type=int,
         default=DEFAULT_PAIRS,
-        help=f"pairs of a base block and a head block, an even number (default: {DEFAULT_PAIRS})",
+        help="of a base block and a head block, an even number, at least "
+        f"{MIN_PAIRS} (default: {DEFAULT_PAIRS})",
     )
     parser.add_argument(
         "--block", type=float, default=0.5, metavar="SECONDS", help="of a block (default: 0.5)"
@@ -83,8 +84,10 @@ def bench(options: argparse.Namespace) -> int:
     cases = paced_cases(options.case, lane)
     if options.trend:
         return trend(options, lane, [case.name for case in cases])
-    if options.pairs < 2 or options.pairs % 2:
-        raise RefusedError(f"--pairs {options.pairs}: an even number, at least 2")
+    if options.pairs < MIN_PAIRS or options.pairs % 2:
+        raise RefusedError(
+            f"--pairs {options.pairs}: an even number, at least {MIN_PAIRS}: fewer prove nothing"
+        )
     if not options.block > 0:
         raise RefusedError(f"--block {options.block:g}: seconds, more than 0")
     plan = BenchPlan(

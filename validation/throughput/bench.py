@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +23,8 @@ from validation.verdict import EXIT_CODES, Verdict, jsonable, worst
 
 BENCH_FILE = "bench.json"
 DEFAULT_PAIRS = 60
+MIN_PAIRS = 2 * math.ceil(math.log2(1.0 / ALPHA))
+"""Fewer could not raise an alarm whatever they measured."""
 # An allocator's peak repeats on a card; resident memory depends on when pages are given back.
 MAX_GROWTH: Mapping[str, float] = {"cpu": 0.03}
 DEFAULT_GROWTH = 0.01

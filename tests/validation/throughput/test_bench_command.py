@@ -75,9 +75,7 @@ def test_a_planted_slowdown_is_found_and_is_no_fault_of_a_check(paced_project: A
 def test_more_memory_fails_even_on_a_disturbed_machine(paced_project: Any) -> None:
     project = paced_project
     project.edit("STEP = 0.004", "STEP = 0.004\nKEPT = b'x' * 2**28", "paced_loop.py")
-    answer = project.golden(
-        "bench", "--base", "HEAD", *QUICK, "--pairs", "2", "--max-neighbours", "0"
-    )
+    answer = project.golden("bench", "--base", "HEAD", *QUICK, "--max-neighbours", "0")
     assert answer.code == 1, answer.err
     assert "peak memory grew by" in answer.out
 
@@ -111,7 +109,8 @@ def test_what_is_refused(paced_project: Any) -> None:
     for words, text in (
         (("--base", "no-such-revision"), "no-such-revision"),
         (("plain_loss", "--base", "HEAD"), "plain_loss"),
-        (("--base", "HEAD", "--pairs", "3"), "even"),
+        (("--base", "HEAD", "--pairs", "17"), "even"),
+        (("--base", "HEAD", "--pairs", "14"), "at least 16"),
         (("--base", "HEAD", "--block", "0"), "--block"),
         (("--base", "HEAD", "--fault", "wide_window"), "there are: slow"),
         ((), "--base"),
