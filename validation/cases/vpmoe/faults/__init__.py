@@ -14,6 +14,7 @@ from validation.cases.vpmoe.faults import (
     positions,
     resume,
     rewritten,
+    throughput,
 )
 from validation.cases.vpmoe.faults.planting import declared
 
@@ -34,3 +35,5 @@ FAULTS = tuple(fault for module in _MODULES for fault in declared(module.__name_
 BENIGN = tuple(
     change for module in (benign, rewritten) for change in benign.declared(module.__name__)
 )
+
+THROUGHPUT_FAULTS = throughput.THROUGHPUT_FAULTS
