@@ -149,7 +149,7 @@ def embedding_rate_halved() -> Planted:
     def wrap(original: Any) -> Any:
         def parameter_policy(name: str, *args: Any) -> Any:
             policy = original(name, *args)
-            if not name.startswith("embedding"):
+            if "embedding." not in name:
                 return policy
             return dataclasses.replace(policy, max_lr=policy.max_lr / 2)
 
@@ -217,7 +217,7 @@ def adam_coupled_decay() -> Planted:
 
         return torch.optim.Adam
 
-    return patched("megatron.core.optimizer", "Adam", wrap)
+    return patched("torch.optim", "AdamW", wrap)
 
 
 @fault("initial-weights-2-percent-wider", "initialization", "weight", "another --init-method-std")

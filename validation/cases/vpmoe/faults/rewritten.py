@@ -450,13 +450,13 @@ def polar_express_transposed() -> Planted:
 @harmless("adamw-tensor-by-tensor", "AdamW without foreach", "tiny_adam", None)
 def adamw_tensor_by_tensor() -> Planted:
     """Another implementation of torch's."""
-    return keywords("megatron.core.optimizer", "Adam", foreach=False)
+    return keywords("torch.optim", "AdamW", foreach=False)
 
 
 @harmless("adamw-fused", "torch's fused AdamW", "tiny_adam", None)
 def adamw_fused() -> Planted:
     """Another implementation of torch's."""
-    return keywords("megatron.core.optimizer", "Adam", fused=True)
+    return keywords("torch.optim", "AdamW", fused=True)
 
 
 @harmless("residual-in-fp64", "residuals added in fp64 and rounded")
