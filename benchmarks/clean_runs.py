@@ -6,8 +6,8 @@
 Each run's case and environment follow from its number: threads {1, 2} x ATEN_CPU_CAPABILITY {those
 the CPU has} x initial weights moved by one ulp, with seeds that neither calibration nor the kill
 matrix uses; and the plain environment, with seeds that return. Every trace is compared with its
-golden at the golden's frozen tolerances, and, where its weights were not moved, held to the law of
-its case, if it has one, against a run of the same environment. A run without a trace is an alarm.
+golden at the golden's frozen tolerances, and where its weights were not moved held to its case's
+law, if it has one, against a run of the same environment. A run without a trace is an alarm.
 
 Finished runs are kept beside the output, as `.jsonl`; the same command goes on after an
 interruption, and refuses if the code or a golden is another one. An environment counts as *seen*

@@ -39,7 +39,7 @@ from validation.environment import describe
 from validation.execution import RunError, RunOptions, run_case
 from validation.files import encode_json, write_atomically
 from validation.goldens import Golden, GoldenStore
-from validation.power.matrix import PERTURBATION, unseen_environment
+from validation.power.planting import PERTURBATION, unseen_environment
 from validation.power.rates import lower_bound, upper_bound
 from validation.source import commit, find_root
 from validation.trace import Trace

@@ -182,6 +182,7 @@ class Benign:
         description: what changes, and why it is harmless.
         plant: `module:function`; a context manager entered in the worker around the target.
         case: the case that must pass.
+        steps: training steps that it runs; None is the whole case.
         lanes: where it applies.
     """
 
@@ -189,6 +190,7 @@ class Benign:
     description: str
     plant: str
     case: str
+    steps: int | None = None
     lanes: Sequence[str] = ("cpu",)
 
     def __post_init__(self) -> None:
