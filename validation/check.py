@@ -17,6 +17,7 @@ from validation.files import DamagedFileError
 from validation.goldens import Golden, GoldenStore
 from validation.goldens.judge import hold_to_base, vanished_cases
 from validation.goldens.quarantine import apply_quarantine, load_quarantine
+from validation.power.probes import shared_records, unseen_edit
 from validation.source import commit, dirty_files, source_digest
 from validation.trace import Trace, load_trace, save_trace
 from validation.verdict import Canary, CaseResult, CheckResult, Verdict, worst
@@ -170,6 +171,10 @@ def judge(golden: Golden, trace: Trace, *, exact: bool = False) -> tuple[Compari
     if comparison.divergences:
         count = len(comparison.divergences)
         return comparison, Verdict.FAIL, f"{count} of {comparison.compared} records differ"
+    shared = shared_records(golden.trace, trace)
+    if comparison.compared != shared:
+        message = f"{comparison.compared} of {shared} records were compared: the gate is blind"
+        return comparison, Verdict.INVALID, message
     return comparison, Verdict.PASS, ""
 
 
@@ -307,12 +312,16 @@ def check_canary(
 ) -> tuple[Canary, str]:
     """Plants a known bug for a few steps and compares with the golden's same steps.
 
-    Where no package offers a bug for the lane, a record of a compared trace is edited instead:
-    that proves the comparison at least.
+    First the comparison must find gross edits of a compared golden's own trace, in each kind of
+    record; where no package offers a bug for the lane, that is all.
     """
+    compared = next(result.case for result in results if result.compared)
+    edited = hold_to_base(store.load(plan.lane, compared), plan.judge)
+    unseen = unseen_edit(edited, compare)
     fault = choose_canary(plan.faults, plan.lane, source_digest(plan.root))
-    if fault is None or fault.canary_steps is None:
-        return _edited_trace_canary(plan, store, results)
+    if unseen is not None or fault is None or fault.canary_steps is None:
+        message = "" if unseen is None else f"the gate is blind to {unseen} in {compared}"
+        return Canary("edited-trace", unseen is None), message
     progress(f"[canary] {fault.id}: planting {fault.imitates}")
     name = fault.shown_by(plan.lane)
     blind = f"the gate is blind to {fault.id} ({fault.imitates})"
@@ -332,23 +341,3 @@ def check_canary(
     caught = any(MISSING not in (d.expected, d.actual) for d in comparison.divergences)
     progress(f"[canary] {fault.id}: {'caught' if caught else 'NOT caught'}")
     return Canary(fault.id, caught), "" if caught else blind
-
-
-def _edited_trace_canary(
-    plan: CheckPlan, store: GoldenStore, results: Sequence[CaseResult]
-) -> tuple[Canary, str]:
-    """Doubles the first value of a curve, or drops a record, in the first compared case's trace."""
-    fault = "edited-trace"
-    case = next(result.case for result in results if result.compared)
-    golden = store.load(plan.lane, case)
-    trace = golden.trace
-    if trace.curves:
-        metric, series = next(iter(trace.curves.items()))
-        step, value = next(iter(series.items()))
-        edited = {**trace.curves, metric: {**series, step: 2.0 * value + 1.0}}
-        comparison = compare(trace, replace(trace, curves=edited), golden.tolerances)
-    else:
-        edited_events = replace(trace, events=trace.events[1:], tables={})
-        comparison = compare(trace, edited_events, golden.tolerances)
-    caught = bool(comparison.divergences)
-    return Canary(fault, caught), "" if caught else f"the gate is blind to {fault}"

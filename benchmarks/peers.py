@@ -1,0 +1,281 @@
+"""Known bugs and clean runs under the peers' rules of comparison, beside ours.
+
+    python -m benchmarks.peers --output benchmarks/results/peers.json \\
+        --clean runs/clean_curves.jsonl [--jobs 2] [--only ID]
+
+Plants every fault of the CPU lane in its own case, which runs in full, in the kill matrix's
+environment that calibration never saw, and shows the trace to each rule. The peers' goldens are
+what they would have recorded of our golden's curve; see `benchmarks.peer_rules`. Ours is the
+comparison at the golden's frozen tolerances and, where that finds nothing and the case owes another
+case something, that law. A fault is *small* if it moves the loss of the last step by less than 1e-3
+of it. A run that crashes is killed by no comparison, and counted apart. Faults that are declared
+equivalent are left out.
+
+`--clean` takes the curves of `benchmarks.clean_runs`: what each rule says of them are false alarms.
+Finished faults are kept beside the output, as `.jsonl`, and not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.ledger import (
+    Ledger,
+    in_parallel,
+    interrupted,
+    read_lines,
+    refuse_chosen_environment,
+    state_of,
+)
+from benchmarks.peer_rules import RULES
+from validation.cases import Fault, discover_cases, discover_faults
+from validation.compare import MISSING, Comparison, compare, compare_law
+from validation.environment import describe
+from validation.execution import RunError, RunOptions, run_case
+from validation.files import encode_json, write_atomically
+from validation.goldens import Golden, GoldenStore
+from validation.power.planting import PERTURBATION, unseen_environment
+from validation.power.rates import lower_bound, upper_bound
+from validation.source import commit, find_root
+from validation.trace import Trace
+from validation.verdict import Divergence
+
+LANE = "cpu"
+OURS = "golden check"
+LOSS = "lm_loss"
+SMALL = 1e-3
+NAMES = (*(rule.name for rule in RULES), OURS)
+
+
+class PlantedRuns:
+    """Plants faults and asks every rule.
+
+    Args:
+        root: the repository.
+        log: receives what the runs print.
+    """
+
+    def __init__(self, root: Path, log: Path) -> None:
+        self.root, self.log = root, log
+        self.cases = discover_cases()
+        store = GoldenStore(root / "goldens")
+        self.goldens = {name: store.load(LANE, name) for name in store.names(LANE)}
+
+    def make(self, fault: Fault) -> dict[str, Any]:
+        """Runs the fault's case and returns what each rule says."""
+        began = time.monotonic()
+        golden = self.goldens[fault.case]
+        entry: dict[str, Any] = {
+            "fault": fault.id,
+            "category": fault.category,
+            "case": fault.case,
+            "crashed": None,
+        }
+        law, first = None, None
+        try:
+            trace = self._run(fault, fault.case, {"perturb_seed": PERTURBATION})
+            first = _seen(compare(golden.trace, trace, golden.tolerances))
+            if first is None:
+                law = self._broken_law(fault)
+        except RunError as error:
+            return {**entry, "crashed": str(error).splitlines()[-1], **_seconds(began)}
+        losses = golden.trace.curves.get(LOSS, {}), trace.curves.get(LOSS, {})
+        rejected = {rule.name: bool(losses[0]) and not rule.accepts(*losses) for rule in RULES}
+        return {
+            **entry,
+            "effect": effect(*losses),
+            "killed": {**rejected, OURS: first is not None or law is not None},
+            "first": None if first is None else asdict(first),
+            "law": None if law is None else asdict(law),
+            **_seconds(began),
+        }
+
+    def _broken_law(self, fault: Fault) -> Divergence | None:
+        """What breaks the law of the fault's case; as in a check, the bug is in both runs.
+
+        Weights are not moved: another layout, or a resumed run, would move others.
+        """
+        law = self.cases[fault.case].law
+        if law is None:
+            return None
+        trace = self._run(fault, fault.case, {})
+        steps = max(max(series) for series in trace.curves.values() if series)
+        return _seen(
+            compare_law(law, self._run(fault, law.reference, {"stop_after": steps}), trace)
+        )
+
+    def _run(self, fault: Fault, case: str, settings: Mapping[str, Any]) -> Trace:
+        environment = unseen_environment(self.goldens[fault.case])
+        options = RunOptions(
+            lane=LANE, settings=settings, fault=fault.plant, environment=environment
+        )
+        return run_case(self.cases[case], options, self.root, self.log)
+
+
+def _seen(comparison: Comparison) -> Divergence | None:
+    """What kills, as in the kill matrix: a record that both sides have, and that differs."""
+    return next(
+        (d for d in comparison.divergences if MISSING not in (d.expected, d.actual)),
+        None,
+    )
+
+
+def _seconds(began: float) -> dict[str, float]:
+    return {"seconds": round(time.monotonic() - began, 1)}
+
+
+def effect(golden: Mapping[int, float], actual: Mapping[int, float]) -> float | None:
+    """Relative change of the loss at the golden's last step; None where either has none."""
+    last = max(golden, default=None)
+    if last is None or last not in actual or not golden[last]:
+        return None
+    return abs(actual[last] - golden[last]) / abs(golden[last])
+
+
+def clean_alarms(
+    lines: Sequence[Mapping[str, Any]], goldens: Mapping[str, Golden]
+) -> dict[str, dict[str, int]]:
+    """Rule -> runs it judged and false alarms, over the curves of clean runs.
+
+    The peers judge the runs that have a loss, ours all of them.
+    """
+    found = {name: {"runs": 0, "alarms": 0} for name in NAMES}
+    for line in lines:
+        losses = {int(step): value for step, value in line["curves"].get(LOSS, {}).items()}
+        verdicts = {OURS: bool(line["alarm"])}
+        expected = goldens[line["case"]].trace.curves.get(LOSS, {})
+        if expected:
+            verdicts |= {rule.name: not rule.accepts(expected, losses) for rule in RULES}
+        for name, alarm in verdicts.items():
+            found[name]["runs"] += 1
+            found[name]["alarms"] += alarm
+    return found
+
+
+def summary(
+    entries: Iterable[Mapping[str, Any]], clean: Mapping[str, Mapping[str, int]]
+) -> dict[str, Any]:
+    """The figures of every rule."""
+    done = sorted(entries, key=lambda entry: entry["fault"])
+    ran = [entry for entry in done if entry["crashed"] is None]
+    small = [entry for entry in ran if entry["effect"] is not None and _number(entry) < SMALL]
+    rules = []
+    for name in NAMES:
+        killed = sum(entry["killed"][name] for entry in ran)
+        of_small = sum(entry["killed"][name] for entry in small)
+        runs, alarms = clean[name]["runs"], clean[name]["alarms"]
+        rules.append(
+            {
+                "rule": name,
+                "killed": killed,
+                "killed_lower_bound_95": lower_bound(killed, len(ran)) if ran else 0.0,
+                "small_killed": of_small,
+                "small_killed_lower_bound_95": lower_bound(of_small, len(small)) if small else 0.0,
+                "clean_runs": runs,
+                "false_alarms": alarms,
+                "false_alarms_upper_bound_95": upper_bound(alarms, runs) if runs else 1.0,
+            }
+        )
+    return {
+        "faults": len(ran),
+        "small": len(small),
+        "crashed": [entry["fault"] for entry in done if entry["crashed"] is not None],
+        "rules": rules,
+        "by_fault": done,
+    }
+
+
+def _number(entry: Mapping[str, Any]) -> float:
+    return float(entry["effect"])
+
+
+def print_summary(found: Mapping[str, Any]) -> None:
+    """Prints one table; after each count the one-sided 95 % bound of its rate."""
+    faults, small = found["faults"], found["small"]
+    print(f"| rule | killed of {faults} | of {small} small ones | false alarms in clean runs |")
+    print("| --- | --- | --- | --- |")
+    for rule in found["rules"]:
+        clean = "-"
+        if rule["clean_runs"]:
+            bound = rule["false_alarms_upper_bound_95"]
+            clean = f"{rule['false_alarms']} of {rule['clean_runs']} (<= {bound:.1%})"
+        print(
+            f"| {rule['rule']} | {rule['killed']} (>= {rule['killed_lower_bound_95']:.0%}) "
+            f"| {rule['small_killed']} (>= {rule['small_killed_lower_bound_95']:.0%}) | {clean} |"
+        )
+    for fault in found["crashed"]:
+        print(f"crashed, compared by no rule: {fault}")
+
+
+def main() -> None:
+    """Plants the faults that are still missing, then writes and prints the figures of all."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/peers.json"))
+    parser.add_argument("--clean", type=Path, help="curves of benchmarks.clean_runs")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
+    parser.add_argument("--only", action="append", help="this fault; may be repeated")
+    options = parser.parse_args()
+    refuse_chosen_environment()
+    root = find_root()
+    runner = PlantedRuns(root, root / "runs" / "peers.log")
+    chosen = [f for f in discover_faults().values() if LANE in f.lanes and not f.equivalent]
+    # The CPU lane may have a case of its own for a fault.
+    chosen = [replace(fault, case=fault.shown_by(LANE)) for fault in chosen]
+    if options.only:
+        unknown = set(options.only) - {fault.id for fault in chosen}
+        if unknown:
+            parser.error(f"no such fault: {', '.join(sorted(unknown))}")
+        chosen = [fault for fault in chosen if fault.id in options.only]
+    without = sorted({fault.case for fault in chosen} - runner.goldens.keys())
+    if without:
+        parser.error(f"no golden of {', '.join(without)}")
+    state = state_of(root, LANE, runner.goldens)
+    clean = clean_lines(options.clean, state) if options.clean else []
+    ledger = Ledger(options.output.with_suffix(".jsonl"), state)
+    done = {entry["fault"] for entry in ledger.entries}
+    todo = [fault for fault in chosen if fault.id not in done]
+
+    def work(fault: Fault) -> None:
+        entry = runner.make(fault)
+        if interrupted():
+            return
+        ledger.append(entry)
+        killers = [name for name, killed in entry.get("killed", {}).items() if killed]
+        said = f"killed by {', '.join(killers) or 'nothing'}"
+        print(
+            f"[{len(ledger.entries)}/{len(chosen)}] {fault.id}, {fault.case}: "
+            f"{'crashed' if entry['crashed'] else said} ({entry['seconds']:.0f} s)",
+            flush=True,
+        )
+
+    in_parallel(options.jobs, sorted(todo, key=lambda fault: fault.case), work)
+    wanted = {fault.id for fault in chosen}
+    found = summary(
+        (entry for entry in ledger.entries if entry["fault"] in wanted),
+        clean_alarms(clean, runner.goldens),
+    )
+    provenance = {"commit": commit(root), **state, "environment": describe(LANE)}
+    write_atomically(options.output, encode_json({**found, "provenance": provenance}))
+    print_summary(found)
+
+
+def clean_lines(path: Path, state: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The clean runs' curves, once each.
+
+    Raises:
+        SystemExit: there are none, or they were judged by other goldens.
+    """
+    lines = read_lines(path)
+    judged_by = lines[0].get("state", {}).get("goldens", {}) if lines else {}
+    if not judged_by or not judged_by.items() <= state["goldens"].items():
+        raise SystemExit(f"{path}: no clean runs that these goldens have judged")
+    return list({line["run"]: line for line in lines[1:]}.values())
+
+
+if __name__ == "__main__":
+    main()

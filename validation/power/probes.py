@@ -1,0 +1,83 @@
+"""Proofs that a comparison looks at all, for every check: they need no run, only a golden.
+
+A planted bug proves the comparison of the kind of record that it moves. A misspelt name or a
+tolerance without end may blind the gate to another kind, so each kind that a golden has is edited
+in turn, grossly, and must be found; and what was compared must be what both traces hold.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from validation.compare import Comparison, Tolerances
+from validation.goldens import Golden
+from validation.trace import Event, Sketch, Trace
+
+# So many times too large that no tolerance of any use lets it pass.
+_GROSS = 1e3
+
+
+def shared_records(golden: Trace, actual: Trace) -> int:
+    """How many records both traces have: what a comparison must have compared."""
+    events = {event.key for event in golden.events} & {event.key for event in actual.events}
+    values = sum(
+        len(series.keys() & actual.curves.get(metric, {}).keys())
+        for metric, series in golden.curves.items()
+    )
+    return len(events) + values + len(golden.tables.keys() & actual.tables.keys())
+
+
+def unseen_edit(
+    golden: Golden, compare: Callable[[Trace, Trace, Tolerances], Comparison]
+) -> str | None:
+    """The first gross edit of a golden's own trace that the comparison does not find, or None.
+
+    Args:
+        golden: trace and tolerances.
+        compare: the comparison that is to prove itself.
+    """
+    for name, trace in _edited(golden.trace):
+        if not compare(golden.trace, trace, golden.tolerances).divergences:
+            return name
+    return None
+
+
+def _edited(trace: Trace) -> Iterator[tuple[str, Trace]]:
+    """What was done, and the trace that it was done to, for each kind of record."""
+    for metric, series in list(trace.curves.items())[:1]:
+        step, value = next(iter(series.items()))
+        for what, wrong in (("a wrong value", _GROSS * (abs(value) + 1.0)), ("a NaN", math.nan)):
+            curves = {**trace.curves, metric: {**series, step: wrong}}
+            yield f"{what} of {metric} at step {step}", replace(trace, curves=curves)
+        curves = {name: kept for name, kept in trace.curves.items() if name != metric}
+        yield f"the loss of {metric}", replace(trace, curves=curves)
+    for floating in (True, False):
+        for place, event in enumerate(trace.events):
+            if event.floating is floating and _editable(event):
+                events = [*trace.events]
+                events[place] = replace(event, value=_edited_value(event.value))
+                name = f"a wrong {event.key.module}.{event.key.tensor}"
+                yield name, replace(trace, events=events)
+                break
+    for name, rows in list(trace.tables.items())[:1]:
+        tables = {**trace.tables, name: [*rows, ["edited"]]}
+        yield f"a wrong table {name}", replace(trace, tables=tables)
+
+
+def _editable(event: Event) -> bool:
+    return not isinstance(event.value, Sketch) or 0.0 < event.value.norm < math.inf
+
+
+def _edited_value(value: object) -> object:
+    if not isinstance(value, Sketch):
+        return {"edited": True}
+    return replace(
+        value,
+        norm=_GROSS * value.norm,
+        mean=_GROSS * value.mean,
+        abs_max=_GROSS * value.abs_max,
+        digest="edited",
+        projections=tuple(_GROSS * projection for projection in value.projections),
+    )
