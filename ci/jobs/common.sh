@@ -107,7 +107,7 @@ names() {
 take() {
     local revision=$1 folder=$2 present
     shift 2
-    present=$(git ls-tree --name-only "$revision" -- "$@")
+    present=$(git ls-tree --name-only "$revision" -- "$@") || return
     if [ -n "$present" ]; then
         # shellcheck disable=SC2086 # the names are the callers' own words
         git archive "$revision" $present | tar -x -C "$folder"
