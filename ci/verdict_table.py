@@ -59,12 +59,17 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("file", nargs="+", type=Path)
+    parser.add_argument("--failed", action="store_true", help="print failed cases' names alone")
+    options = parser.parse_args()
     try:
-        tables = [read(path) for path in parser.parse_args().file]
+        tables = [read(path) for path in options.file]
     except (VerdictError, OSError) as error:
         print(f"verdict_table: {error}", file=sys.stderr)
         return 2
-    print("\n\n".join(map(render, tables)))
+    if options.failed:
+        print("\n".join(r.case for table in tables for r in table.rows if r.verdict == "FAIL"))
+    else:
+        print("\n\n".join(map(render, tables)))
     return 0
 
 

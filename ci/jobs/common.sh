@@ -42,8 +42,9 @@ worst() {
 # gate LANE BASE OUTPUT checks a lane, and leaves verdict.json, report.html, junit.xml and verdict.md
 # in OUTPUT. Returns as `golden check` does.
 #
-# With a BASE, its whole gate decides: its `golden`, its choice of cases by changed paths, its judge.
-# Cases that only the head declares cannot be judged by the base; their own goldens do, in OUTPUT/new.
+# With a BASE, the whole gate of where the head left it decides: its `golden`, its choice of cases by
+# changed paths, its judge. Cases that only the head declares cannot be judged by it; their own
+# goldens do, in OUTPUT/new.
 gate() {
     local lane=$1 base=$2 output=$3 status=0 judge
     mkdir -p "$output"
@@ -62,6 +63,7 @@ gate() {
 judged_gate() {
     local lane=$1 base=$2 output=$3 judge=$4 status=0 new_status=0 selected="" base_names head_names
     local -a cases=() added=()
+    base=$(git merge-base "$base" HEAD) || return 2
     take "$base" "$judge" validation ci || return 2
     if [ -e "$judge/ci/select_cases.py" ]; then
         selected=$(by "$judge" python3 -P "$judge/ci/select_cases.py" "$base" --lane "$lane") ||

@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 
+# The scripts in ci/ are run as files, which see each other.
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "ci"))
+
 _NAME = "validation_conftest_of_tests"
 _SPEC = importlib.util.spec_from_file_location(
     _NAME, Path(__file__).resolve().parents[1] / "validation" / "conftest.py"

@@ -10,15 +10,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-CI = Path(__file__).resolve().parents[2] / "ci"
-sys.path.insert(0, str(CI))
-
 import attribute
+import pytest
 from attribute import NEW_NEW, NEW_OLD, OLD_NEW, OLD_OLD, Cause, Question, decide
+
 from validation.bisect import State
 
+CI = Path(__file__).resolve().parents[2] / "ci"
 QUESTION = Question(case="tiny_moe", lane="cpu", good="v1", bad="HEAD")
 GOOD, BAD, BROKEN = State.GOOD, State.BAD, State.BROKEN
 
@@ -88,18 +86,24 @@ def test_what_to_run_next_can_be_pasted() -> None:
     assert "--old-python" in decide({NEW_NEW: BAD, OLD_NEW: BAD}, QUESTION).next
 
 
-def attributed(project: Any, *words: str, **variables: str) -> Any:
-    """Runs the command in a project; returns its JSON."""
-    command = [sys.executable, str(CI / "attribute.py"), *words, "--json", "reports/why.json"]
-    done = subprocess.run(
-        command,
+def run(project: Any, *words: str) -> subprocess.CompletedProcess[str]:
+    """Runs the command in a project, whose own folder is on the path, as in a job."""
+    extra = [os.environ["EXTRA_PATH"]] if "EXTRA_PATH" in os.environ else []
+    path = os.pathsep.join([str(project.root), project.environment()["PYTHONPATH"], *extra])
+    return subprocess.run(
+        [sys.executable, str(CI / "attribute.py"), *words],
         cwd=project.root,
-        env=project.environment(**variables),
+        env=project.environment(PYTHONPATH=path),
         capture_output=True,
         text=True,
         timeout=200,
         check=False,
     )
+
+
+def attributed(project: Any, *words: str) -> Any:
+    """The JSON of the command."""
+    done = run(project, *words, "--json", "reports/why.json")
     assert done.returncode == 0, done.stderr
     return json.loads((project.root / "reports" / "why.json").read_text())
 
@@ -126,9 +130,10 @@ def test_a_failure_is_followed_to_the_code_or_to_the_environment(
     assert len(found["cells"]) == 4
 
     # The same numbers as before the bug, but for a library that is another in the new environment.
-    project.git("revert", "--no-edit", bug)
     project.git("reset", "-q", "--hard", f"{bug}~1")
-    (project.site / "sitecustomize.py").write_text(
+    changed = tmp_path / "changed"
+    changed.mkdir()
+    (changed / "sitecustomize.py").write_text(
         "import os\n"
         "if 'OLD_ENVIRONMENT' not in os.environ:\n"
         "    import torch\n"
@@ -139,8 +144,9 @@ def test_a_failure_is_followed_to_the_code_or_to_the_environment(
     )
     (project.root / "notes.txt").write_text("harmless\n")
     project.commit("notes")
-    found = attributed(project, *words)
-    (project.site / "sitecustomize.py").unlink()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EXTRA_PATH", str(changed))
+        found = attributed(project, *words)
     assert found["verdict"] == "ENVIRONMENT"
     assert "golden rebase plain_seed" in found["next"]
     assert project.git("worktree", "list").count("\n") == 1
@@ -150,7 +156,7 @@ def test_a_failure_is_followed_to_the_code_or_to_the_environment(
     assert [cell["state"] for cell in found["cells"]] == ["good"]
 
 
-def test_wrong_words_are_refused(golden_project: Any, tmp_path: Path) -> None:
+def test_wrong_words_are_refused(golden_project: Any) -> None:
     for words, complaint in (
         (["no_such", "--lane", "cpu", "--good", "HEAD"], "no_such"),
         (["plain_seed", "--lane", "cpu", "--good", "gone"], "gone"),
@@ -159,14 +165,7 @@ def test_wrong_words_are_refused(golden_project: Any, tmp_path: Path) -> None:
             "no Python environment",
         ),
     ):
-        done = subprocess.run(
-            [sys.executable, str(CI / "attribute.py"), *words],
-            cwd=golden_project.root,
-            env=golden_project.environment(),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        done = run(golden_project, *words)
         assert done.returncode == 2
         assert complaint in done.stderr
     assert attribute.interpreter(Path(sys.prefix))

@@ -166,7 +166,8 @@ def test_the_bases_gate_judges_what_a_change_can_move(stubbed: Runner) -> None:
     job = stubbed.run("pre_merge.sh", "HEAD~1", "reports/here")
     assert job.code == 1, job.err
     (call,) = recorded(stubbed)
-    assert call[-4:-1] == ["laws", "--judge", "HEAD~1"]
+    base = stubbed.project.git("rev-parse", "HEAD~1").strip()
+    assert call[-4:-1] == ["laws", "--judge", base]
     assert call[-1] != f"GATE={stubbed.project.root}"
     assert stubbed.verdict("reports/here") == _VERDICT
     assert "1 of 10 records differ" in job.out
