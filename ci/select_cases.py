@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import functools
 import re
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -157,7 +158,7 @@ def files_used(case: Case, tree: Path) -> set[str]:
         found.add(path)
         # A file that moves every case may name every case, such as the one that declares them.
         if path.endswith(".py") and reach_of(path) is not Reach.EVERYTHING:
-            waiting += [p for word in _mentioned(tree, path) for p in _files(word, tree)]
+            waiting += _mentioned(tree, path)
     return found
 
 
@@ -172,12 +173,19 @@ def _strings(value: Any) -> Iterator[str]:
             yield from _strings(part)
 
 
-def _mentioned(tree: Path, path: str) -> Iterator[str]:
-    """Modules that a file imports, lazily or not, and strings that may name more of them."""
+@functools.cache  # the cases share most of what they use
+def _mentioned(tree: Path, path: str) -> Sequence[str]:
+    """Files that a file imports, lazily or not, or names in a string."""
     try:
         parsed = ast.parse((tree / path).read_text())
     except SyntaxError:
-        return  # every case that imports it fails, whichever of them is chosen
+        return ()  # every case that imports it fails, whichever of them is chosen
+    found = (name for word in _words(parsed, path) for name in _files(word, tree))
+    return tuple(dict.fromkeys(found))
+
+
+def _words(parsed: ast.Module, path: str) -> Iterator[str]:
+    """Modules, as they are imported, and strings."""
     package = path.removesuffix(".py").removesuffix("/__init__").split("/")
     if not path.endswith("__init__.py"):
         package = package[:-1]

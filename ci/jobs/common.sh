@@ -66,7 +66,7 @@ judged_gate() {
     base=$(git merge-base "$base" HEAD) || return 2
     take "$base" "$judge" validation ci || return 2
     if [ -e "$judge/ci/select_cases.py" ]; then
-        selected=$(by "$judge" python3 -P "$judge/ci/select_cases.py" "$base" --lane "$lane") ||
+        selected=$(by "$judge" python3 "$judge/ci/select_cases.py" "$base" --lane "$lane") ||
             return $?
     fi
     base_names=$(by "$judge" names "$lane") || return $?
@@ -102,7 +102,7 @@ check() {
 
 # names LANE prints the lane's declared cases, sorted.
 names() {
-    python3 -P "$CI_DIRECTORY/select_cases.py" --lane "$1" | LC_ALL=C sort
+    python3 "$CI_DIRECTORY/select_cases.py" --lane "$1" | LC_ALL=C sort
 }
 
 # take REVISION FOLDER NAME... copies what a revision has of these.
@@ -120,7 +120,7 @@ take() {
 summarise() {
     local output=$1
     find "$output" -name verdict.json -size +0 -print0 | sort -z |
-        xargs -0 -r python3 -P "$CI_DIRECTORY/verdict_table.py" >"$output/verdict.md"
+        xargs -0 -r python3 "$CI_DIRECTORY/verdict_table.py" >"$output/verdict.md"
     cat "$output/verdict.md"
     if [ -n "${GITHUB_STEP_SUMMARY:-}" ]; then
         cat "$output/verdict.md" >>"$GITHUB_STEP_SUMMARY"

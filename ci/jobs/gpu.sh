@@ -17,5 +17,5 @@ lane=$1 output=${3:-reports/$1}
 prepare
 status=0
 gate "$lane" "${2:-}" "$output" || status=$?
-python3 -P "$CI_DIRECTORY/gpu_minutes.py" "$output" --json "$output/gpu-minutes.json"
+python3 "$CI_DIRECTORY/gpu_minutes.py" "$output" --json "$output/gpu-minutes.json"
 exit "$status"

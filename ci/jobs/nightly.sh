@@ -59,8 +59,8 @@ attribute() {
     if [ -n "${OLD_PYTHON:-}" ]; then
         words+=(--old-python "$OLD_PYTHON")
     fi
-    for case in $(python3 -P "$CI_DIRECTORY/verdict_table.py" --failed "$output/verdict.json"); do
-        python3 -P "$CI_DIRECTORY/attribute.py" "$case" "${words[@]}" \
+    for case in $(python3 "$CI_DIRECTORY/verdict_table.py" --failed "$output/verdict.json"); do
+        python3 "$CI_DIRECTORY/attribute.py" "$case" "${words[@]}" \
             --json "$output/attribution/$case.json" || echo "$case: not attributed" >&2
     done
 }
@@ -74,5 +74,5 @@ if [ -s "$output/verdict.json" ] && [ -n "$night" ]; then
     attribute
 fi
 golden publish || echo "not all runs are in MLflow; they wait in runs/" >&2
-python3 -P "$CI_DIRECTORY/gpu_minutes.py" "$output" --json "$output/gpu-minutes.json"
+python3 "$CI_DIRECTORY/gpu_minutes.py" "$output" --json "$output/gpu-minutes.json"
 exit "$(worst "${codes[@]}")"
