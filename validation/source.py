@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 # Recorded results and prose: what they hold does not change what a run computes.
-NOT_SOURCE = ("goldens/", "docs/", "runs/", "reports/", "mlruns/")
+NOT_SOURCE = ("goldens/", "docs/", "runs/", "reports/", "mlruns/", "benchmarks/results/")
 
 
 class RepositoryError(RuntimeError):
@@ -48,10 +48,17 @@ def source_files(root: Path) -> list[str]:
     return sorted({name for name in listed.split("\0") if name and not name.startswith(NOT_SOURCE)})
 
 
-def source_digest(root: Path) -> str:
-    """BLAKE2b-128 over names and contents of the source files, as they are in the working tree."""
+def source_digest(root: Path, without: Sequence[str] = ()) -> str:
+    """BLAKE2b-128 over names and contents of the source files, as they are in the working tree.
+
+    Args:
+        root: the repository.
+        without: folders, as `tests/`, to leave out besides `NOT_SOURCE`.
+    """
     hasher = hashlib.blake2b(digest_size=16)
     for name in source_files(root):
+        if name.startswith(tuple(without)):
+            continue
         path = root / name
         if path.is_symlink():
             content = str(path.readlink()).encode()

@@ -154,7 +154,7 @@ def serve() -> int:
     """Answers requests on stdin until it closes; returns 0."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what imports print belongs into the log
-    _die_with_parent(signal.SIGTERM)
+    die_with_parent(signal.SIGTERM)
     children: set[int] = set()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
@@ -221,7 +221,7 @@ def _run(request: Mapping[str, Any], answers: int) -> None:
     code = 1
     try:
         os.setsid()
-        _die_with_parent(signal.SIGKILL)
+        die_with_parent(signal.SIGKILL)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)
         os.close(answers)
@@ -245,7 +245,7 @@ def _run(request: Mapping[str, Any], answers: int) -> None:
         os._exit(code & 0xFF)
 
 
-def _die_with_parent(signal_number: int) -> None:
+def die_with_parent(signal_number: int) -> None:
     """Asks Linux to signal this process when its parent ends, however it ends."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal_number)

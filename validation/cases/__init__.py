@@ -11,6 +11,7 @@ from validation.cases.base import (
     discover_benign,
     discover_cases,
     discover_faults,
+    discover_throughput_faults,
 )
 
 __all__ = [
@@ -24,4 +25,5 @@ __all__ = [
     "discover_benign",
     "discover_cases",
     "discover_faults",
+    "discover_throughput_faults",
 ]

@@ -93,6 +93,8 @@ class Case:
         needs: see `Needs`.
         law: what its run owes another case's, besides its own golden.
         decode: `module:function`, text of a list of token ids, for the reports.
+        throughput: `module:function`, called as function(pacer, settings) to train unobserved at
+            the pace of `golden bench`, until the pacer stops it.
     """
 
     name: str
@@ -107,6 +109,7 @@ class Case:
     needs: Needs = field(default_factory=Needs)
     law: Law | None = None
     decode: str | None = None
+    throughput: str | None = None
 
     def __post_init__(self) -> None:
         if not safe_name(self.name):
@@ -182,6 +185,7 @@ class Benign:
         description: what changes, and why it is harmless.
         plant: `module:function`; a context manager entered in the worker around the target.
         case: the case that must pass.
+        steps: training steps that it runs; None is the whole case.
         lanes: where it applies.
     """
 
@@ -189,6 +193,7 @@ class Benign:
     description: str
     plant: str
     case: str
+    steps: int | None = None
     lanes: Sequence[str] = ("cpu",)
 
     def __post_init__(self) -> None:
@@ -222,6 +227,18 @@ def discover_benign() -> dict[str, Benign]:
     """
     found = _discover("validation.faults", "BENIGN", Benign, "id", optional=True)
     return {change.id: change for change in found}
+
+
+def discover_throughput_faults() -> dict[str, Fault]:
+    """Every planted slowdown, by id: `THROUGHPUT_FAULTS` of the modules that offer faults.
+
+    They change no number that a golden holds, so neither the kill matrix nor the canary has them.
+
+    Raises:
+        CaseError: an id twice.
+    """
+    found = _discover("validation.faults", "THROUGHPUT_FAULTS", Fault, "id", optional=True)
+    return {fault.id: fault for fault in found}
 
 
 def _discover(

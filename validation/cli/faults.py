@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 from validation.cases import LANES, CaseError, discover_benign, discover_cases, discover_faults
@@ -15,7 +16,9 @@ from validation.environment import gpu_count
 from validation.files import DamagedFileError, encode_json, write_atomically
 from validation.goldens import Golden, GoldenStore
 from validation.goldens.acceptance import RefusedError
-from validation.power.matrix import Matrix, MatrixPlan, run_matrix
+from validation.power.matrix import Matrix, scores
+from validation.power.page import headline, render_html, render_markdown, verdict_of
+from validation.power.planting import MatrixPlan, run_matrix, unseen_environment
 from validation.source import find_root, source_digest
 
 
@@ -26,15 +29,20 @@ def add_commands(commands: Any) -> None:
         help="plant each known bug and print the kill matrix",
         description="Plants each known bug in a run of its own and says which case caught it,\n"
         "at which step, and where it was traced to. Runs use other threads, vector\n"
-        "instructions and perturbed weights than calibration did; clean runs and benign\n"
-        "changes must pass there. Exits 1 with survivors or false alarms.",
+        "instructions and perturbed weights than calibration did; clean runs, benign changes\n"
+        "and every bug's twin (the same patch without effect) must pass there. Exits 1 with\n"
+        "survivors or false alarms.",
         epilog="examples:\n  golden faults\n  golden faults --only window-plus-one\n"
-        "  golden faults --full --json > matrix.json   (every case on every fault)\n",
+        "  golden faults --full --json > matrix.json   (every case on every fault)\n"
+        "  golden faults --output docs/power           (matrix.md, matrix.html, matrix.json)\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--only", action="append", metavar="ID", help="this fault; repeatable")
     parser.add_argument("--full", action="store_true", help="do not stop at the first kill")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="also write the matrix to DIR, as documents"
+    )
     parser.add_argument("--lane", choices=list(LANES), help="default: what this machine is")
     parser.set_defaults(func=faults)
 
@@ -79,8 +87,19 @@ def faults(options: argparse.Namespace) -> int:
         jobs=jobs,
         log=folder.log,
     )
-    matrix = run_matrix(plan, chosen, benign, progress)
-    write_atomically(folder.path / "faults.json", encode_json(matrix.to_json()))
+    with progress:
+        matrix = run_matrix(plan, chosen, benign, progress)
+    where = _where(plan)
+    write_atomically(folder.path / "faults.json", encode_json(matrix.details()))
+    write_atomically(folder.path / "faults.html", render_html(matrix, where).encode())
+    if options.output:
+        documents = {
+            "matrix.json": encode_json(matrix.details()),
+            "matrix.html": render_html(matrix, where).encode(),
+            "matrix.md": render_markdown(matrix, where).encode(),
+        }
+        for name, content in documents.items():
+            write_atomically(options.output / name, content)
     if options.json:
         json.dump(matrix.to_json(), sys.stdout, allow_nan=False)
         print()
@@ -90,25 +109,30 @@ def faults(options: argparse.Namespace) -> int:
     return 1 if matrix.survivors or matrix.false_alarms else 0
 
 
+def _where(plan: MatrixPlan) -> str:
+    """The environment of the planted runs, in words."""
+    if plan.lane != "cpu":
+        return f"Lane {plan.lane}, initial weights moved by one unit in the last place."
+    chosen = {n: v for g in plan.goldens.values() for n, v in unseen_environment(g).items()}
+    settings = ", ".join(f"{name}={value}" for name, value in sorted(chosen.items()))
+    return f"{settings}, initial weights moved by one unit in the last place."
+
+
 def render(matrix: Matrix) -> str:
     """The matrix as text, survivors first."""
-    rows = [("fault", "category", "verdict", "case", "step", "traced to")]
+    rows = [("fault", "category", "verdict", "case", "step", "by", "traced to")]
     for kill in matrix.kills:
-        step = "-" if kill.first is None else str(kill.first.step)
-        place = kill.localised or kill.note or "-"
+        first = kill.sightings[0] if kill.sightings else None
+        step, by = ("-", "-") if first is None else (str(first.first.step), first.comparator)
+        place = kill.localised or kill.fault.equivalent or kill.note or "-"
         mark = "" if kill.localised_right or not kill.killed else f" (is in {kill.fault.component})"
-        verdict = "killed" if kill.killed else "SURVIVED"
-        rows.append((kill.fault.id, kill.fault.category, verdict, kill.case, step, place + mark))
-    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+        row = kill.fault.id, kill.fault.category, verdict_of(kill), kill.case, step, by
+        rows.append((*row, place + mark))
+    widths = [max(len(row[column]) for row in rows) for column in range(6)]
     lines = [
-        "  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[5]])
+        "  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[6]])
         for row in rows
     ]
     lines += [f"false alarm: {entry.id}: {entry.note}" for entry in matrix.false_alarms]
-    killed = len(matrix.kills) - len(matrix.survivors)
-    right = sum(kill.localised_right for kill in matrix.kills)
-    lines.append(
-        f"{killed} of {len(matrix.kills)} killed, {right} traced to the right place; "
-        f"{len(matrix.false_alarms)} false alarm(s) in {len(matrix.passes)} harmless runs"
-    )
-    return "\n".join(lines)
+    lines += [f"{name}: {value}" for name, value in scores(matrix).items()]
+    return "\n".join([*lines, headline(matrix)])

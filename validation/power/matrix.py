@@ -1,29 +1,38 @@
-"""`golden faults`: plant each known bug, run the gate, and see whether and where it is caught.
-
-A kill counts only at the golden's frozen tolerances, in an environment that calibration never saw:
-another thread count, other vector instructions and perturbed initial weights, all at once. A run
-that crashes is no kill: the gate compared nothing. In the same environment every case must pass
-without a fault, and so must every benign change.
-"""
+"""The kill matrix: what became of every planted bug, its twin, and every harmless change."""
 
 from __future__ import annotations
 
-import os
-import threading
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from validation.cases import Benign, Case, Fault
-from validation.compare import MISSING, Comparison, compare
-from validation.execution import RunError, RunOptions, close_parents, run_case
-from validation.goldens import Golden
+from validation.cases import Fault
+from validation.power.rates import lower_bound, upper_bound
+from validation.trace import Trace
 from validation.verdict import Divergence
 
-# A perturbation that no calibration uses: it counts its seeds up from 1.
-PERTURBATION = 1_000_003
+# A bug should show within so many training steps.
+EARLY_STEPS = 3
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """A case that failed with a bug planted.
+
+    Attributes:
+        case: its name.
+        first: the first divergence.
+        comparator: kind of the record: `discrete`, `table`, `tensor`, `curve` or `law`.
+    """
+
+    case: str
+    first: Divergence
+    comparator: str
+
+    @property
+    def place(self) -> str:
+        """Where the gate says that the bug is."""
+        return ".".join(part for part in (self.first.module, self.first.tensor) if part)
 
 
 @dataclass(frozen=True)
@@ -32,29 +41,50 @@ class Kill:
 
     Attributes:
         fault: what was planted.
-        killed: whether a case failed.
-        case: the case that killed it, or the last one tried.
-        first: where it was first seen.
+        sightings: cases that failed, the deciding one first; empty for a survivor.
+        tried: the last case that was tried.
         note: why it survived.
+        differs: of a survivor, whether its trace differs at all from a clean one's, bit by bit.
     """
 
     fault: Fault
-    killed: bool
-    case: str
-    first: Divergence | None = None
+    sightings: Sequence[Sighting] = ()
+    tried: str = ""
     note: str = ""
+    differs: bool | None = None
+
+    @property
+    def killed(self) -> bool:
+        """Whether a case failed."""
+        return bool(self.sightings)
+
+    @property
+    def equivalent(self) -> bool:
+        """Whether it is declared to change nothing, and its trace is a clean one's."""
+        return self.fault.equivalent is not None and not self.killed and self.differs is False
+
+    @property
+    def case(self) -> str:
+        """The case that killed it, or the last one tried."""
+        return self.sightings[0].case if self.sightings else self.tried
 
     @property
     def localised(self) -> str | None:
         """Where the gate says that the bug is."""
-        if self.first is None:
-            return None
-        return ".".join(part for part in (self.first.module, self.first.tensor) if part)
+        return self.sightings[0].place if self.sightings else None
+
+    @property
+    def step(self) -> int | None:
+        """Training step of the first divergence; 0 is before training."""
+        return self.sightings[0].first.step if self.sightings else None
 
     @property
     def localised_right(self) -> bool:
-        """Whether that is the component which the fault is in."""
-        return self.localised is not None and self.fault.component in self.localised
+        """Whether that is the component, or the phase, which the fault is in."""
+        if not self.sightings:
+            return False
+        component = self.fault.component
+        return component in (self.localised or "") or component == self.sightings[0].first.phase
 
     def to_json(self) -> dict[str, Any]:
         """The contract's object of a fault."""
@@ -64,7 +94,7 @@ class Kill:
             "component": self.fault.component,
             "killed": self.killed,
             "case": self.case,
-            "step": None if self.first is None else self.first.step,
+            "step": self.step,
             "localised": self.localised,
             "localised_right": self.localised_right,
         }
@@ -72,168 +102,146 @@ class Kill:
 
 @dataclass(frozen=True)
 class Pass:
-    """What became of a change that must pass: a benign one, or none at all.
+    """What became of a change that must pass: a benign one, a bug's twin, or none at all.
 
     Attributes:
-        id: of the benign change; `unchanged/<case>` for a clean run.
+        id: of the benign change; `twin/<fault>`; `unchanged/<case>` for a clean run.
         passed: whether nothing differed beyond tolerance.
         note: what differed first.
+        description: what was changed.
     """
 
     id: str
     passed: bool
     note: str = ""
+    description: str = ""
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """Every fault and every benign change; survivors first."""
+    """Every fault, survivors first, and everything that must pass."""
 
     kills: Sequence[Kill]
     passes: Sequence[Pass] = field(default=())
 
     @property
     def survivors(self) -> list[Kill]:
-        """Faults that no case caught."""
-        return [kill for kill in self.kills if not kill.killed]
+        """Faults that no case caught, proved equivalents left out."""
+        return [kill for kill in self.kills if not kill.killed and not kill.equivalent]
+
+    @property
+    def equivalents(self) -> list[Kill]:
+        """Faults whose trace is proved to be a clean one's."""
+        return [kill for kill in self.kills if kill.equivalent]
+
+    @property
+    def killed(self) -> list[Kill]:
+        """Faults that some case caught."""
+        return [kill for kill in self.kills if kill.killed]
 
     @property
     def false_alarms(self) -> list[Pass]:
         """Changes that must pass, and did not."""
         return [entry for entry in self.passes if not entry.passed]
 
+    def harmless(self, kind: str) -> list[Pass]:
+        """Entries of one kind: `unchanged`, `twin`, or `benign`."""
+        return [entry for entry in self.passes if kind_of(entry) == kind]
+
     def to_json(self) -> dict[str, Any]:
         """The one object that `golden faults --json` prints."""
         return {
             "faults": [kill.to_json() for kill in self.kills],
             "benign": [{"id": entry.id, "passed": entry.passed} for entry in self.passes],
-            "killed": len(self.kills) - len(self.survivors),
+            "killed": len(self.killed),
             "total": len(self.kills),
             "false_alarms": len(self.false_alarms),
         }
 
-
-@dataclass(frozen=True, kw_only=True)
-class MatrixPlan:
-    """What to plant, and what to judge by.
-
-    Attributes:
-        root: the repository.
-        lane: lane of the goldens.
-        goldens: by case; only cases with a golden can kill.
-        cases: by name.
-        full: try every case on every fault, not only until the first kill.
-        jobs: runs at a time.
-        log: receives what the runs print.
-    """
-
-    root: Path
-    lane: str
-    goldens: Mapping[str, Golden]
-    cases: Mapping[str, Case]
-    full: bool
-    jobs: int
-    log: Path
-
-
-def run_matrix(
-    plan: MatrixPlan,
-    faults: Sequence[Fault],
-    benign: Sequence[Benign],
-    progress: Callable[[str], None],
-) -> Matrix:
-    """Plants everything, each in a run of its own, and collects what the gate says."""
-    telling = threading.Lock()
-
-    def tell(text: str) -> None:
-        with telling:
-            progress(text)
-
-    def kill(fault: Fault) -> Kill:
-        done = _try_fault(plan, fault)
-        verdict = f"killed by {done.case} at {done.localised}" if done.killed else "SURVIVED"
-        tell(f"{fault.id}: {verdict} {done.note}".rstrip())
-        return done
-
-    def must_pass(entry: tuple[str, str, str | None]) -> Pass:
-        done = _try_pass(plan, *entry)
-        tell(f"{done.id}: {'passes' if done.passed else 'FALSE ALARM'} {done.note}".rstrip())
-        return done
-
-    needed = {fault.case for fault in faults} | {change.case for change in benign}
-    entries: list[tuple[str, str, str | None]] = [
-        (f"unchanged/{name}", name, None) for name in sorted(needed & plan.goldens.keys())
-    ]
-    entries += [(change.id, change.case, change.plant) for change in benign]
-    with ThreadPoolExecutor(plan.jobs) as pool:
-        try:
-            passes = list(pool.map(must_pass, entries))
-            kills = list(pool.map(kill, faults))
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            close_parents()  # so that the threads' runs end now
-            raise
-    return Matrix(sorted(kills, key=lambda k: (k.killed, k.fault.category, k.fault.id)), passes)
+    def details(self) -> dict[str, Any]:
+        """What the run folder keeps: the above, and everything that the pages show."""
+        faults = [
+            {
+                **kill.to_json(),
+                "imitates": kill.fault.imitates,
+                "equivalent": kill.fault.equivalent if kill.equivalent else None,
+                "differs_bitwise": True if kill.killed else kill.differs,
+                "note": kill.note,
+                "sightings": [
+                    {
+                        "case": s.case,
+                        "step": s.first.step,
+                        "phase": s.first.phase,
+                        "comparator": s.comparator,
+                        "localised": s.place,
+                    }
+                    for s in kill.sightings
+                ],
+            }
+            for kill in self.kills
+        ]
+        benign = [
+            {"id": p.id, "passed": p.passed, "note": p.note, "description": p.description}
+            for p in self.passes
+        ]
+        return {**self.to_json(), "faults": faults, "benign": benign, "scores": scores(self)}
 
 
-def unseen_environment(golden: Golden) -> dict[str, str]:
-    """Variables that differ from the golden's environment in everything harmless."""
-    recorded = golden.trace.provenance.get("environment", {})
-    threads = 1 if recorded.get("threads") != 1 else min(2, os.cpu_count() or 1)
-    chosen = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-    if str(recorded.get("cpu_isa")).upper() != "DEFAULT":
-        chosen["ATEN_CPU_CAPABILITY"] = "default"
-    return chosen
+def kind_of(entry: Pass) -> str:
+    """What sort of change this was: `unchanged`, `twin` or `benign`."""
+    prefix, slash, _ = entry.id.partition("/")
+    return prefix if slash and prefix in ("unchanged", "twin") else "benign"
 
 
-def _try_fault(plan: MatrixPlan, fault: Fault) -> Kill:
-    names = [fault.case, *sorted(plan.goldens.keys() - {fault.case})]
-    found: Kill | None = None
-    notes = []
-    # The first case is cheapest cut short; most faults show within the first steps.
-    attempts: list[tuple[str, int | None]] = [(name, None) for name in names]
-    if fault.canary_steps:
-        attempts.insert(0, (names[0], fault.canary_steps))
-    for name, steps in attempts:
-        if name not in plan.goldens:
-            notes.append(f"{name} has no golden")
-            continue
-        try:
-            comparison = _compare(plan, name, fault.plant, steps)
-        except RunError as error:
-            notes.append(f"{name}: {str(error).splitlines()[-1]}")
-            continue
-        first = next(
-            (d for d in comparison.divergences if MISSING not in (d.expected, d.actual)),
-            None,
-        )
-        if first is not None and found is None:
-            found = Kill(fault, True, name, first)
-            if not plan.full:
-                return found
-    return found or Kill(fault, False, names[-1], note="; ".join(notes))
+def comparator_of(first: Divergence) -> str:
+    """The kind of record that a divergence is of."""
+    if first.tensor == "table":
+        return "table"
+    if isinstance(first.expected, str) and first.expected.endswith(" holds"):
+        return "law"
+    if first.module == "training":
+        return "curve"
+    return "discrete" if first.relative_error is None else "tensor"
 
 
-def _try_pass(plan: MatrixPlan, name: str, case: str, plant: str | None) -> Pass:
-    if case not in plan.goldens:
-        return Pass(name, False, f"{case} has no golden")
-    try:
-        comparison = _compare(plan, case, plant, None)
-    except RunError as error:
-        return Pass(name, False, str(error).splitlines()[-1])
-    if comparison.divergences:
-        first = comparison.divergences[0]
-        return Pass(name, False, f"step {first.step} {first.phase} {first.module}.{first.tensor}")
-    return Pass(name, comparison.compared > 0)
+def scores(matrix: Matrix) -> dict[str, str]:
+    """The figures of a matrix in words, with exact one-sided 95 % bounds."""
+    total, killed = len(matrix.kills), len(matrix.killed)
+    able = total - len(matrix.equivalents)
+    early = sum(1 for kill in matrix.killed if (kill.step or 0) <= EARLY_STEPS)
+    right = sum(1 for kill in matrix.killed if kill.localised_right)
+    bitwise = sum(1 for kill in matrix.kills if kill.killed or kill.differs)
+    rows = {
+        "killed, of all": _at_least(killed, total),
+        "killed, equivalents left out": _at_least(killed, able),
+        "killed if bits counted": _at_least(bitwise, total),
+        "first divergence in the right place": _at_least(right, killed),
+        f"killed within {EARLY_STEPS} steps": _at_least(early, killed),
+    }
+    for kind, name in (
+        ("benign", "harmless changes passed"),
+        ("twin", "twins passed"),
+        ("unchanged", "clean runs passed"),
+    ):
+        entries = matrix.harmless(kind)
+        if entries:
+            alarms = sum(not entry.passed for entry in entries)
+            rows[name] = (
+                f"{len(entries) - alarms} of {len(entries)} "
+                f"(false alarms at most {upper_bound(alarms, len(entries)):.1%})"
+            )
+    return rows
 
 
-def _compare(plan: MatrixPlan, name: str, plant: str | None, steps: int | None) -> Comparison:
-    golden = plan.goldens[name]
-    settings: dict[str, Any] = {"perturb_seed": PERTURBATION}
-    if steps is not None:
-        settings["stop_after"] = steps
-    environment = unseen_environment(golden) if plan.lane == "cpu" else {}
-    options = RunOptions(lane=plan.lane, settings=settings, fault=plant, environment=environment)
-    trace = run_case(plan.cases[name], options, plan.root, plan.log)
-    expected = golden.trace if steps is None else golden.trace.up_to(steps)
-    return compare(expected, trace, golden.tolerances)
+def _at_least(hits: int, runs: int) -> str:
+    if not runs:
+        return "0 of 0"
+    return f"{hits} of {runs} ({hits / runs:.1%}, at least {lower_bound(hits, runs):.1%})"
+
+
+def bitwise_equal(one: Trace, other: Trace) -> bool:
+    """Whether two traces hold the same records, bit for bit."""
+    from validation.compare import compare
+
+    comparison = compare(one, other, exact=True)
+    return not comparison.divergences and comparison.identical == comparison.compared > 0

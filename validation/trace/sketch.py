@@ -12,7 +12,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
+import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +32,11 @@ _SEED = 20260101
 _ON_DEVICE = 1 << 20
 _BLOCKS_AT_ONCE = 4096
 
+# Signs are drawn for so many blocks together, and larger contents are hashed in parts.
+_GROUP = 1024
+_PART_BYTES = 4 << 20
+_THREADS = 16
+
 
 @dataclass(frozen=True)
 class Sketch:
@@ -41,7 +48,7 @@ class Sketch:
         norm: Euclidean norm, accumulated in fp64; nan or inf where the tensor has them.
         mean: arithmetic mean.
         abs_max: largest magnitude.
-        digest: BLAKE2b-64 of dtype, shape and bytes.
+        digest: BLAKE2b-64 of dtype, shape and bytes, of large tensors of their parts' digests.
         projections: 24 fp32 numbers.
     """
 
@@ -62,10 +69,9 @@ def sketch(tensor: torch.Tensor) -> Sketch:
     flat = value.reshape(-1).to("cpu")
     dtype = str(value.dtype).removeprefix("torch.")
     shape = tuple(value.shape)
-    hasher = hashlib.blake2b(f"{dtype}{shape}".encode(), digest_size=8)
-    hasher.update(flat.contiguous().view(torch.uint8).numpy().data)
+    digest = _digest(f"{dtype}{shape}", flat.contiguous().view(torch.uint8).numpy().data)
     if value.is_cuda and value.numel() > _ON_DEVICE:
-        return Sketch(dtype, shape, digest=hasher.hexdigest(), **_on_device(value.reshape(-1)))
+        return Sketch(dtype, shape, digest=digest, **_on_device(value.reshape(-1)))
     numbers = flat.to(torch.float64 if flat.dtype == torch.float64 else torch.float32).numpy()
     return Sketch(
         dtype=dtype,
@@ -73,9 +79,23 @@ def sketch(tensor: torch.Tensor) -> Sketch:
         norm=_norm(numbers),
         mean=float(numbers.mean(dtype=np.float64)) if numbers.size else 0.0,
         abs_max=float(np.abs(numbers).max()) if numbers.size else 0.0,
-        digest=hasher.hexdigest(),
+        digest=digest,
         projections=tuple(float(p) for p in project(numbers)),
     )
+
+
+def _digest(header: str, content: memoryview) -> str:
+    """A hash whose parts are made in parallel: embeddings would take seconds."""
+    hasher = hashlib.blake2b(header.encode(), digest_size=8)
+    if len(content) <= _PART_BYTES:
+        hasher.update(content)
+        return hasher.hexdigest()
+    parts = (content[at : at + _PART_BYTES] for at in range(0, len(content), _PART_BYTES))
+    # Threads of this call alone: a process that keeps some cannot be forked safely.
+    with ThreadPoolExecutor(min(_THREADS, len(os.sched_getaffinity(0)))) as pool:
+        for digest in pool.map(lambda part: hashlib.blake2b(part, digest_size=32).digest(), parts):
+            hasher.update(digest)
+    return hasher.hexdigest()
 
 
 def _on_device(flat: torch.Tensor) -> dict[str, Any]:
@@ -95,7 +115,7 @@ def _on_device(flat: torch.Tensor) -> dict[str, Any]:
         blocks = (blocks.view(count, _BLOCK) * signs)[:, order]
         sums = blocks.view(count, PROJECTIONS, _BUCKET).sum(dim=-1, dtype=torch.float64)
         start = first // _BLOCK
-        turned = np.stack([_block_signs(index) for index in range(start, start + count)])
+        turned = _signs_of_blocks(start, count)
         totals += (sums * torch.from_numpy(turned).to(flat.device)).sum(dim=0)
     return {
         "norm": float(squares.sqrt()),
@@ -110,6 +130,7 @@ def project(numbers: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     fp32 rounding."""
     order, signs = _block()
     totals = np.zeros(PROJECTIONS)
+    turned = _signs_of_blocks(0, -(-numbers.size // _BLOCK))
     with np.errstate(all="ignore"):
         for index, start in enumerate(range(0, numbers.size, _BLOCK)):
             block = np.zeros(_BLOCK, dtype=numbers.dtype)
@@ -118,7 +139,7 @@ def project(numbers: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
             sums = (
                 (block * signs)[order].reshape(PROJECTIONS, _BUCKET).sum(axis=1, dtype=np.float64)
             )
-            totals += sums * _block_signs(index)
+            totals += sums * turned[index]
         return totals.astype(np.float32)
 
 
@@ -174,7 +195,17 @@ def _block() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     return random.permutation(_BLOCK), signs.astype(np.float32)
 
 
-@functools.lru_cache(maxsize=1 << 16)
-def _block_signs(index: int) -> np.ndarray[Any, Any]:
-    random = np.random.Generator(np.random.Philox(key=_SEED, counter=index + 1))
-    return random.integers(0, 2, PROJECTIONS, dtype=np.int8) * 2.0 - 1.0
+def _signs_of_blocks(first: int, count: int) -> np.ndarray[Any, Any]:
+    """Signs of consecutive blocks, fp64 [count, 24]."""
+    if count == 0:
+        return np.zeros((0, PROJECTIONS))
+    groups = range(first // _GROUP, (first + count - 1) // _GROUP + 1)
+    signs = np.concatenate([_group_signs(group) for group in groups])
+    start = first - groups[0] * _GROUP
+    return signs[start : start + count]
+
+
+@functools.lru_cache(maxsize=256)
+def _group_signs(group: int) -> np.ndarray[Any, Any]:
+    random = np.random.Generator(np.random.Philox(key=_SEED, counter=group + 1))
+    return random.integers(0, 2, (_GROUP, PROJECTIONS), dtype=np.int8) * 2.0 - 1.0

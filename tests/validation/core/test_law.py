@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from validation.cases import Law
-from validation.compare import compare_law
+from validation.compare import compare, compare_law
 from validation.recorder import Recorder
 from validation.trace import Trace
 
@@ -92,3 +92,25 @@ def test_nan_never_holds() -> None:
     law = replace(LAW, curves={"lm_loss": 1e9})
     assert compare_law(law, replace(straight(), curves=curves), replace(run, curves=curves))
     assert compare_law(law, straight(), replace(run, curves=curves)).divergences
+
+
+def recorded(error: float, bound: float = 1e-6) -> Trace:
+    recorder = Recorder()
+    recorder.law("model", "shift", error, bound)
+    return recorder.trace("run", {})
+
+
+@pytest.mark.parametrize("error", [1.0, float("nan"), float("inf")])
+def test_a_broken_law_fails_even_if_the_golden_has_it_so(error: float) -> None:
+    broken = recorded(error)
+    (first,) = compare(broken, broken).divergences
+    assert (first.module, first.tensor) == ("model", "law")
+    assert first.expected == "shift holds"
+    assert str(error) in str(first.actual)
+
+
+def test_a_law_that_holds_does_not_record_by_how_much() -> None:
+    held = compare(recorded(0.0), recorded(1e-7))
+    assert not held.divergences
+    assert held.identical == held.compared == 1
+    assert compare(recorded(0.0), recorded(1e-5)).divergences

@@ -94,6 +94,15 @@ def wide_window() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def same_window() -> Iterator[None]:
+    """The window is put in its own place."""
+    import plain_loop
+
+    with patch.object(plain_loop, "WINDOW", plain_loop.WINDOW):
+        yield
+
+
+@contextlib.contextmanager
 def halved_gradient() -> Iterator[None]:
     """Gradients are halved before clipping."""
     import torch
@@ -142,6 +151,7 @@ FAULTS = [
         component="window",
         imitates="an off-by-one of the sliding window",
         plant="plain_cases:wide_window",
+        twin="plain_cases:same_window",
         case="plain_loss",
         canary_steps=2,
     ),

@@ -1,5 +1,6 @@
 """The kill matrix: what is caught, where it is traced to, and what survives."""
 
+import json
 from typing import Any
 
 
@@ -18,6 +19,7 @@ def test_every_planted_bug_is_killed_and_harmless_changes_pass(golden_project: A
     assert found["halved_gradient"]["localised_right"]
     assert {entry["id"]: entry["passed"] for entry in matrix["benign"]} == {
         "einsum_attention": True,
+        "twin/wide_window": True,
         "unchanged/plain_loss": True,
         "unchanged/plain_seed": True,
     }
@@ -29,7 +31,7 @@ def test_survivors_come_first_and_fail(golden_project: Any) -> None:
     answer = project.golden("faults", "--only", "wide_window", "--only", "halved_gradient")
     assert answer.code == 1
     assert "SURVIVED" in answer.out.splitlines()[1]
-    assert "1 of 2 killed" in answer.out
+    assert "1 of 2 bugs killed" in answer.out
     assert project.golden("faults", "--only", "no_such_fault").code == 2
 
 
@@ -49,3 +51,43 @@ def test_a_canary_that_has_no_effect_makes_the_check_invalid(golden_project: Any
     assert answer.code == 3
     assert answer.json()["cases"][0]["verdict"] == "PASS"
     assert answer.json()["canary"]["caught"] is False
+
+
+def test_a_twin_with_an_effect_is_a_false_alarm(golden_project: Any) -> None:
+    project = golden_project
+    project.edit(
+        '"WINDOW", plain_loop.WINDOW)', '"WINDOW", plain_loop.WINDOW - 1)', "plain_cases.py"
+    )
+    answer = project.golden("faults", "--only", "wide_window", "--json")
+    assert answer.code == 1
+    assert answer.json()["killed"] == 1
+    assert [e["id"] for e in answer.json()["benign"] if not e["passed"]] == ["twin/wide_window"]
+
+
+def test_an_equivalent_is_left_out_only_if_its_trace_is_equal(golden_project: Any) -> None:
+    project = golden_project
+    project.edit("plain_loop.WINDOW + 1", "plain_loop.WINDOW + 0", "plain_cases.py")
+    claim = 'canary_steps=2,\n        equivalent="nothing is patched",'
+    project.edit("canary_steps=2,", claim, "plain_cases.py")
+    answer = project.golden("faults", "--only", "wide_window", "--output", "out")
+    assert answer.code == 0, answer.out
+    assert "equivalent" in answer.out.splitlines()[1]
+    assert "0 of 1 bugs killed, 0 of 0 without proved equivalents" in answer.out
+    page = (project.root / "out/matrix.md").read_text()
+    assert "`wide_window`: nothing is patched" in page
+    assert (project.root / "out/matrix.html").exists()
+    # A claim that is not true counts for nothing.
+    project.edit("plain_loop.WINDOW + 0", "plain_loop.WINDOW + 1", "plain_cases.py")
+    answer = project.golden("faults", "--only", "wide_window")
+    assert answer.code == 0
+    assert "killed" in answer.out.splitlines()[1]
+
+
+def test_the_matrix_tries_every_case_in_full(golden_project: Any) -> None:
+    answer = golden_project.golden("faults", "--only", "wide_window", "--full", "--output", "out")
+    assert answer.code == 0
+    matrix = json.loads((golden_project.root / "out/matrix.json").read_text())
+    (fault,) = matrix["faults"]
+    assert [s["case"] for s in fault["sightings"]] == ["plain_loss", "plain_seed"]
+    assert fault["sightings"][0]["comparator"] == "table"
+    assert fault["differs_bitwise"] is True

@@ -17,13 +17,30 @@ FAULTS, BENIGN = discover_faults(), discover_benign()
 def test_it_can_be_planted_and_taken_back(name: str) -> None:
     declared = (FAULTS | BENIGN)[name]
     assert declared.case in discover_cases()
-    for _ in range(2):
-        with resolve(declared.plant)():
-            pass
+    for plant in (declared.plant, declared.plant, getattr(declared, "twin", None)):
+        if plant is not None:
+            with resolve(plant)():
+                pass
 
 
 def test_there_are_canaries_and_categories() -> None:
     canaries = [fault for fault in FAULTS.values() if fault.canary and fault.canary_steps]
     assert len(canaries) >= 20
     assert len({fault.category for fault in FAULTS.values()}) >= 12
-    assert len(FAULTS) >= 50
+    assert len(FAULTS) >= 140
+    assert len(BENIGN) >= 50
+    assert all(fault.twin for fault in FAULTS.values())
+    assert sum(fault.equivalent is not None for fault in FAULTS.values()) <= 0.05 * len(FAULTS)
+
+
+def test_a_twin_passes_everything_through() -> None:
+    from vpmoe.model.attention import core
+
+    class Config:
+        num_layers, window_size, window_attn_skip_freq = 4, (15, 0), 4
+
+    right = core.layer_window(Config(), 1)
+    with resolve(FAULTS["window-plus-one"].plant)():
+        assert core.layer_window(Config(), 1) == right + 1
+    with resolve(FAULTS["window-plus-one"].twin)():
+        assert core.layer_window(Config(), 1) == right

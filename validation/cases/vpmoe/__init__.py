@@ -8,6 +8,7 @@ from typing import Any
 from validation.cases.base import Case, Law, Needs
 
 _TRAINING = "validation.cases.vpmoe.training:run"
+_PACED = "validation.cases.vpmoe.pace:run"
 _DECODE = "validation.cases.vpmoe.tokens:decode"
 _WARM = ("torch", "validation.cases.vpmoe.training:warm")
 _MODULES = ("torch", "megatron", "vpmoe")
@@ -45,6 +46,7 @@ def _tiny(
     processes: int = 1,
     law: Law | None = None,
     paths: Sequence[str] = (),
+    throughput: str | None = None,
 ) -> Case:
     """A training of the tiny preset, on the shipped conversations unless the settings say else."""
     base = {
@@ -64,6 +66,7 @@ def _tiny(
         needs=Needs(modules=_MODULES, paths=paths),
         law=law,
         decode=_DECODE,
+        throughput=throughput,
     )
 
 
@@ -92,6 +95,7 @@ CASES = (
         "--train-iters",
         "20",
         traced_steps=(1, 2),
+        throughput=_PACED,
     ),
     _tiny(
         "tiny_dense",
@@ -228,6 +232,7 @@ CASES = (
         traced_steps=(1,),
         needs=Needs(gpus=1, modules=(*_MODULES, "triton")),
         decode=_DECODE,
+        throughput=_PACED,
     ),
     Case(
         name="wide_pair",

@@ -88,10 +88,7 @@ def train(flags: list[str]) -> None:
 
 def build_data(recorder: Recorder, settings: Mapping[str, Any], folder: Path) -> Path:
     """Builds the dataset from conversations and records its digests, on each rank."""
-    from vpmoe.data.build import build_dataset
-
-    conversations = Path(settings["conversations"])
-    build_dataset([conversations], folder, workers=1, valid_fraction=0.0, **_profile(settings))
+    build_files(settings, folder)
     from validation.files import decode_json, read_file
 
     manifest = folder / "manifest.json"
@@ -99,6 +96,14 @@ def build_data(recorder: Recorder, settings: Mapping[str, Any], folder: Path) ->
     recorder.discrete("dataset", document, tensor="manifest", phase="data")
     record_documents(recorder, folder)
     return folder
+
+
+def build_files(settings: Mapping[str, Any], folder: Path) -> None:
+    """Builds the dataset from conversations, and records nothing."""
+    from vpmoe.data.build import build_dataset
+
+    conversations = Path(settings["conversations"])
+    build_dataset([conversations], folder, workers=1, valid_fraction=0.0, **_profile(settings))
 
 
 def _profile(settings: Mapping[str, Any]) -> dict[str, Any]:

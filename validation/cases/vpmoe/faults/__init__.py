@@ -13,6 +13,8 @@ from validation.cases.vpmoe.faults import (
     parallel,
     positions,
     resume,
+    rewritten,
+    throughput,
 )
 from validation.cases.vpmoe.faults.planting import declared
 
@@ -30,4 +32,8 @@ _MODULES = (
 
 FAULTS = tuple(fault for module in _MODULES for fault in declared(module.__name__))
 
-BENIGN = benign.declared()
+BENIGN = tuple(
+    change for module in (benign, rewritten) for change in benign.declared(module.__name__)
+)
+
+THROUGHPUT_FAULTS = throughput.THROUGHPUT_FAULTS

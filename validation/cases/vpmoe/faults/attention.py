@@ -242,9 +242,7 @@ def softmax_offset_scaled() -> Planted:
     return patched(_BACKENDS, "eager_attention", wrap)
 
 
-@fault(
-    "qk-norm-epsilon", "norm", "core_attention", "epsilon of the layer norms in the heads' norms"
-)
+@fault("qk-norm-epsilon", "norm", "layernorm", "epsilon of the layer norms in the heads' norms")
 def qk_norm_epsilon() -> Planted:
     """Norms of queries and keys use 1e-3."""
 

@@ -146,7 +146,11 @@ def end_token_missing() -> Planted:
 @fault("end-of-document-supervised", "masks", "dataset", "a loss on <|endoftext|>")
 def end_of_document_supervised() -> Planted:
     """<|endoftext|> is trained too."""
-    return keywords("vpmoe.data.encode", "DocumentEncoder.__init__", supervise_eod=True)
+    return arguments(
+        "vpmoe.data.encode",
+        "DocumentEncoder.__init__",
+        lambda encoder, tokenizer, profile, *_: (encoder, tokenizer, profile, True),
+    )
 
 
 @fault("mask-not-label-aligned", "masks", "dataset", "a mask stored for the input, not the label")

@@ -110,7 +110,7 @@ def router_softmax_for_sigmoid() -> Planted:
     )
 
 
-@fault("router-weights-detached", "experts", "router", "routing weights outside the graph")
+@fault("router-weights-detached", "experts", "mlp", "routing weights outside the graph")
 def router_weights_detached() -> Planted:
     """The router learns from its auxiliary loss alone."""
 
@@ -121,7 +121,13 @@ def router_weights_detached() -> Planted:
     return result(_ROUTER, "topk_routing_with_score_function", change)
 
 
-@fault("router-bias-in-the-weights", "experts", "router", "a balancing bias that weighs outputs")
+@fault(
+    "router-bias-in-the-weights",
+    "experts",
+    "router",
+    "a balancing bias that weighs outputs",
+    steps=2,
+)
 def router_bias_in_the_weights() -> Planted:
     """The balancing bias is added to the logits, and so weighs the experts' outputs too."""
 
@@ -135,7 +141,7 @@ def router_bias_in_the_weights() -> Planted:
     return patched(_ROUTER, "topk_routing_with_score_function", wrap)
 
 
-@fault("auxiliary-loss-doubled", "experts", "router", "a coefficient applied twice")
+@fault("auxiliary-loss-doubled", "experts", "mlp", "a coefficient applied twice")
 def auxiliary_loss_doubled() -> Planted:
     """The load balancing loss counts twice."""
     return result(_ROUTER, "TopKRouter.get_aux_loss_coeff", lambda coefficient: 2 * coefficient)

@@ -126,7 +126,7 @@ def micro_batch_dropped() -> Planted:
 
 
 @fault(
-    "gradient-one-step-late", "gradients", "update", "a buffer read before it is written", steps=2
+    "gradient-one-step-late", "gradients", "grad", "a buffer read before it is written", steps=2
 )
 def gradient_one_step_late() -> Planted:
     """From the second step on the optimizer steps on the gradient before."""

@@ -1,0 +1,93 @@
+"""From blocks to figures and verdicts, without training anything."""
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from validation.cases.vpmoe.pace import mean_keys
+from validation.throughput.bench import decide
+from validation.throughput.figures import figures_of, operator_changes
+from validation.throughput.session import Block, Quad
+from validation.throughput.statistics import judge
+from validation.verdict import Verdict
+
+
+def block(side: str, seconds: float, **more: Any) -> Block:
+    """Two steps of a hundred tokens each."""
+    values = {
+        "began": 0.0,
+        "steps": 2,
+        "tokens": 200,
+        "peak_bytes": 1000,
+        "reference_seconds": 0.01,
+        "optimizer_seconds": seconds / 4,
+    }
+    return Block(side=side, seconds=seconds, **{**values, **more})
+
+
+@given(
+    st.sampled_from([("base", "head", "head", "base"), ("head", "base", "base", "head")]),
+    st.floats(-0.2, 0.2),
+    st.floats(0.5, 2.0),
+)
+def test_drift_cancels_within_a_quad(order: tuple[str, ...], drift: float, ratio: float) -> None:
+    blocks = [
+        block(side, math.exp(drift * place) * (ratio if side == "head" else 1.0))
+        for place, side in enumerate(order)
+    ]
+    assert Quad(blocks).effect == pytest.approx(math.log(ratio), abs=1e-9)
+
+
+def test_figures_are_those_of_the_median_block() -> None:
+    facts = {"environment": {"device": "NVIDIA H200"}, "flops_per_token": 989.4e9}
+    blocks = [block("head", seconds) for seconds in (1.0, 2.0, 9.0)]
+    figures = figures_of(blocks, facts)
+    assert figures.step_seconds == 1.0
+    assert figures.tokens_per_second == 100
+    assert figures.mfu == pytest.approx(0.1)
+    assert (figures.peak_bytes, figures.optimizer_share) == (1000, 0.25)
+    assert figures.relative_cost == pytest.approx(100)
+    assert figures_of(blocks, {"environment": {"device": "a CPU"}}).mfu is None
+
+
+def test_operators_are_told_by_what_they_cost_more() -> None:
+    changes = operator_changes(
+        [
+            block("base", 1.0, operators={"mm": 0.4, "gone": 0.2, "copy": 0.1}),
+            block("head", 1.0, operators={"mm": 0.6, "new": 0.4, "copy": 0.1}),
+            block("head", 1.0, operators={"mm": 0.6, "new": 0.4, "copy": 9.9}),
+            block("head", 1.0, operators={"mm": 0.6, "new": 0.4, "copy": 0.1}),
+        ]
+    )
+    assert [(c.name, round(c.difference, 6)) for c in changes] == [
+        ("new", 0.2),
+        ("mm", 0.1),
+        ("copy", 0.0),
+        ("gone", -0.1),
+    ]
+    assert changes[0].base is None
+
+
+def test_verdicts() -> None:
+    same, slower = judge([0.0, 0.001, -0.001] * 4), judge([0.05 + i / 1e4 for i in range(12)])
+    assert decide(same, 1.0, 0.01, []) == (Verdict.PASS, "")
+    verdict, message = decide(slower, 1.0, 0.01, [])
+    assert verdict is Verdict.FAIL
+    assert "5.1" in message
+    assert decide(slower, 1.0, 0.01, ["hot"]) == (Verdict.UNFIT, "hot")
+    assert decide(same, 1.02, 0.01, ["hot"])[0] is Verdict.FAIL
+    assert decide(same, 0.5, 0.01, [])[0] is Verdict.PASS
+
+
+@pytest.mark.parametrize(("window", "skip"), [(None, None), ((15, 0), 4), ((15, 0), None)])
+def test_mean_keys_of_a_layer(window: tuple[int, int] | None, skip: int | None) -> None:
+    args = SimpleNamespace(seq_length=64, window_size=window, window_attn_skip_freq=skip)
+    for layer in range(1, 9):
+        is_local = window is not None and not (skip and layer % skip == 0)
+        reach = 16 if is_local else 64
+        seen = sum(min(position, reach) for position in range(1, 65)) / 64
+        assert mean_keys(args, layer) == pytest.approx(seen)

@@ -1,0 +1,40 @@
+"""The laws of the built model: they hold, and each is broken by the bug that it is there for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from validation.cases import discover_cases, discover_faults
+from validation.execution import RunOptions, run_case
+from validation.source import find_root
+from validation.trace import Trace
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="runs in the CPU lane")
+
+
+def broken_laws(trace: Trace) -> set[str]:
+    values = [event.value for event in trace.events]
+    return {v["law"] for v in values if isinstance(v, dict) and v.get("holds") is False}
+
+
+@pytest.mark.parametrize(
+    ("fault", "laws"),
+    [
+        (None, set()),
+        ("mask-sees-one-ahead", {"causality"}),
+        ("documents-mixed-in-the-kernel", {"packing"}),
+        ("window-plus-one", {"outputs forget what is beyond the window"}),
+        ("last-token-dropped", {"permutation", "accumulation"}),
+        ("grape-queries-only", {"shift"}),
+    ],
+)
+def test_laws(fault: str | None, laws: set[str], tmp_path: Path) -> None:
+    plant = None if fault is None else discover_faults()[fault].plant
+    options = RunOptions(lane="cpu", fault=plant, settings={"perturb_seed": 3})
+    trace = run_case(discover_cases()["laws"], options, find_root(), tmp_path / "log.txt")
+    found = broken_laws(trace)
+    assert laws <= found
+    assert bool(found) is bool(laws)

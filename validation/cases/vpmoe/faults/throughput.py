@@ -1,0 +1,102 @@
+"""Slowdowns of known size: extra products after each step, counted out once against a step's time.
+
+They change no number, so they are no faults of a check: `golden bench --fault ID` plants them in
+the head to prove that the gate sees them.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+from validation.cases.base import Fault
+from validation.cases.vpmoe.faults.planting import Planted, patched
+
+# Steps that start up, and steps that are measured; the warm-up of a benchmark is longer.
+_SKIPPED, _MEASURED = 2, 4
+_SIDE = {"cpu": 256, "cuda": 1024}
+_PRODUCTS = 50
+
+
+def slow_step_3() -> Planted:
+    """Every step takes 3 % longer."""
+    return _slower(0.03)
+
+
+def slow_step_1() -> Planted:
+    """Every step takes 1 % longer."""
+    return _slower(0.01)
+
+
+def _slower(share: float) -> Planted:
+    def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
+        times: list[float] = []
+        count = 0
+
+        def train_step(*args: Any, **kwargs: Any) -> Any:
+            nonlocal count
+            if count:
+                result = original(*args, **kwargs)
+                _multiply(count)
+                return result
+            _wait()
+            began = time.perf_counter()
+            result = original(*args, **kwargs)
+            _wait()
+            times.append(time.perf_counter() - began)
+            if len(times) == _SKIPPED + _MEASURED:
+                count = _products(share * statistics.median(times[_SKIPPED:]))
+            return result
+
+        return train_step
+
+    return patched("megatron.training.training", "train_step", wrap)
+
+
+def _products(seconds: float) -> int:
+    """How many products take this long."""
+    _multiply(_PRODUCTS)
+    times = []
+    for _ in range(3):
+        began = time.perf_counter()
+        _multiply(_PRODUCTS)
+        times.append((time.perf_counter() - began) / _PRODUCTS)
+    return max(1, round(seconds / statistics.median(times)))
+
+
+def _multiply(count: int) -> None:
+    """That many products of a fixed size, finished."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    matrix = torch.full((_SIDE[device], _SIDE[device]), 0.5, device=device)
+    product = torch.empty_like(matrix)
+    for _ in range(count):
+        torch.mm(matrix, matrix, out=product)
+    _wait()
+
+
+def _wait() -> None:
+    import torch
+
+    torch.cuda.synchronize()  # which the CPU lane answers
+
+
+THROUGHPUT_FAULTS = tuple(
+    Fault(
+        id=name,
+        category="throughput",
+        component="step",
+        imitates=f"every step {percent} % slower",
+        plant=f"{__name__}:{plant}",
+        case="tiny_moe",
+        lanes=("cpu", "h200", "h200-x2"),
+        canary=False,
+    )
+    for name, percent, plant in (
+        ("slow-step-3", 3, slow_step_3.__name__),
+        ("slow-step-1", 1, slow_step_1.__name__),
+    )
+)

@@ -1,0 +1,167 @@
+"""`golden bench`: throughput and memory against another revision."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from validation.cases import Case, CaseError, discover_cases, discover_throughput_faults
+from validation.check import new_run_folder
+from validation.cli.common import Progress, add_selection, chosen_cases, chosen_lane
+from validation.environment import gpu_count
+from validation.execution import RunError
+from validation.files import encode_json, write_atomically
+from validation.goldens.acceptance import RefusedError
+from validation.source import find_root, source_digest
+from validation.throughput.bench import BENCH_FILE, DEFAULT_PAIRS, MIN_PAIRS, BenchPlan, run_bench
+from validation.throughput.statistics import MIN_EFFECT
+from validation.throughput.table import render_bench, render_trend, trend_json
+from validation.throughput.telemetry import MAX_NEIGHBOURS
+from validation.throughput.trend import read_series
+
+
+def add_commands(commands: Any) -> None:
+    """Adds the command to the parser."""
+    parser = commands.add_parser(
+        "bench",
+        help="interleaved A/B throughput and memory",
+        description="Trains this working tree and a base revision in turns on one machine and says "
+        "whether the head is slower or needs more memory. Everything is left in runs/.",
+        epilog="examples:\n  golden bench --base origin/main\n"
+        "  golden bench tiny_moe --base v1.2 --pairs 120 --profile\n"
+        "  golden bench --base HEAD --fault slow-step-3    (would a 3 % slowdown be found?)\n"
+        "  golden bench --trend                            (past runs, change points marked)\n\n"
+        "exit codes: 0 PASS, 1 FAIL (slower, or more memory), 2 wrong usage or a training that\n"
+        "failed, 3 no case could run, 4 UNFIT (throttling, other work on the machine)\n",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_selection(parser)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--base", metavar="REV", help="revision to compare with")
+    what.add_argument(
+        "--trend", action="store_true", help="run nothing; show the runs under runs/ as a series"
+    )
+    parser.add_argument(
+        "--pairs",
+        type=int,
+        default=DEFAULT_PAIRS,
+        help="of a base block and a head block, an even number, at least "
+        f"{MIN_PAIRS} (default: {DEFAULT_PAIRS})",
+    )
+    parser.add_argument(
+        "--block", type=float, default=0.5, metavar="SECONDS", help="of a block (default: 0.5)"
+    )
+    parser.add_argument(
+        "--min-effect",
+        type=float,
+        default=MIN_EFFECT,
+        metavar="SHARE",
+        help=f"slowdown that is worth an alarm (default: {MIN_EFFECT:g})",
+    )
+    parser.add_argument(
+        "--max-neighbours",
+        type=float,
+        default=MAX_NEIGHBOURS,
+        metavar="SHARE",
+        help="of the CPU time that others may use on lane cpu, or it is UNFIT "
+        f"(default: {MAX_NEIGHBOURS:g})",
+    )
+    parser.add_argument(
+        "--profile", action="store_true", help="list kernels and operators even without an alarm"
+    )
+    parser.add_argument("--fault", metavar="ID", help="plant a known slowdown in the head")
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
+    parser.set_defaults(func=bench)
+
+
+def bench(options: argparse.Namespace) -> int:
+    """Runs the benchmark; returns its exit code."""
+    root, lane = find_root(), chosen_lane(options)
+    cases = paced_cases(options.case, lane)
+    if options.trend:
+        return trend(options, lane, [case.name for case in cases])
+    if options.pairs < MIN_PAIRS or options.pairs % 2:
+        raise RefusedError(
+            f"--pairs {options.pairs}: an even number, at least {MIN_PAIRS}: fewer prove nothing"
+        )
+    if not options.block > 0:
+        raise RefusedError(f"--block {options.block:g}: seconds, more than 0")
+    plan = BenchPlan(
+        root=root,
+        lane=lane,
+        cases=cases,
+        base=options.base,
+        pairs=options.pairs,
+        block_seconds=options.block,
+        min_effect=options.min_effect,
+        max_neighbours=options.max_neighbours,
+        profile=options.profile,
+        fault=None if options.fault is None else planted(options.fault, lane),
+    )
+    # A cancelled job's trainings and checkout shall end as they do on Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    folder = new_run_folder(root, lane, source_digest(root))
+    progress = Progress()
+    try:
+        with progress:
+            result = run_bench(plan, folder.path / "logs", gpu_count(), progress)
+    except RunError as error:
+        raise RefusedError(f"{error}\nlogs: {folder.path / 'logs'}") from error
+    write_atomically(folder.path / BENCH_FILE, encode_json(result.to_json(raw=True)))
+    if options.json:
+        json.dump(result.to_json(), sys.stdout, allow_nan=False)
+        print()
+    else:
+        print(render_bench(result))
+        print(f"run: {folder.path.relative_to(root)}")
+    return result.exit_code
+
+
+def trend(options: argparse.Namespace, lane: str, names: Sequence[str]) -> int:
+    """Prints past runs; returns 0."""
+    series = {
+        case: points
+        for case, points in read_series(find_root() / "runs", lane).items()
+        if case in names
+    }
+    if options.json:
+        json.dump({"lane": lane, "cases": trend_json(series)}, sys.stdout, allow_nan=False)
+        print()
+    else:
+        print(render_trend(series))
+    return 0
+
+
+def paced_cases(names: Sequence[str], lane: str) -> list[Case]:
+    """The cases named, or every one of the lane that can be benchmarked.
+
+    Raises:
+        CaseError: there is none, or a named one cannot.
+    """
+    chosen = chosen_cases(discover_cases(), names, lane)
+    able = [case for case in chosen if case.throughput is not None and case.processes == 1]
+    if names and len(able) < len(chosen):
+        unable = ", ".join(case.name for case in chosen if case not in able)
+        raise CaseError(f"{unable}: no benchmark; a case needs `throughput` and a single process")
+    if not able:
+        raise CaseError(f"lane {lane} has no case with `throughput`")
+    return able
+
+
+def planted(name: str, lane: str) -> str:
+    """Where a slowdown is planted.
+
+    Raises:
+        CaseError: no such slowdown, or not on this lane.
+    """
+    known = {f.id: f for f in discover_throughput_faults().values() if lane in f.lanes}
+    if name not in known:
+        raise CaseError(
+            f"--fault {name}: no planted slowdown of lane {lane}; there are: "
+            f"{', '.join(known) or 'none'}"
+        )
+    return known[name].plant

@@ -1,0 +1,288 @@
+"""`golden bench`: a case's training at two revisions, interleaved, judged."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from validation.cases import LANES, Case
+from validation.files import SCHEMA
+from validation.source import RepositoryError, git, source_digest
+from validation.throughput.figures import Figures, OperatorChange, figures_of, operator_changes
+from validation.throughput.session import SIDES, Quad, Session, SessionPlan, open_session
+from validation.throughput.statistics import ALPHA, MIN_EFFECT, Judgement, judge
+from validation.throughput.telemetry import MAX_NEIGHBOURS, unfit, watch_for
+from validation.verdict import EXIT_CODES, Verdict, jsonable, worst
+
+BENCH_FILE = "bench.json"
+DEFAULT_PAIRS = 60
+MIN_PAIRS = 2 * math.ceil(math.log2(1.0 / ALPHA))
+"""Fewer could not raise an alarm whatever they measured."""
+# An allocator's peak repeats on a card; resident memory depends on when pages are given back.
+MAX_GROWTH: Mapping[str, float] = {"cpu": 0.03}
+DEFAULT_GROWTH = 0.01
+_PROFILED_QUADS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchPlan:
+    """What a benchmark does.
+
+    Attributes:
+        root: the repository; its working tree is the head.
+        lane: where it runs.
+        cases: each with a `throughput` function.
+        base: the revision to compare with.
+        pairs: of a base block and a head block, an even number.
+        block_seconds: length of a block.
+        min_effect: relative slowdown that an alarm must exceed.
+        max_neighbours: share of the CPU time that others may use.
+        profile: profile a block of each side even without an alarm.
+        fault: `module:function` planted in the head.
+    """
+
+    root: Path
+    lane: str
+    cases: Sequence[Case]
+    base: str
+    pairs: int = DEFAULT_PAIRS
+    block_seconds: float = 0.5
+    min_effect: float = MIN_EFFECT
+    max_neighbours: float = MAX_NEIGHBOURS
+    profile: bool = False
+    fault: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaseBench:
+    """One case's part of a benchmark.
+
+    Attributes:
+        case: its name.
+        verdict: PASS, FAIL, UNFIT or SKIPPED.
+        message: why, when it is no PASS.
+        judgement: of the step times.
+        figures: side -> figures.
+        memory_ratio: peak memory, head over base.
+        quads: all blocks.
+        operators: what got slower, profiled; empty unless profiled.
+        facts: side -> what its pacer described.
+    """
+
+    case: str
+    verdict: Verdict
+    message: str = ""
+    judgement: Judgement | None = None
+    figures: Mapping[str, Figures] | None = None
+    memory_ratio: float | None = None
+    quads: Sequence[Quad] = ()
+    operators: Sequence[OperatorChange] = ()
+    facts: Mapping[str, Mapping[str, Any]] | None = None
+
+    def to_json(self, *, raw: bool) -> dict[str, Any]:
+        """What `--json` prints; with `raw` also the blocks, which the run folder keeps."""
+        document: dict[str, Any] = {
+            "case": self.case,
+            "verdict": str(self.verdict),
+            "message": self.message,
+            "judgement": None if self.judgement is None else asdict(self.judgement),
+            "figures": {side: f.to_json() for side, f in (self.figures or {}).items()},
+            "memory_ratio": self.memory_ratio,
+            "operators": [change.to_json() for change in self.operators],
+            "facts": dict(self.facts or {}),
+        }
+        if raw:
+            document["quads"] = [[block.to_json() for block in q.blocks] for q in self.quads]
+        return document
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchResult:
+    """A whole benchmark.
+
+    Attributes:
+        verdict: the worst of the cases.
+        lane: where it ran.
+        base: commit compared with.
+        head: commit that the working tree is on.
+        source_digest: of the working tree.
+        began: time, UTC.
+        seconds: wall-clock time of it all.
+        fault: `module:function` planted in the head.
+        cases: in the order in which they ran.
+    """
+
+    verdict: Verdict
+    lane: str
+    base: str
+    head: str
+    source_digest: str
+    began: str
+    seconds: float
+    fault: str | None
+    cases: Sequence[CaseBench]
+
+    @property
+    def exit_code(self) -> int:
+        """1 for a regression, 4 for an unfit machine."""
+        return EXIT_CODES[self.verdict]
+
+    def to_json(self, *, raw: bool = False) -> dict[str, Any]:
+        """The object of `--json`, or with `raw` of `bench.json`."""
+        document = {
+            "schema": SCHEMA,
+            "verdict": str(self.verdict),
+            "lane": self.lane,
+            "base": self.base,
+            "head": self.head,
+            "source_digest": self.source_digest,
+            "began": self.began,
+            "seconds": round(self.seconds, 3),
+            "fault": self.fault,
+            "alpha": ALPHA,
+            "cases": [case.to_json(raw=raw) for case in self.cases],
+        }
+        return dict(jsonable(document))
+
+
+def run_bench(
+    plan: BenchPlan, logs: Path, gpus: int, progress: Callable[[str], None]
+) -> BenchResult:
+    """Compares every case with the base revision.
+
+    Args:
+        plan: what to do.
+        logs: folder of the trainings' logs.
+        gpus: CUDA devices of the machine.
+        progress: told what happens, a line at a time.
+
+    Raises:
+        RepositoryError: no such revision.
+        RunError: a training failed.
+    """
+    began, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
+    results: list[CaseBench] = []
+    if gpus < LANES[plan.lane]:
+        why = f"lane {plan.lane} has {LANES[plan.lane]} GPU(s), this machine has {gpus}"
+        results = [CaseBench(case=c.name, verdict=Verdict.UNFIT, message=why) for c in plan.cases]
+    with base_checkout(plan.root, plan.base) as (tree, commit):
+        for case in () if results else plan.cases:
+            reason = case.needs.missing(plan.root, gpus) or case.needs.missing(tree, gpus)
+            if reason is not None:
+                results.append(CaseBench(case=case.name, verdict=Verdict.SKIPPED, message=reason))
+                continue
+            session_plan = SessionPlan(
+                case=case,
+                lane=plan.lane,
+                trees={"base": tree, "head": plan.root},
+                logs=logs / case.name,
+                fault=plan.fault,
+                block_seconds=plan.block_seconds,
+            )
+            with open_session(session_plan, watch_for(plan.lane)) as session:
+                results.append(_bench_case(plan, session, progress))
+    return BenchResult(
+        verdict=worst(result.verdict for result in results),
+        lane=plan.lane,
+        base=commit,
+        head=git(plan.root, "rev-parse", "HEAD").strip(),
+        source_digest=source_digest(plan.root),
+        began=began,
+        seconds=time.monotonic() - clock,
+        fault=plan.fault,
+        cases=results,
+    )
+
+
+def _bench_case(plan: BenchPlan, session: Session, progress: Callable[[str], None]) -> CaseBench:
+    case, count = session.plan.case, plan.pairs // 2
+    progress(f"{case.name}: starting both trainings")
+    slower = session.warm_up()
+    progress(f"{case.name}: {slower:.3f} s a step, blocks of {session.block_steps}")
+    session.quad()  # clocks and caches settle in the rhythm of the blocks
+    quads = []
+    for number in range(1, count + 1):
+        progress(f"[{number}/{count}] {case.name}: four blocks")
+        quads.append(session.quad())
+    judgement = judge([quad.effect for quad in quads], min_effect=plan.min_effect)
+    blocks = [block for quad in quads for block in quad.blocks]
+    figures = {
+        side: figures_of([b for b in blocks if b.side == side], session.facts[side])
+        for side in SIDES
+    }
+    memory = figures["head"].peak_bytes / max(1, figures["base"].peak_bytes)
+    disturbed = unfit([block.machine for block in blocks], plan.max_neighbours)
+    verdict, message = decide(
+        judgement, memory, MAX_GROWTH.get(plan.lane, DEFAULT_GROWTH), disturbed
+    )
+    operators: Sequence[OperatorChange] = ()
+    if plan.profile or verdict is Verdict.FAIL:
+        progress(f"{case.name}: profiling")
+        operators = operator_changes(
+            [block for _ in range(_PROFILED_QUADS) for block in session.quad(profiled=True).blocks]
+        )
+    return CaseBench(
+        case=case.name,
+        verdict=verdict,
+        message=message,
+        judgement=judgement,
+        figures=figures,
+        memory_ratio=memory,
+        quads=quads,
+        operators=operators,
+        facts=session.facts,
+    )
+
+
+def decide(
+    judgement: Judgement, memory_ratio: float, max_growth: float, disturbed: Sequence[str]
+) -> tuple[Verdict, str]:
+    """The verdict, and why it is no PASS.
+
+    A disturbed machine makes step times meaningless, but not the memory that the code asks for.
+
+    Args:
+        judgement: of the step times.
+        memory_ratio: peak memory, head over base.
+        max_growth: relative growth of memory that passes.
+        disturbed: what made the machine unfit.
+    """
+    if memory_ratio > 1.0 + max_growth:
+        return Verdict.FAIL, (
+            f"peak memory grew by {memory_ratio - 1.0:.1%}, more than {max_growth:.1%}"
+        )
+    if disturbed:
+        return Verdict.UNFIT, "; ".join(disturbed)
+    if judgement.slower:
+        return Verdict.FAIL, (
+            f"steps are {judgement.ratio - 1.0:.2%} slower "
+            f"[{judgement.low - 1.0:.2%}, {judgement.high - 1.0:.2%}], p = {judgement.p:.2g}"
+        )
+    return Verdict.PASS, ""
+
+
+@contextlib.contextmanager
+def base_checkout(root: Path, revision: str) -> Iterator[tuple[Path, str]]:
+    """A temporary worktree of a revision, and its commit.
+
+    Raises:
+        RepositoryError: there is no such revision.
+    """
+    try:
+        commit = git(root, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}").strip()
+    except RepositoryError as error:
+        raise RepositoryError(f"--base {revision}: not a revision of {root}") from error
+    with tempfile.TemporaryDirectory(prefix="golden-base-") as folder:
+        tree = Path(folder) / "tree"
+        git(root, "worktree", "add", "--quiet", "--detach", "--force", str(tree), commit)
+        try:
+            yield tree, commit
+        finally:
+            git(root, "worktree", "remove", "--force", str(tree))
