@@ -208,3 +208,118 @@ def test_the_worst_exit_code_is_goldens_worst(codes: str, expected: int) -> None
     words = f"source {CI}/jobs/common.sh; worst {codes}"
     done = subprocess.run(["bash", "-c", words], cwd=CI, capture_output=True, text=True, check=True)
     assert int(done.stdout) == expected
+
+
+def test_the_night_does_every_step_and_ends_with_the_worst(stubbed: Runner) -> None:
+    answer(stubbed, "check", 1, {**_VERDICT, "lane": "h200"})
+    answer(stubbed, "faults", 0, {"faults": []})
+    answer(stubbed, "bench", 4, {"verdict": "UNFIT"})
+    answer(stubbed, "publish", 2, {})
+    project = stubbed.project
+    project.git("tag", "v9.9.9", "HEAD~1")
+    job = stubbed.run("nightly.sh", "h200", NIGHT_BASE="HEAD~1")
+    assert job.code == 1, job.err
+    words = [call[:-1] for call in recorded(stubbed)]
+    lane = ["--lane", "h200"]
+    assert [w for w in words if w[0] != "check"] == [
+        ["faults", *lane, "--json"],
+        ["bench", *lane, "--base", "v9.9.9", "--json"],
+        ["bench", *lane, "--base", "HEAD~1", "--json"],
+        ["bench", *lane, "--trend", "--json"],
+        ["publish"],
+    ]
+    files = {path.name for path in (project.root / "reports/nightly").iterdir()}
+    assert files >= {
+        "verdict.json",
+        "verdict.md",
+        "faults.json",
+        "bench-release.json",
+        "bench-night.json",
+        "trend.json",
+        "gpu-minutes.json",
+    }
+    # The case of the stub's verdict is no case of this repository.
+    assert "plain_seed: not attributed" in job.err
+
+
+def test_the_night_after_the_first_commit_has_nothing_to_bench_against(stubbed: Runner) -> None:
+    for command in ("check", "faults", "bench"):
+        answer(stubbed, command, 0, {**_VERDICT, "verdict": "PASS", "lane": "h200", "cases": []})
+    job = stubbed.run("nightly.sh", "h200", NIGHT_BASE="HEAD", RELEASE_BASE="")
+    assert job.code == 0, job.err
+
+
+def test_runs_of_elsewhere_are_accepted_into_a_patch_that_is_proposed(
+    golden_project: Any, tmp_path: Path
+) -> None:
+    runner = make_runner(golden_project.copy(tmp_path / "clone"), tmp_path / "tools")
+    project = runner.project
+    (project.root / ".git/info/exclude").write_text("reports/\n")
+    project.edit("lr=3e-3", "lr=4e-3")
+    commit = project.commit("a higher rate")
+    recording = runner.run("update.sh", "record", "cpu", CASES="plain_seed")
+    assert recording.code == 0, recording.err
+    assert "golden cpu: FAIL" in recording.out
+    reason = "a higher rate; $(touch pwned) `x`"
+    refused = runner.run("update.sh", "accept", CASES="plain_seed", REASON=reason)
+    assert refused.code == 2
+    accepted = runner.run(
+        "update.sh", "accept", CASES="plain_seed", REASON=reason, EXPECT="plain_seed:*:any"
+    )
+    assert accepted.code == 0, accepted.err
+    assert "goldens/cpu/plain_seed" in (project.root / "reports/update/goldens.patch").read_text()
+
+    origin = tmp_path / "origin.git"
+    subprocess.run(["git", "clone", "-q", "--bare", project.root, origin], check=True)
+    project.git("reset", "-q", "--hard", commit)
+    project.git("clean", "-fdq")
+    project.git("remote", "add", "origin", str(origin))
+    runner.install("gh", '#!/bin/sh\nprintf "%s\\n" "$@" >>"$(dirname "$0")/gh-calls"\n')
+    words = {"BASE_BRANCH": "main", "NEW_BRANCH": "goldens/1", "REASON": reason}
+    proposed = runner.run("update.sh", "propose", **words)
+    assert proposed.code == 0, proposed.err
+    changed = project.git("diff", "--name-only", "main", "goldens/1").split()
+    assert changed
+    assert all(name.startswith("goldens/") for name in changed)
+    assert project.git("ls-remote", "origin", "goldens/1")
+    calls = (runner.tools / "gh-calls").read_text()
+    assert f"Accept goldens: {reason}" in calls
+    assert "lm_loss" in (project.root / "reports/update/body.md").read_text()
+    assert not (project.root / "pwned").exists()
+
+
+def test_a_patch_that_reaches_outside_the_goldens_is_not_proposed(stubbed: Runner) -> None:
+    project = stubbed.project
+    project.edit("Apache", "apache", "README.md")
+    folder = project.root / "reports/update"
+    folder.mkdir(parents=True)
+    (folder / "goldens.patch").write_text(project.git("diff"))
+    project.git("checkout", "-q", "README.md")
+    words = {"BASE_BRANCH": "main", "NEW_BRANCH": "goldens/1", "REASON": "x"}
+    job = stubbed.run("update.sh", "propose", **words)
+    assert job.code == 2
+    assert "outside goldens/: README.md" in job.err
+
+
+def test_an_offline_runner_leaves_its_own_run_alone(golden_project: Any, tmp_path: Path) -> None:
+    runner = make_runner(golden_project.copy(tmp_path / "clone"), tmp_path / "tools")
+    old = runner.project.root / "runs/29990101T000000-cpu-000000000000"
+    old.mkdir(parents=True)
+    (old / "verdict.json").write_text("{}")
+    out = tmp_path / "out"
+    script = "../run_offline.sh"
+    root = str(runner.project.root)
+    job = runner.run(script, "-", root, str(out), "plain_seed", "--lane", "cpu")
+    assert job.code == 0, job.err
+    assert json.loads((out / "verdict.json").read_text())["verdict"] == "PASS"
+    files = {path.name for path in out.iterdir()}
+    assert files >= {"verdict.json", "junit.xml", "report.html", "traces", "log.txt"}
+    assert (out / "traces/plain_seed/trace.json").exists()
+
+    empty = tmp_path / "empty"
+    refused = runner.run(script, "-", root, str(empty), "no_such_case", "--lane", "cpu")
+    assert refused.code == 2
+    assert "left no run" in refused.err
+    assert list(empty.iterdir()) == []
+    assert runner.run(script, "no-wheelhouse", root, str(empty)).code == 2
+    assert runner.run(script, "-").code == 2
