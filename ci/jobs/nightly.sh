@@ -37,11 +37,11 @@ faults() {
     golden faults --lane "$lane" --json >"$output/faults.json"
 }
 
-# bench NAME BASE compares with a revision; there need not be one yet.
+# bench NAME BASE compares with a revision, if there is one yet and it is another.
 # shellcheck disable=SC2329 # by step
 bench() {
-    if [ -z "$2" ]; then
-        echo "no revision to compare with yet" >&2
+    if [ -z "$2" ] || [ "$(git rev-parse "$2^{commit}")" = "$(git rev-parse HEAD)" ]; then
+        echo "no other revision to compare with" >&2
         return
     fi
     golden bench --lane "$lane" --base "$2" --json >"$output/bench-$1.json"
