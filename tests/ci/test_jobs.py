@@ -261,8 +261,13 @@ def test_runs_of_elsewhere_are_accepted_into_a_patch_that_is_proposed(
     assert recording.code == 0, recording.err
     assert "golden cpu: FAIL" in recording.out
     reason = "a higher rate; $(touch pwned) `x`"
+    recorded_run = project.latest_run()
+    shutil.move(recorded_run, tmp_path / "run")
+    shutil.rmtree(project.root / "runs")  # a fresh machine has the artifacts alone
+    shutil.move(tmp_path / "run", recorded_run)
     refused = runner.run("update.sh", "accept", CASES="plain_seed", REASON=reason)
     assert refused.code == 2
+    assert "movement that was not declared" in refused.err
     accepted = runner.run(
         "update.sh", "accept", CASES="plain_seed", REASON=reason, EXPECT="plain_seed:*:any"
     )
