@@ -70,15 +70,17 @@ def bisect(
     Raises:
         RefusedError: GOOD fails, BAD passes, or there is no golden to judge by.
     """
-    first, last = (_commit(root, revision) for revision in (good, bad))
+    first, last = (resolve_commit(root, revision) for revision in (good, bad))
     between = git(root, "rev-list", f"{first}..{last}").split()
     if not between or git(root, "merge-base", first, last).strip() != first:
         raise RefusedError(f"{bad} does not descend from {good}")
-    with _workshop(root, first, last, case, lane) as workshop:
+    with workshop(root, first, case, lane) as shop, tempfile.TemporaryDirectory() as name:
+        goldens = Path(name)
+        _collect_goldens(root, first, last, case, lane, goldens)
         log: list[tuple[str, State]] = []
 
         def judge(commit: str) -> State:
-            state = workshop.judge(commit)
+            state = shop.judge(commit, goldens)
             log.append((commit, state))
             progress(f"{commit[:12]} {state}: {_subject(root, commit)}")
             return state
@@ -90,7 +92,7 @@ def bisect(
         if state is State.GOOD:
             raise RefusedError(f"{bad} is good: it matches a golden that was accepted since {good}")
         crash_is_bad = state is State.BROKEN
-        return Found(_search(workshop.tree, first, last, judge, crash_is_bad), log)
+        return Found(_search(shop.tree, first, last, judge, crash_is_bad), log)
 
 
 def _search(
@@ -126,26 +128,40 @@ def _search(
 
 
 @dataclass(frozen=True)
-class _Workshop:
+class Workshop:
     """A worktree to try commits in, and a copy of today's gate outside of it."""
 
+    root: Path
     tree: Path
     gate: Path
-    goldens: Path
     case: str
     lane: str
 
-    def judge(self, commit: str) -> State:
+    def judge(self, commit: str, goldens: Path, python: str = sys.executable) -> State:
+        """Runs the case as of a commit.
+
+        Args:
+            commit: what to check out.
+            goldens: a folder for each set of goldens; matching any of them is good.
+            python: interpreter of the environment to run in.
+
+        Raises:
+            RefusedError: the gate itself failed.
+        """
         git(self.tree, "checkout", "--quiet", "--force", "--detach", commit)
         git(self.tree, "clean", "-fdq")
-        inherited = os.environ.get("PYTHONPATH")
-        command = [sys.executable, "-P", "-m", "validation.bisect"]
-        command += [self.lane, self.case, str(self.goldens)]
-        path = [str(self.gate), *([inherited] if inherited else []), str(self.tree)]
+        # Without the repository's own folders, whose code is not that of the commit.
+        inherited = [
+            part
+            for part in os.environ.get("PYTHONPATH", "").split(os.pathsep)
+            if part and not Path(part).resolve().is_relative_to(self.root.resolve())
+        ]
+        command = [python, "-P", "-m", "validation.bisect", self.lane, self.case, str(goldens)]
+        path = os.pathsep.join([str(self.gate), *inherited, str(self.tree)])
         done = subprocess.run(
             command,
             cwd=self.tree,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(path), "PYTHONDONTWRITEBYTECODE": "1"},
+            env={**os.environ, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -157,21 +173,27 @@ class _Workshop:
 
 
 @contextlib.contextmanager
-def _workshop(root: Path, first: str, last: str, case: str, lane: str) -> Iterator[_Workshop]:
+def workshop(root: Path, commit: str, case: str, lane: str) -> Iterator[Workshop]:
+    """A workshop that is gone afterwards; the repository's working tree stays as it is.
+
+    Args:
+        root: the repository.
+        commit: any that can be checked out.
+        case: name of the case.
+        lane: its lane.
+    """
     import validation
 
     with tempfile.TemporaryDirectory(prefix="golden-bisect-") as name:
-        folder = Path(name)
-        gate, tree, goldens = folder / "gate", folder / "tree", folder / "goldens"
+        gate, tree = Path(name) / "gate", Path(name) / "tree"
         shutil.copytree(
             Path(validation.__file__).parent,
             gate / "validation",
             ignore=shutil.ignore_patterns("__pycache__"),
         )
-        _collect_goldens(root, first, last, case, lane, goldens)
-        git(root, "worktree", "add", "--quiet", "--detach", "--force", str(tree), first)
+        git(root, "worktree", "add", "--quiet", "--detach", "--force", str(tree), commit)
         try:
-            yield _Workshop(tree, gate, goldens, case, lane)
+            yield Workshop(root, tree, gate, case, lane)
         finally:
             git(root, "worktree", "remove", "--force", str(tree))
 
@@ -184,11 +206,16 @@ def _collect_goldens(root: Path, first: str, last: str, case: str, lane: str, fo
         with checked_out(root, commit, ("goldens",)) as tree:
             if (tree / place / HEAD).exists():
                 shutil.copytree(tree / place, folder / commit / lane / case)
-    if not folder.exists():
+    if not any(folder.iterdir()):
         raise RefusedError(f"no golden of {lane}/{case} was accepted up to {last[:12]}")
 
 
-def _commit(root: Path, revision: str) -> str:
+def resolve_commit(root: Path, revision: str) -> str:
+    """The commit id of a revision.
+
+    Raises:
+        RefusedError: there is no such revision.
+    """
     try:
         return git(root, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}").strip()
     except RepositoryError as error:

@@ -1,0 +1,78 @@
+"""GPU minutes per case: `python ci/gpu_minutes.py FOLDER... [--json FILE]`.
+
+Sums `seconds` of every verdict.json below the folders that a GPU lane left, times the lane's GPUs.
+What a lane spends outside its cases (the canary, reports) is shown as one row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from verdict_table import VerdictError, parse
+
+GPUS: Mapping[str, int] = {"h200": 1, "h200-x2": 2}
+OUTSIDE = "(outside cases)"
+
+
+def main() -> int:
+    """Prints the table and writes the JSON; returns 2 for a broken verdict."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", nargs="+", type=Path)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
+    options = parser.parse_args()
+    files = sorted({path for folder in options.folder for path in folder.rglob("verdict.json")})
+    try:
+        verdicts = [json.loads(path.read_text()) for path in files if path.stat().st_size]
+        minutes = gpu_minutes(verdicts)
+    except (VerdictError, ValueError, OSError) as error:
+        print(f"gpu_minutes: {error}", file=sys.stderr)
+        return 2
+    print(render(minutes))
+    if options.json:
+        options.json.write_text(json.dumps(to_json(minutes), indent=1) + "\n")
+    return 0
+
+
+def gpu_minutes(verdicts: Iterable[Any]) -> dict[tuple[str, str], float]:
+    """GPU minutes of (lane, case), most expensive first.
+
+    Raises:
+        VerdictError: not what `golden check --json` prints.
+    """
+    spent: dict[tuple[str, str], float] = defaultdict(float)
+    for table in map(parse, verdicts):
+        gpus = GPUS.get(table.lane, 0)
+        if not gpus:
+            continue
+        in_cases = 0.0
+        for row in table.rows:
+            spent[table.lane, row.case] += row.seconds * gpus / 60
+            in_cases += row.seconds
+        spent[table.lane, OUTSIDE] += max(0.0, table.seconds - in_cases) * gpus / 60
+    return dict(sorted(spent.items(), key=lambda item: -item[1]))
+
+
+def to_json(minutes: Mapping[tuple[str, str], float]) -> dict[str, Any]:
+    """The figures as they are kept."""
+    rows = [{"lane": k[0], "case": k[1], "gpu_minutes": round(v, 3)} for k, v in minutes.items()]
+    return {"schema": 1, "total": round(sum(minutes.values()), 3), "cases": rows}
+
+
+def render(minutes: Mapping[tuple[str, str], float]) -> str:
+    """A table for the terminal."""
+    rows = [(f"{lane}/{case}", f"{value:.2f}") for (lane, case), value in minutes.items()]
+    rows.append(("total", f"{sum(minutes.values()):.2f}"))
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(["GPU minutes", *(f"{name:<{width}}  {value:>8}" for name, value in rows)])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,128 @@
+# shellcheck shell=bash
+# What the job scripts share. They work on the checkout around the current directory, wherever they
+# themselves are: a trusted copy can gate somebody else's checkout.
+
+CI_DIRECTORY=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+CHECKOUT=$(git rev-parse --show-toplevel)
+
+# Puts `golden` on the PATH and the checkout first among its sources. A runner image brings `golden`;
+# elsewhere tox installs it.
+prepare() {
+    if ! command -v golden >/dev/null; then
+        if [ ! -x "$CHECKOUT/.tox/dev/bin/golden" ]; then
+            python3 -m pip install --quiet tox
+            (cd "$CHECKOUT" && python3 -m tox run -e dev)
+        fi
+        PATH="$CHECKOUT/.tox/dev/bin:$PATH"
+    fi
+    export PATH PYTHONPATH="$CHECKOUT${PYTHONPATH:+:$PYTHONPATH}"
+    cd "$CHECKOUT" || return
+    if command -v vpmoe >/dev/null; then
+        vpmoe tokenizer install >&2
+    fi
+}
+
+# worst CODE... prints the worst of golden's exit codes; one that golden does not have is the worst.
+worst() {
+    local code order
+    for code in "$@"; do
+        case $code in 0 | 1 | 2 | 3 | 4) ;; *) echo "$code" && return ;; esac
+    done
+    for order in 2 3 1 4 0; do
+        for code in "$@"; do
+            if [ "$code" = "$order" ]; then
+                echo "$code"
+                return
+            fi
+        done
+    done
+    echo 3
+}
+
+# gate LANE BASE OUTPUT checks a lane, and leaves verdict.json, report.html, junit.xml and verdict.md
+# in OUTPUT. Returns as `golden check` does.
+#
+# With a BASE, the whole gate of where the head left it decides: its `golden`, its choice of cases by
+# changed paths, its judge. Cases that only the head declares cannot be judged by it; their own
+# goldens do, in OUTPUT/new.
+gate() {
+    local lane=$1 base=$2 output=$3 status=0 judge
+    mkdir -p "$output"
+    output=$(cd "$output" && pwd)
+    if [ -z "$base" ]; then
+        check "$lane" "$output" || status=$?
+    else
+        judge=$(mktemp -d)
+        judged_gate "$lane" "$base" "$output" "$judge" || status=$?
+        rm -rf "$judge"
+    fi
+    summarise "$output"
+    return "$status"
+}
+
+judged_gate() {
+    local lane=$1 base=$2 output=$3 judge=$4 status=0 new_status=0 selected="" base_names head_names
+    local -a cases=() added=()
+    base=$(git merge-base "$base" HEAD) || return 2
+    take "$base" "$judge" validation ci || return 2
+    if [ -e "$judge/ci/select_cases.py" ]; then
+        selected=$(by "$judge" python3 "$judge/ci/select_cases.py" "$base" --lane "$lane") ||
+            return $?
+    fi
+    base_names=$(by "$judge" names "$lane") || return $?
+    head_names=$(names "$lane") || return $?
+    if [ -n "$selected" ]; then
+        mapfile -t cases <<<"$selected"
+    fi
+    echo "lane $lane, judged by $base: ${cases[*]:-every case}" >&2
+    by "$judge" check "$lane" "$output" "${cases[@]}" --judge "$base" || status=$?
+
+    mapfile -t added < <(LC_ALL=C comm -13 <(echo "$base_names") <(echo "$head_names"))
+    if [ "${#added[@]}" -gt 0 ]; then
+        echo "lane $lane, unknown to $base: ${added[*]}" >&2
+        mkdir -p "$output/new"
+        check "$lane" "$output/new" "${added[@]}" || new_status=$?
+    fi
+    return "$(worst "$status" "$new_status")"
+}
+
+# by FOLDER COMMAND... runs a command with the sources in a folder before the checkout's.
+by() {
+    local folder=$1
+    shift
+    PYTHONPATH="$folder:$PYTHONPATH" "$@"
+}
+
+check() {
+    local lane=$1 output=$2
+    shift 2
+    golden check --lane "$lane" --json --report "$output" --junit "$output/junit.xml" "$@" \
+        >"$output/verdict.json"
+}
+
+# names LANE prints the lane's declared cases, sorted.
+names() {
+    python3 "$CI_DIRECTORY/select_cases.py" --lane "$1" | LC_ALL=C sort
+}
+
+# take REVISION FOLDER NAME... copies what a revision has of these.
+take() {
+    local revision=$1 folder=$2 present
+    shift 2
+    present=$(git ls-tree --name-only "$revision" -- "$@") || return
+    if [ -n "$present" ]; then
+        # shellcheck disable=SC2086 # the names are the callers' own words
+        git archive "$revision" $present | tar -x -C "$folder"
+    fi
+}
+
+# summarise OUTPUT writes the table of its verdicts, also to the job's summary page where there is one.
+summarise() {
+    local output=$1
+    find "$output" -name verdict.json -size +0 -print0 | sort -z |
+        xargs -0 -r python3 "$CI_DIRECTORY/verdict_table.py" >"$output/verdict.md"
+    cat "$output/verdict.md"
+    if [ -n "${GITHUB_STEP_SUMMARY:-}" ]; then
+        cat "$output/verdict.md" >>"$GITHUB_STEP_SUMMARY"
+    fi
+}

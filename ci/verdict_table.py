@@ -1,0 +1,204 @@
+"""Verdicts of `golden check --json` as a Markdown table: `python ci/verdict_table.py FILE...`.
+
+The files may come from a pull request of a stranger: they are read as data, held against the
+contract, and what they say is escaped. Needs nothing but the standard library.
+"""
+
+from __future__ import annotations
+
+import argparse
+import html
+import json
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+VERDICTS = ("PASS", "FAIL", "INVALID", "UNFIT")
+CASE_VERDICTS = (*VERDICTS, "SKIPPED")
+MAX_BYTES = 1 << 20
+MAX_CASES = 200
+MAX_TEXT = 300
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
+_MARKS = {"PASS": "✅", "FAIL": "❌", "INVALID": "❌", "UNFIT": "⚠️", "SKIPPED": "➖"}
+
+
+class VerdictError(ValueError):
+    """A file that is not what `golden check --json` prints."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One case."""
+
+    case: str
+    verdict: str
+    compared: int
+    identical: int
+    seconds: float
+    note: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """One check."""
+
+    verdict: str
+    lane: str
+    seconds: float
+    canary: str
+    rows: Sequence[Row]
+
+
+def main() -> int:
+    """Prints a table for each file; returns 2 when one is no verdict."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("file", nargs="+", type=Path)
+    parser.add_argument("--failed", action="store_true", help="print failed cases' names alone")
+    options = parser.parse_args()
+    try:
+        tables = [read(path) for path in options.file]
+    except (VerdictError, OSError) as error:
+        print(f"verdict_table: {error}", file=sys.stderr)
+        return 2
+    if options.failed:
+        print("\n".join(r.case for table in tables for r in table.rows if r.verdict == "FAIL"))
+    else:
+        print("\n\n".join(map(render, tables)))
+    return 0
+
+
+def read(path: Path) -> Table:
+    """Reads and holds a file against the contract.
+
+    Raises:
+        VerdictError: what is wrong, and where.
+        OSError: it cannot be read.
+    """
+    if path.stat().st_size > MAX_BYTES:
+        raise VerdictError(f"{path.name}: more than {MAX_BYTES} bytes")
+    try:
+        return parse(json.loads(path.read_text(encoding="utf-8")))
+    except (VerdictError, ValueError, RecursionError) as error:
+        raise VerdictError(f"{path.name}: {error}") from error
+
+
+def parse(data: Any) -> Table:
+    """The contract's object, as far as a table shows it.
+
+    Raises:
+        VerdictError: a field that is missing or of another kind.
+    """
+    cases = _field(data, "cases", list)
+    if len(cases) > MAX_CASES:
+        raise VerdictError(f"cases: more than {MAX_CASES}")
+    return Table(
+        verdict=_one_of(data, "verdict", VERDICTS),
+        lane=_name(data, "lane"),
+        seconds=_number(data, "seconds"),
+        canary=_canary(data.get("canary")),
+        rows=[_row(case) for case in cases],
+    )
+
+
+def _row(data: Any) -> Row:
+    divergence = data.get("first_divergence") if isinstance(data, dict) else None
+    note = _place(divergence) if isinstance(divergence, dict) else ""
+    return Row(
+        case=_name(data, "case"),
+        verdict=_one_of(data, "verdict", CASE_VERDICTS),
+        compared=int(_number(data, "compared")),
+        identical=int(_number(data, "identical")),
+        seconds=_number(data, "seconds"),
+        note=note or _text(data.get("skipped_because")) or _text(data.get("message")),
+    )
+
+
+def _place(divergence: dict[str, Any]) -> str:
+    words = ("step", "phase", "module", "tensor", "rank", "expected", "actual")
+    parts = [(w, divergence.get(w)) for w in words if divergence.get(w) is not None]
+    return _text(", ".join(f"{word} {str(value)[:MAX_TEXT]}" for word, value in parts))
+
+
+def _canary(data: Any) -> str:
+    if data is None:
+        return "no bug was planted"
+    caught = _field(data, "caught", bool)
+    return f"planted {_name(data, 'fault')}: {'caught' if caught else 'NOT caught'}"
+
+
+def _field(data: Any, name: str, kind: type | tuple[type, ...]) -> Any:
+    if not isinstance(data, dict) or name not in data:
+        raise VerdictError(f"{name}: missing")
+    if not isinstance(data[name], kind):
+        raise VerdictError(f"{name}: a {type(data[name]).__name__}")
+    return data[name]
+
+
+def _one_of(data: Any, name: str, allowed: Sequence[str]) -> str:
+    value = _field(data, name, str)
+    if value not in allowed:
+        raise VerdictError(f"{name}: not one of {', '.join(allowed)}")
+    return str(value)
+
+
+def _name(data: Any, name: str) -> str:
+    value = _field(data, name, str)
+    if not _NAME.fullmatch(value):
+        raise VerdictError(f"{name}: letters, digits, '.', '_' and '-' only")
+    return str(value)
+
+
+def _number(data: Any, name: str) -> float:
+    value = _field(data, name, (int, float))
+    if isinstance(value, bool) or not 0 <= value < 1e12:
+        raise VerdictError(f"{name}: not a number from 0 to 1e12")
+    return float(value)
+
+
+def _text(value: Any) -> str:
+    """One short line of printable characters."""
+    if not isinstance(value, str):
+        return ""
+    line = " ".join("".join(c if c.isprintable() else " " for c in value[:MAX_TEXT]).split())
+    return line + ("…" if len(value) > MAX_TEXT else "")
+
+
+def render(table: Table) -> str:
+    """The table as Markdown. Free text stands in `<code>`, where it neither links nor mentions."""
+    head = f"### {_MARKS[table.verdict]} golden {table.lane}: {table.verdict}"
+    lines = [
+        head,
+        "",
+        f"{len(table.rows)} cases in {table.seconds:.0f} s; {table.canary}.",
+        "",
+        "| case | verdict | records | bit-identical | seconds | |",
+        "| --- | --- | ---: | ---: | ---: | --- |",
+    ]
+    for row in table.rows:
+        share = f"{row.identical / row.compared:.1%}" if row.compared else "-"
+        note = f"<code>{_escape(row.note)}</code>" if row.note else ""
+        verdict = f"{_MARKS[row.verdict]} {row.verdict}"
+        lines.append(
+            f"| {row.case} | {verdict} | {row.compared} | {share} | {row.seconds:.1f} | {note} |"
+        )
+    return "\n".join(lines)
+
+
+def _escape(text: str) -> str:
+    """Text that is neither Markdown, HTML, a link, a mention nor a cell's end."""
+    escaped = html.escape(text)
+    for character in "|`*_[]()~@#\\!:/":
+        if character == "#":
+            continue
+        escaped = escaped.replace(character, f"&#{ord(character)};")
+    return escaped
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,330 @@
+"""The job scripts, run as a runner runs them, on a small project of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+CI = Path(__file__).resolve().parents[2] / "ci"
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a script left."""
+
+    code: int
+    out: str
+    err: str
+
+
+@dataclass(frozen=True)
+class Runner:
+    """A machine with `golden` on its PATH, and a clone of a project."""
+
+    project: Any
+    tools: Path
+
+    def install(self, name: str, text: str) -> None:
+        """Puts a command on the PATH."""
+        path = self.tools / name
+        path.write_text(text)
+        path.chmod(0o755)
+
+    def run(self, script: str, *words: str, **variables: str) -> Done:
+        """Runs a job script in the clone."""
+        environment = self.project.environment(**variables)
+        environment["PATH"] = os.pathsep.join([str(self.tools), "/usr/bin", "/bin"])
+        done = subprocess.run(
+            ["bash", str(CI / "jobs" / script), *words],
+            cwd=self.project.root,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        return Done(done.returncode, done.stdout, done.stderr)
+
+    def verdict(self, folder: str) -> Any:
+        """The JSON in a folder of the clone."""
+        return json.loads((self.project.root / folder / "verdict.json").read_text())
+
+
+def recorded(runner: Runner) -> Sequence[Sequence[str]]:
+    """The words of each call of the stub."""
+    log = runner.tools / "calls"
+    return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+
+
+_STUB = f"""#!{sys.executable}
+import json, os, sys
+from pathlib import Path
+here = Path(__file__).parent
+with (here / "calls").open("a") as log:
+    log.write(json.dumps([*sys.argv[1:], "GATE=" + os.environ["PYTHONPATH"].split(":")[0]]) + "\\n")
+answer = here / ("answer-" + sys.argv[1])
+if answer.exists():
+    code, _, text = answer.read_text().partition(" ")
+    print(text, end="")
+    sys.exit(int(code))
+"""
+_VERDICT: dict[str, Any] = {
+    "verdict": "FAIL",
+    "lane": "cpu",
+    "seconds": 3.0,
+    "environment": {},
+    "canary": {"fault": "wide_window", "caught": True},
+    "cases": [
+        {
+            "case": "plain_seed",
+            "verdict": "FAIL",
+            "compared": 10,
+            "identical": 5,
+            "skipped_because": None,
+            "seconds": 2.0,
+            "first_divergence": None,
+            "message": "1 of 10 records differ",
+        }
+    ],
+}
+
+
+def answer(runner: Runner, command: str, code: int, data: Any) -> None:
+    """What the stub prints and exits with."""
+    (runner.tools / f"answer-{command}").write_text(f"{code} {json.dumps(data)}")
+
+
+def make_runner(project: Any, tools: Path) -> Runner:
+    """A runner whose `golden` is the real one."""
+    tools.mkdir()
+    made = Runner(project, tools)
+    made.install("golden", f'#!/bin/sh\nexec "{sys.executable}" -P -m validation.cli "$@"\n')
+    made.install("python3", f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    return made
+
+
+@pytest.fixture
+def stubbed(repository: Path, project_type: Any, tmp_path: Path) -> Runner:
+    """A fresh clone of this repository, and a `golden` that writes down how it was called."""
+    root, site = tmp_path / "clone", tmp_path / "site"
+    site.mkdir()
+    subprocess.run(["git", "clone", "-q", "--shared", repository, root], check=True)
+    project = project_type(root, site)
+    project.git("config", "user.name", "Ada")
+    project.git("config", "user.email", "ada@example.org")
+    # What is being tested is the working tree, which a commit may lag behind.
+    for folder in ("ci", "validation"):
+        shutil.copytree(repository / folder, root / folder, dirs_exist_ok=True)
+    project.git("add", "-A")
+    project.git("commit", "-q", "--allow-empty", "-m", "the working tree")
+    made = make_runner(project, tmp_path / "tools")
+    made.install("golden", _STUB)
+    answer(made, "check", 1, _VERDICT)
+    return made
+
+
+def test_pre_merge_in_a_fresh_clone_says_what_golden_check_says(
+    golden_project: Any, tmp_path: Path
+) -> None:
+    runner = make_runner(golden_project.copy(tmp_path / "clone"), tmp_path / "tools")
+    (runner.project.root / ".git/info/exclude").write_text("reports/\n")
+    job = runner.run("pre_merge.sh")
+    assert job.code == 0, job.err
+    of_job = runner.verdict("reports/pre-merge")
+    direct = runner.project.golden("check", "--lane", "cpu", "--json").json()
+    for verdict in (of_job, direct):
+        for part in (verdict, *verdict["cases"]):
+            del part["seconds"]
+    assert of_job == direct
+    files = {path.name for path in (runner.project.root / "reports/pre-merge").iterdir()}
+    assert files == {"verdict.json", "verdict.md", "report.html", "junit.xml"}
+    assert "golden cpu: PASS" in job.out
+
+
+def test_every_case_is_checked_without_a_base(stubbed: Runner) -> None:
+    job = stubbed.run("pre_merge.sh")
+    assert job.code == 1, job.err
+    (call,) = recorded(stubbed)
+    assert call[:4] == ["check", "--lane", "cpu", "--json"]
+    assert not {"--judge", "tiny_moe"} & set(call)
+    assert call[-1] == f"GATE={stubbed.project.root}"
+
+
+def test_the_bases_gate_judges_what_a_change_can_move(stubbed: Runner) -> None:
+    stubbed.project.edit("grape", "grape ", "docs/model.md")
+    stubbed.project.edit("def ", "def  ", "validation/cases/vpmoe/laws.py")
+    stubbed.project.commit("a law")
+    job = stubbed.run("pre_merge.sh", "HEAD~1", "reports/here")
+    assert job.code == 1, job.err
+    (call,) = recorded(stubbed)
+    base = stubbed.project.git("rev-parse", "HEAD~1").strip()
+    assert call[-4:-1] == ["laws", "--judge", base]
+    assert call[-1] != f"GATE={stubbed.project.root}"
+    assert stubbed.verdict("reports/here") == _VERDICT
+    assert "1 of 10 records differ" in job.out
+
+
+def test_new_cases_are_checked_by_their_own_goldens(stubbed: Runner) -> None:
+    stubbed.project.edit('"tiny_dense",\n', '"tiny_other",\n', "validation/cases/vpmoe/__init__.py")
+    stubbed.project.commit("another case")
+    job = stubbed.run("pre_merge.sh", "HEAD~1")
+    assert job.code == 1, job.err
+    judged, own = recorded(stubbed)
+    assert "--judge" in judged
+    assert "tiny_other" not in judged
+    assert own[-2:] == ["tiny_other", f"GATE={stubbed.project.root}"]
+
+
+def test_a_base_that_does_not_exist_is_refused(stubbed: Runner) -> None:
+    job = stubbed.run("pre_merge.sh", "no-such-revision")
+    assert job.code == 2
+    assert "no-such-revision" in job.err
+    assert recorded(stubbed) == []
+
+
+def test_gpu_minutes_are_left_beside_the_verdict(stubbed: Runner) -> None:
+    answer(stubbed, "check", 0, {**_VERDICT, "lane": "h200-x2", "verdict": "PASS"})
+    job = stubbed.run("gpu.sh", "h200-x2")
+    assert job.code == 0, job.err
+    kept = json.loads((stubbed.project.root / "reports/h200-x2/gpu-minutes.json").read_text())
+    assert kept["total"] == pytest.approx(3.0 * 2 / 60)
+    assert "h200-x2/plain_seed" in job.out
+
+
+@pytest.mark.parametrize(
+    ("codes", "expected"),
+    [("0 4", 4), ("4 1", 1), ("1 3 0", 3), ("3 2", 2), ("0 137 2", 137), ("", 3), ("0 0", 0)],
+)
+def test_the_worst_exit_code_is_goldens_worst(codes: str, expected: int) -> None:
+    words = f"source {CI}/jobs/common.sh; worst {codes}"
+    done = subprocess.run(["bash", "-c", words], cwd=CI, capture_output=True, text=True, check=True)
+    assert int(done.stdout) == expected
+
+
+def test_the_night_does_every_step_and_ends_with_the_worst(stubbed: Runner) -> None:
+    answer(stubbed, "check", 1, {**_VERDICT, "lane": "h200"})
+    answer(stubbed, "faults", 0, {"faults": []})
+    answer(stubbed, "bench", 4, {"verdict": "UNFIT"})
+    answer(stubbed, "publish", 2, {})
+    project = stubbed.project
+    project.git("tag", "v9.9.9", "HEAD~1")
+    job = stubbed.run("nightly.sh", "h200", NIGHT_BASE="HEAD~1")
+    assert job.code == 1, job.err
+    words = [call[:-1] for call in recorded(stubbed)]
+    lane = ["--lane", "h200"]
+    assert [w for w in words if w[0] != "check"] == [
+        ["faults", *lane, "--json"],
+        ["bench", *lane, "--base", "v9.9.9", "--json"],
+        ["bench", *lane, "--base", "HEAD~1", "--json"],
+        ["bench", *lane, "--trend", "--json"],
+        ["publish"],
+    ]
+    files = {path.name for path in (project.root / "reports/nightly").iterdir()}
+    assert files >= {
+        "verdict.json",
+        "verdict.md",
+        "faults.json",
+        "bench-release.json",
+        "bench-night.json",
+        "trend.json",
+        "gpu-minutes.json",
+    }
+    # The case of the stub's verdict is no case of this repository.
+    assert "plain_seed: not attributed" in job.err
+
+
+def test_the_night_after_the_first_commit_has_nothing_to_bench_against(stubbed: Runner) -> None:
+    for command in ("check", "faults", "bench"):
+        answer(stubbed, command, 0, {**_VERDICT, "verdict": "PASS", "lane": "h200", "cases": []})
+    job = stubbed.run("nightly.sh", "h200", NIGHT_BASE="HEAD", RELEASE_BASE="")
+    assert job.code == 0, job.err
+
+
+def test_runs_of_elsewhere_are_accepted_into_a_patch_that_is_proposed(
+    golden_project: Any, tmp_path: Path
+) -> None:
+    runner = make_runner(golden_project.copy(tmp_path / "clone"), tmp_path / "tools")
+    project = runner.project
+    (project.root / ".git/info/exclude").write_text("reports/\n")
+    project.edit("lr=3e-3", "lr=4e-3")
+    commit = project.commit("a higher rate")
+    recording = runner.run("update.sh", "record", "cpu", CASES="plain_seed")
+    assert recording.code == 0, recording.err
+    assert "golden cpu: FAIL" in recording.out
+    reason = "a higher rate; $(touch pwned) `x`"
+    recorded_run = project.latest_run()
+    shutil.move(recorded_run, tmp_path / "run")
+    shutil.rmtree(project.root / "runs")  # a fresh machine has the artifacts alone
+    shutil.move(tmp_path / "run", recorded_run)
+    refused = runner.run("update.sh", "accept", CASES="plain_seed", REASON=reason)
+    assert refused.code == 2
+    assert "movement that was not declared" in refused.err
+    accepted = runner.run(
+        "update.sh", "accept", CASES="plain_seed", REASON=reason, EXPECT="plain_seed:*:any"
+    )
+    assert accepted.code == 0, accepted.err
+    assert "goldens/cpu/plain_seed" in (project.root / "reports/update/goldens.patch").read_text()
+
+    origin = tmp_path / "origin.git"
+    subprocess.run(["git", "clone", "-q", "--bare", project.root, origin], check=True)
+    project.git("reset", "-q", "--hard", commit)
+    project.git("clean", "-fdq")
+    project.git("remote", "add", "origin", str(origin))
+    runner.install("gh", '#!/bin/sh\nprintf "%s\\n" "$@" >>"$(dirname "$0")/gh-calls"\n')
+    words = {"BASE_BRANCH": "main", "NEW_BRANCH": "goldens/1", "REASON": reason}
+    proposed = runner.run("update.sh", "propose", **words)
+    assert proposed.code == 0, proposed.err
+    changed = project.git("diff", "--name-only", "main", "goldens/1").split()
+    assert changed
+    assert all(name.startswith("goldens/") for name in changed)
+    assert project.git("ls-remote", "origin", "goldens/1")
+    calls = (runner.tools / "gh-calls").read_text()
+    assert f"Accept goldens: {reason}" in calls
+    assert "lm_loss" in (project.root / "reports/update/body.md").read_text()
+    assert not (project.root / "pwned").exists()
+
+
+def test_a_patch_that_reaches_outside_the_goldens_is_not_proposed(stubbed: Runner) -> None:
+    project = stubbed.project
+    project.edit("Apache", "apache", "README.md")
+    folder = project.root / "reports/update"
+    folder.mkdir(parents=True)
+    (folder / "goldens.patch").write_text(project.git("diff"))
+    project.git("checkout", "-q", "README.md")
+    words = {"BASE_BRANCH": "main", "NEW_BRANCH": "goldens/1", "REASON": "x"}
+    job = stubbed.run("update.sh", "propose", **words)
+    assert job.code == 2
+    assert "outside goldens/: README.md" in job.err
+
+
+def test_an_offline_runner_leaves_its_own_run_alone(golden_project: Any, tmp_path: Path) -> None:
+    runner = make_runner(golden_project.copy(tmp_path / "clone"), tmp_path / "tools")
+    old = runner.project.root / "runs/29990101T000000-cpu-000000000000"
+    old.mkdir(parents=True)
+    (old / "verdict.json").write_text("{}")
+    out = tmp_path / "out"
+    script = "../run_offline.sh"
+    root = str(runner.project.root)
+    job = runner.run(script, "-", root, str(out), "plain_seed", "--lane", "cpu")
+    assert job.code == 0, job.err
+    assert json.loads((out / "verdict.json").read_text())["verdict"] == "PASS"
+    files = {path.name for path in out.iterdir()}
+    assert files >= {"verdict.json", "junit.xml", "report.html", "traces", "log.txt"}
+    assert (out / "traces/plain_seed/trace.json").exists()
+
+    empty = tmp_path / "empty"
+    refused = runner.run(script, "-", root, str(empty), "no_such_case", "--lane", "cpu")
+    assert refused.code == 2
+    assert "left no run" in refused.err
+    assert list(empty.iterdir()) == []
+    assert runner.run(script, "no-wheelhouse", root, str(empty)).code == 2
+    assert runner.run(script, "-").code == 2

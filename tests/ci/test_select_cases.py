@@ -1,0 +1,138 @@
+"""Choosing cases by changed paths, against this repository's real layout."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+import pytest
+import select_cases
+from select_cases import Reach, files_used, reach_of, select
+
+from validation.cases import Case, discover_cases
+from validation.source import git
+
+CASES = list(discover_cases().values())
+
+
+def of_lane(lane: str) -> list[Case]:
+    """The lane's cases."""
+    return [case for case in CASES if lane in case.lanes]
+
+
+def chosen(repository: Path, *changed: str, lane: str = "cpu") -> Collection[str]:
+    """What a change of these files selects."""
+    return select(changed, of_lane(lane), lane, [repository])
+
+
+def names(lane: str) -> list[str]:
+    """The lane's cases' names."""
+    return [case.name for case in of_lane(lane)]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "constraints.txt",
+        "pyproject.toml",
+        "validation/check.py",
+        "validation/compare/compare.py",
+        "validation/cases/vpmoe/__init__.py",
+        "validation/cases/vpmoe/faults/attention.py",
+        "vpmoe/model/window.py",
+        "vpmoe/model/config.py",
+        "goldens/quarantine.json",
+        "ci/select_cases.py",
+        ".github/workflows/pre-merge.yml",
+        "something/new.py",
+        "vpmoe/new_file.py",
+        "vpmoe/native.cu",
+    ],
+)
+def test_what_reaches_everything_and_what_is_unknown_selects_all(
+    repository: Path, path: str
+) -> None:
+    for lane in ("cpu", "h200"):
+        assert chosen(repository, path, lane=lane) == names(lane)
+        assert chosen(repository, "docs/golden.md", path, lane=lane) == names(lane)
+
+
+def test_code_selects_the_cases_that_import_it(repository: Path) -> None:
+    data = chosen(repository, "vpmoe/data/loss.py")
+    assert "tiny_moe" in data
+    assert "schedules" not in data
+    assert chosen(repository, "vpmoe/optimizer/report.py") == ["schedules"]
+    assert chosen(repository, "vpmoe/data/loss.py", lane="h200") == ["dev_moe", "wide_pair"]
+    assert "kernels" in chosen(repository, "vpmoe/model/attention/triton_kernel.py", lane="h200")
+    assert chosen(repository, "validation/cases/vpmoe/kernels.py", lane="h200") == ["kernels"]
+
+
+def test_a_preset_selects_the_cases_that_read_it(repository: Path) -> None:
+    assert chosen(repository, "configs/vpmoe-6b.toml") == ["schedules"]
+    assert chosen(repository, "configs/vpmoe-6b.toml", lane="h200") == ["wide_pair"]
+
+
+def test_a_golden_selects_its_case_and_the_one_that_its_law_names(repository: Path) -> None:
+    assert chosen(repository, "goldens/cpu/tiny_adam/golden.json") == ["tiny_adam"]
+    assert set(chosen(repository, "goldens/cpu/resume/golden.json")) == {"tiny_moe", "resume"}
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        (),
+        ("docs/golden.md", "README.md", "tests/test_config.py", "benchmarks/attention.py"),
+        ("goldens/audit/20260101T000000-00000000.json",),
+        ("goldens/h200/dev_moe/golden.json",),
+        ("goldens/cpu/gone/golden.json",),
+    ],
+)
+def test_something_is_always_selected(repository: Path, changed: tuple[str, ...]) -> None:
+    assert len(chosen(repository, *changed)) == 1
+
+
+def test_a_file_that_only_the_base_has_still_counts(repository: Path, tmp_path: Path) -> None:
+    module = tmp_path / "vpmoe/optimizer/report.py"
+    module.parent.mkdir(parents=True)
+    module.write_text("import vpmoe.removed\n")
+    (tmp_path / "vpmoe/removed.py").write_text("")
+    (tmp_path / "validation/cases/vpmoe").mkdir(parents=True)
+    target = tmp_path / "validation/cases/vpmoe/schedules.py"
+    target.write_text("from vpmoe.optimizer.report import routing_report\n")
+    found = select(["vpmoe/removed.py"], of_lane("cpu"), "cpu", [repository, tmp_path])
+    assert found == ["schedules"]
+
+
+def test_relative_imports_are_followed(tmp_path: Path) -> None:
+    package = tmp_path / "vpmoe" / "sub"
+    package.mkdir(parents=True)
+    (tmp_path / "vpmoe/__init__.py").write_text("")
+    (package / "__init__.py").write_text("from .deep import thing\n")
+    (package / "deep.py").write_text("from ..other import x\nfrom . import same\n")
+    (package / "same.py").write_text("")
+    (tmp_path / "vpmoe/other.py").write_text("")
+    case = Case(name="one", description="", lanes=["cpu"], target="vpmoe.sub:run")
+    assert files_used(case, tmp_path) == {
+        "vpmoe/__init__.py",
+        "vpmoe/sub/__init__.py",
+        "vpmoe/sub/deep.py",
+        "vpmoe/sub/same.py",
+        "vpmoe/other.py",
+    }
+
+
+def test_each_rule_is_of_a_file_that_there_is(repository: Path) -> None:
+    files = [
+        *git(repository, "ls-files").split("\n"),
+        "goldens/audit/x",
+        "goldens/cpu/a/golden.json",
+    ]
+    for pattern, _ in select_cases.RULES:
+        assert any(select_cases.fnmatchcase(path, pattern) for path in files), pattern
+    code = [path for path in files if path.startswith("vpmoe/") and path.endswith(".py")]
+    assert {reach_of(path) for path in code} == {Reach.ITS_USERS}
+    used = set().union(*(files_used(case, repository) for case in CASES))
+    tools = {path for path in code if path not in used}
+    assert all(
+        "cli" in path or path.endswith(("display.py", "progress.py", "params.py")) for path in tools
+    ), tools
