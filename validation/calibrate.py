@@ -208,16 +208,14 @@ def _largest_of(runs: Sequence[Noise]) -> Noise:
 def tolerances_from(noise: Noise, safety: float) -> Tolerances:
     """Tolerances that never shrink along a run: safety x the largest noise so far, and a floor.
 
-    A class in which no rerun moved anything (learning rates, token counts) stays exact.
+    A class in which no rerun moved anything has the floor too: another machine may move it.
     """
-    classes: dict[str, dict[int, float]] = {}
-    for name, steps in noise.items():
-        known = sorted(steps)
-        if not any(steps.values()):
-            classes[name] = dict.fromkeys(known, 0.0)
-            continue
-        classes[name] = {step: max(FLOOR, safety * largest_so_far(steps, step)) for step in known}
-    return Tolerances(classes)
+    return Tolerances(
+        {
+            name: {step: max(FLOOR, safety * largest_so_far(steps, step)) for step in sorted(steps)}
+            for name, steps in noise.items()
+        }
+    )
 
 
 def detectable_effect(trace: Trace, measured: Measured) -> dict[str, float]:

@@ -59,3 +59,14 @@ def test_legacy_tokenizer_is_off_and_says_what_it_does() -> None:
     assert parser.parse_args([]).legacy_tokenizer is False
     assert "--legacy-tokenizer" in parser.format_help()
     assert "refused in training" in " ".join(parser.format_help().split())
+
+
+def test_the_variable_names_the_vocabulary(
+    vocabulary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = tmp_path / "elsewhere.tiktoken"
+    elsewhere.write_bytes(vocabulary.read_bytes())
+    monkeypatch.setenv("O200K_HARMONY_VOCAB_PATH", str(elsewhere))
+    args = _args(vocabulary, tokenizer_model=None)
+    validate_tokenizer_args(args)
+    assert Path(args.tokenizer_model) == elsewhere

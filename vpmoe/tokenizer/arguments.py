@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from vpmoe.tokenizer.asset import DEFAULT_PATH, ensure_asset
+from vpmoe.tokenizer.asset import ensure_asset
 from vpmoe.tokenizer.special import PADDED_VOCAB_SIZE
 
 TOKENIZER_TYPE = "O200kHarmonyTokenizer"
@@ -59,4 +59,4 @@ def validate_tokenizer_args(args: argparse.Namespace) -> None:
         )
     # Megatron pads to a multiple of 128 * TP (201,216 at TP=2) unless the size is set already.
     args.padded_vocab_size = PADDED_VOCAB_SIZE
-    args.tokenizer_model = str(ensure_asset(args.tokenizer_model or DEFAULT_PATH))
+    args.tokenizer_model = str(ensure_asset(args.tokenizer_model))

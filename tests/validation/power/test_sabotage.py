@@ -9,32 +9,33 @@ import pytest
 
 SABOTAGES = Path(__file__).with_name("sabotages.py")
 INVALID, FAIL = ("INVALID", 3), ("FAIL", 1)
+# The bug that the check plants moves facts, or numbers.
+DISCRETE, FLOATING = "wide_window", "halved_gradient"
 
 
 @pytest.mark.parametrize(
-    ("sabotage", "expected"),
+    ("sabotage", "expected", "canary"),
     [
-        ("always_equal", INVALID),  # the canary is not caught
-        ("inverted_rule", FAIL),  # what is right is reported
-        ("inverted_rule_quietly", INVALID),
-        ("no_cases", INVALID),
-        ("no_cases_found", INVALID),
-        ("nothing_compared", INVALID),
-        ("misspelt_in_comparison", INVALID),  # the gate is blind to a metric
-        ("misspelt_in_golden", FAIL),  # a record that only one side has
-        ("misspelt_in_recorder", FAIL),
-        ("canary_not_planted", INVALID),
-        ("infinite_tolerance", INVALID),
-        ("tensors_ignored", INVALID),
+        ("always_equal", INVALID, DISCRETE),  # the canary is not caught
+        ("always_equal", INVALID, FLOATING),
+        ("inverted_rule", FAIL, FLOATING),  # what is right is reported
+        ("inverted_rule_quietly", INVALID, FLOATING),
+        ("no_cases", INVALID, DISCRETE),
+        ("no_cases_found", INVALID, DISCRETE),
+        ("nothing_compared", INVALID, DISCRETE),
+        ("misspelt_in_comparison", INVALID, DISCRETE),  # the gate is blind to a metric
+        ("misspelt_in_golden", FAIL, DISCRETE),  # a record that only one side has
+        ("misspelt_in_recorder", FAIL, DISCRETE),
+        ("canary_not_planted", INVALID, FLOATING),
+        ("infinite_tolerance", INVALID, DISCRETE),
+        ("tensors_ignored", INVALID, FLOATING),
     ],
 )
-@pytest.mark.parametrize("canary", ["wide_window", "halved_gradient"])
 def test_no_sabotage_passes(
     golden_project: Any, tmp_path: Path, sabotage: str, expected: tuple[str, int], canary: str
 ) -> None:
     project = golden_project
-    # Whichever bug a source tree happens to choose as its canary, discrete or floating.
-    other = {"wide_window": "halved_gradient", "halved_gradient": "wide_window"}[canary]
+    other = {DISCRETE: FLOATING, FLOATING: DISCRETE}[canary]
     project.edit(f'id="{other}",', f'id="{other}", canary=False,', "plain_cases.py")
     answer = project.golden("check", "--json", **sabotaged(project, tmp_path, sabotage))
     verdict = answer.json()

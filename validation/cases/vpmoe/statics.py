@@ -100,9 +100,19 @@ def record_routing(recorder: Recorder, model: Sequence[torch.nn.Module], optimiz
                 "max_lr": group.get("max_lr"),
                 "min_lr": group.get("min_lr"),
                 "weight_decay_multiplier": group.get("wd_mult"),
+                **_reductions(parameter),
             },
             tensor="optimizer",
         )
+
+
+def _reductions(parameter: torch.Tensor) -> dict[str, list[str]]:
+    """Megatron's marks that decide which ranks a gradient is summed and counted over, if any."""
+    marks = ["sequence_parallel", "pipeline_parallel", "shared"]
+    found = [mark for mark in marks if getattr(parameter, mark, False)]
+    if not getattr(parameter, "allreduce", True):
+        found.append("expert_parallel")
+    return {"reductions": found} if found else {}
 
 
 def record_schedule(recorder: Recorder, model: torch.nn.Module, prefix: str = "") -> None:

@@ -125,9 +125,7 @@ def micro_batch_dropped() -> Planted:
     return result("vpmoe.data.loss", "span_loss", change)
 
 
-@fault(
-    "gradient-one-step-late", "gradients", "grad", "a buffer read before it is written", steps=2
-)
+@fault("gradient-one-step-late", "gradients", "grad", "a buffer read before it is written", steps=2)
 def gradient_one_step_late() -> Planted:
     """From the second step on the optimizer steps on the gradient before."""
     kept: dict[int, Any] = {}

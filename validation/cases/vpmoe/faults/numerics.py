@@ -57,7 +57,7 @@ def logits_in_bf16() -> Planted:
     )
 
 
-@fault("loss-in-bf16", "numerics", "loss", "token losses summed in bf16")
+@fault("loss-in-bf16", "numerics", "model", "token losses summed in bf16")
 def loss_in_bf16() -> Planted:
     """Cross entropies are rounded to bf16 before they are summed."""
     return arguments(
@@ -83,7 +83,7 @@ def gradients_accumulated_in_bf16() -> Planted:
     return patched("megatron.training.training", "finalize_model_grads", wrap)
 
 
-@fault("master-weights-in-bf16", "numerics", "update", "weights without an fp32 copy")
+@fault("master-weights-in-bf16", "numerics", "replay", "weights without an fp32 copy")
 def master_weights_in_bf16() -> Planted:
     """A step leaves weights that are rounded to bf16."""
 

@@ -158,7 +158,7 @@ def embedding_rate_halved() -> Planted:
     return patched(_MEGATRON, "parameter_policy", wrap)
 
 
-@fault("decay-doubled", "optimizer", "optimizer", "weight decay applied by two hands", gpu=True)
+@fault("decay-doubled", "optimizer", "optimizer", "weight decay applied by two hands")
 def decay_doubled() -> Planted:
     """Weight decay is 0.2."""
     return result(

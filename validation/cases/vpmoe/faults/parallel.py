@@ -243,7 +243,7 @@ def experts_of_another_rank() -> Planted:
 @fault(
     "expert-gradients-doubled",
     "parallel",
-    "experts",
+    "grad",
     "experts' gradients scaled by the ranks that share them",
     case="layout_ep",
     canary=False,
@@ -325,7 +325,7 @@ def phi_not_summed_over_stages() -> Planted:
 @fault(
     "phi-counted-on-every-stage",
     "parallel",
-    "grad_norm",
+    "grapem",
     "a shared weight counted twice in the norm",
     case="layout_pp",
     canary=False,

@@ -71,7 +71,7 @@ def second_moment_dropped() -> Planted:
 @fault(
     "expert-bias-dropped",
     "resume",
-    "expert_bias",
+    "router",
     "a buffer that is not in the checkpoint",
     case="resume",
     steps=2,
@@ -106,21 +106,22 @@ def schedule_restarted() -> Planted:
 
 
 @fault(
-    "samples-repeated",
+    "samples-skipped",
     "resume",
     "batch",
-    "a resumed run that begins the epoch again",
+    "a resumed run that counts its last batch twice",
     case="resume",
     steps=2,
     canary=False,
 )
-def samples_repeated() -> Planted:
-    """A resumed run reads the first samples again."""
+def samples_skipped() -> Planted:
+    """A resumed run goes on one batch further than it stopped."""
 
     def act(model: Any, optimizer: Any) -> None:
         from megatron.training import get_args
 
-        get_args().consumed_train_samples = 0
+        args = get_args()
+        args.consumed_train_samples += args.global_batch_size
 
     return _after_loading(act)
 
