@@ -24,11 +24,9 @@ def broken_laws(trace: Trace) -> set[str]:
     ("fault", "laws"),
     [
         (None, set()),
-        ("mask-sees-one-ahead", {"causality"}),
         ("documents-mixed-in-the-kernel", {"packing"}),
         ("window-plus-one", {"outputs forget what is beyond the window"}),
         ("last-token-dropped", {"permutation", "accumulation"}),
-        ("grape-queries-only", {"shift"}),
     ],
 )
 def test_laws(fault: str | None, laws: set[str], tmp_path: Path) -> None:

@@ -248,7 +248,7 @@ def _window(model: Any, layer: Any, length: int, generator: torch.Generator) -> 
         Change of the output; the largest gradient beyond the window, or inf if there is none
         within it.
     """
-    window = int(layer.core_attention.pattern.window)
+    window = int(model.config.window_size[0]) + 1  # as configured, not as the layer has it
     hidden = torch.randn(length, 1, model.config.hidden_size, generator=generator)
     hidden = hidden.to(next(layer.parameters()))
     other = hidden.clone()
