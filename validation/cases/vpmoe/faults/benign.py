@@ -233,12 +233,6 @@ def no_op_added() -> Planted:
     )
 
 
-@harmless("reduced-while-computing", "gradients are reduced during the backward pass", "layout_dp")
-def reduced_while_computing() -> Planted:
-    """Megatron's overlapped reduction."""
-    return with_flags("--overlap-grad-reduce")
-
-
 @harmless("saved-by-every-rank", "checkpoints are written and read in parallel", "resume", None)
 def saved_by_every_rank() -> Planted:
     """Another distribution of the same files."""

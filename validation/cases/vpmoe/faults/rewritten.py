@@ -391,19 +391,6 @@ def experts_last_first() -> Planted:
     return patched("megatron.core.transformer.moe.experts", "SequentialMLP.forward", wrap)
 
 
-@harmless("shared-expert-first", "the shared expert is added from the other side")
-def shared_expert_first() -> Planted:
-    """Another order of two summands."""
-
-    def wrap(original: Any) -> Any:
-        def postprocess(self: Any, output: Any, shared: Any) -> Any:
-            return original(self, shared, output)
-
-        return postprocess
-
-    return patched("megatron.core.transformer.moe.moe_layer", "MoELayer.postprocess", wrap)
-
-
 @harmless("gradient-norm-in-fp64", "the gradient norm accumulated in fp64")
 def gradient_norm_in_fp64() -> Planted:
     """A more exact norm."""
