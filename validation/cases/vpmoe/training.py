@@ -14,9 +14,12 @@ from validation.recorder import Recorder
 
 
 def warm() -> None:
-    """Imports Megatron inside the lane, once, in the process that runs are forked from."""
+    """Imports Megatron inside the lane and loads the vocabulary, for all runs forked from here."""
     from vpmoe.runtime import detect_lane
+    from vpmoe.tokenizer.asset import ensure_asset, read_asset
+    from vpmoe.tokenizer.encoder import shared_encoder
 
+    shared_encoder(read_asset(ensure_asset()))
     with detect_lane().activate():
         for module in ("megatron.training", "vpmoe.arguments", "validation.cases.vpmoe.observe"):
             importlib.import_module(module)
