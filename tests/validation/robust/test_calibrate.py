@@ -7,6 +7,7 @@ from random import Random
 import pytest
 
 from validation.calibrate import (
+    CLIPPED_FLOOR,
     FLOOR,
     Variant,
     detectable_effect,
@@ -43,7 +44,7 @@ def test_tolerances_grow_with_the_noise_and_quiet_classes_have_the_floor() -> No
     )
     tolerances = measured.tolerances
     assert len(measured.lines) == 8
-    assert tolerances.of("curve:grad_norm", 3) == FLOOR
+    assert tolerances.of("curve:grad_norm", 3) == CLIPPED_FLOOR
     steps = [tolerances.of("curve:lm_loss", step) for step in range(1, 6)]
     assert steps == sorted(steps)
     assert steps[0] < steps[-1] / 5
@@ -61,6 +62,9 @@ def test_tolerances_are_a_multiple_of_the_largest_noise_with_a_floor() -> None:
     assert tolerances.of("a", 1) == FLOOR
     assert tolerances.of("a", 9) == 5.0 * 1e-3
     assert tolerances.of("b", 1) == FLOOR
+    clipped = {name: {1: 0.0} for name in ("curve:grad_norm@#", "optimizer:w.update", "curve:loss")}
+    found = tolerances_from(clipped, 5.0)
+    assert [found.of(name, 1) for name in clipped] == [CLIPPED_FLOOR, CLIPPED_FLOOR, FLOOR]
 
 
 @pytest.mark.parametrize("calibrated", [True, False])
