@@ -244,6 +244,7 @@ def check_case(
         first_divergence=first,
         comparison=comparison,
         decoded=decoded_tokens(case, comparison),
+        detects=golden.detectable_effect,
     )
 
 

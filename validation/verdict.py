@@ -77,9 +77,10 @@ class Divergence:
 
 @dataclass(frozen=True)
 class CaseResult:
-    """One case's part of a check; `comparison` and `decoded` are what the reports draw and are
-    not in the JSON. `decoded` holds the text around the first differing token: side ("golden",
-    "actual") -> (before, token, after)."""
+    """One case's part of a check; `comparison`, `decoded` and `detects` are what the reports show
+    and are not in the JSON. `decoded` holds the text around the first differing token: side
+    ("golden", "actual") -> (before, token, after); `detects` the smallest relative change of a
+    metric that the golden sees: metric -> change."""
 
     case: str
     verdict: Verdict
@@ -93,6 +94,7 @@ class CaseResult:
     decoded: Mapping[str, tuple[str, str, str]] = field(
         default_factory=dict, compare=False, repr=False
     )
+    detects: Mapping[str, float] = field(default_factory=dict, compare=False, repr=False)
 
     def to_json(self) -> dict[str, Any]:
         """The contract's object of a case."""

@@ -96,10 +96,11 @@ class DecodedEvidence:
 
 @dataclass(frozen=True)
 class CaseEvidence:
-    """All of a case; `golden` is the golden's provenance, flat."""
+    """All of a case; `golden` is the golden's provenance, flat; `detects` as in `CaseResult`."""
 
     curves: Sequence[CurveEvidence] = ()
     events: Sequence[EventEvidence] = ()
     tables: Sequence[TableEvidence] = ()
     golden: Mapping[str, str] = field(default_factory=dict)
     decoded: Sequence[DecodedEvidence] = ()
+    detects: Mapping[str, float] = field(default_factory=dict)

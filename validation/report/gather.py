@@ -55,6 +55,7 @@ def evidence_of(case: CaseResult) -> CaseEvidence:
         tables=_tables(comparison.golden, comparison.actual),
         golden=dict(flat(comparison.golden.provenance)),
         decoded=decoded,
+        detects=dict(case.detects),
     )
 
 
@@ -221,6 +222,7 @@ def _to_json(case: str, evidence: CaseEvidence) -> dict[str, Any]:
         "tables": [[t.name, t.columns, t.golden, t.actual] for t in evidence.tables],
         "golden": dict(evidence.golden),
         "decoded": [[d.side, d.before, d.token, d.after] for d in evidence.decoded],
+        "detects": dict(evidence.detects),
     }
 
 
@@ -255,4 +257,5 @@ def _from_json(document: Mapping[str, Any], path: Path) -> CaseEvidence:
         ],
         golden={str(k): str(v) for k, v in document["golden"].items()},
         decoded=[DecodedEvidence(*map(str, entry)) for entry in document["decoded"]],
+        detects={str(k): to_float(v, path) for k, v in document.get("detects", {}).items()},
     )

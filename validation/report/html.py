@@ -190,7 +190,15 @@ def _case_view(
             for name, before, now in environment_changes(evidence.golden, result.environment)
         ],
         provenance=_provenance(evidence.golden),
+        detects=_detects(evidence.detects),
     )
+
+
+def _detects(effects: Mapping[str, float]) -> list[Item]:
+    leading = [metric for metric in _LEADING_METRICS if metric in effects]
+    rest = sorted(metric for metric in effects if metric not in leading)
+    names = [*leading, *rest]
+    return [Item(clean(name), number_text(effects[name]), mono=True) for name in names]
 
 
 def _provenance(golden: Mapping[str, str]) -> list[Item]:

@@ -149,6 +149,7 @@ class CaseView:
     masks: Sequence[MaskView] = ()
     changes: Sequence[Change] = ()
     provenance: Sequence[Item] = ()
+    detects: Sequence[Item] = ()
 
     @property
     def tone(self) -> str:

@@ -90,4 +90,5 @@ def moe_evidence() -> CaseEvidence:
             TableEvidence("layer 2", 16, window(16, 4), window(16, 4)),
         ],
         golden={"commit": "d8ab5d8c", "reason": "first"},
+        detects={"update_rms/router": 7e-6, "lm_loss": 1.25e-6},
     )

@@ -55,6 +55,7 @@ def case(golden: Trace, actual: Trace) -> CaseResult:
         first_divergence=first,
         comparison=comparison,
         decoded={"golden": ("the ", "cat", " sat"), "actual": ("the ", "dog", " sat")},
+        detects={"lm_loss": 1e-6},
     )
 
 
@@ -76,6 +77,7 @@ def test_states_are_those_of_the_comparator() -> None:
     assert mask.actual[7] == [(3, 8)]
     assert evidence.golden == {"commit": "abc", "versions.torch": "2.11.0"}
     assert [d.token for d in evidence.decoded] == ["cat", "dog"]
+    assert evidence.detects == {"lm_loss": 1e-6}
 
 
 def test_one_sided_and_nan_records_are_told_apart() -> None:
