@@ -1,15 +1,14 @@
 """Known bugs and clean runs under the peers' rules of comparison, beside ours.
 
     python -m benchmarks.peers --output benchmarks/results/peers.json \\
-        --clean runs/clean_curves.jsonl [--jobs 2] [--only ID]
+        --matrix docs/power/matrix.json --clean runs/clean_curves.jsonl [--jobs 2]
 
-Plants every fault of the CPU lane in its own case, which runs in full, in the kill matrix's
-environment that calibration never saw, and shows the trace to each rule. The peers' goldens are
-what they would have recorded of our golden's curve; see `benchmarks.peer_rules`. Ours is the
-comparison at the golden's frozen tolerances and, where that finds nothing and the case owes another
-case something, that law. A fault is *small* if it moves the loss of the last step by less than 1e-3
-of it. A run that crashes is killed by no comparison, and counted apart. Faults that are declared
-equivalent are left out.
+Plants every fault of the CPU lane in its own case, in full, in the kill matrix's environment that
+calibration never saw, and shows the losses to each rule. The peers' goldens are what they would
+have recorded of our golden's curve; see `benchmarks.peer_rules`. Ours is what the kill matrix says
+of the same faults and goldens (`golden faults --output docs/power`). A fault is *small* if it moves
+the loss of the case's last step, of 20 for most, by less than 1e-3 of it. A run that crashes is
+killed by no comparison, and counted apart. Faults that are declared equivalent are left out.
 
 `--clean` takes the curves of `benchmarks.clean_runs`: what each rule says of them are false alarms.
 Finished faults are kept beside the output, as `.jsonl`, and not run again.
@@ -20,30 +19,21 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.ledger import (
-    Ledger,
-    in_parallel,
-    interrupted,
-    read_lines,
-    refuse_chosen_environment,
-    state_of,
-)
+from benchmarks.ledger import in_parallel, interrupted, opened, refuse_chosen_environment
 from benchmarks.peer_rules import RULES
-from validation.cases import Fault, discover_cases, discover_faults
-from validation.compare import MISSING, Comparison, compare, compare_law
+from validation.cases import Fault, discover_benign, discover_cases, discover_faults
 from validation.environment import describe
 from validation.execution import RunError, RunOptions, run_case
-from validation.files import encode_json, write_atomically
+from validation.files import decode_json, digest, encode_json, read_file, write_atomically
 from validation.goldens import Golden, GoldenStore
+from validation.power.ledger import module_file, own_files, read_lines, state_of
 from validation.power.planting import PERTURBATION, unseen_environment
 from validation.power.rates import lower_bound, upper_bound
 from validation.source import commit, find_root
-from validation.trace import Trace
-from validation.verdict import Divergence
 
 LANE = "cpu"
 OURS = "golden check"
@@ -67,62 +57,43 @@ class PlantedRuns:
         self.goldens = {name: store.load(LANE, name) for name in store.names(LANE)}
 
     def make(self, fault: Fault) -> dict[str, Any]:
-        """Runs the fault's case and returns what each rule says."""
+        """Runs the fault's case and returns what each of the peers' rules says."""
         began = time.monotonic()
         golden = self.goldens[fault.case]
         entry: dict[str, Any] = {
             "fault": fault.id,
             "category": fault.category,
             "case": fault.case,
+            "file": file_digest(fault),
             "crashed": None,
         }
-        law, first = None, None
+        options = RunOptions(
+            lane=LANE,
+            settings={"perturb_seed": PERTURBATION},
+            fault=fault.plant,
+            environment=unseen_environment(golden),
+        )
+        # The losses alone are asked for.
+        case = replace(self.cases[fault.case], traced_steps=())
         try:
-            trace = self._run(fault, fault.case, {"perturb_seed": PERTURBATION})
-            first = _seen(compare(golden.trace, trace, golden.tolerances))
-            if first is None:
-                law = self._broken_law(fault)
+            trace = run_case(case, options, self.root, self.log)
         except RunError as error:
-            return {**entry, "crashed": str(error).splitlines()[-1], **_seconds(began)}
+            crashed = str(error).splitlines()[-1]
+            return {**entry, "crashed": crashed, "killed": {}, **_seconds(began)}
         losses = golden.trace.curves.get(LOSS, {}), trace.curves.get(LOSS, {})
         rejected = {rule.name: bool(losses[0]) and not rule.accepts(*losses) for rule in RULES}
         return {
             **entry,
             "effect": effect(*losses),
-            "killed": {**rejected, OURS: first is not None or law is not None},
-            "first": None if first is None else asdict(first),
-            "law": None if law is None else asdict(law),
+            "killed": rejected,
             **_seconds(began),
         }
 
-    def _broken_law(self, fault: Fault) -> Divergence | None:
-        """What breaks the law of the fault's case; as in a check, the bug is in both runs.
 
-        Weights are not moved: another layout, or a resumed run, would move others.
-        """
-        law = self.cases[fault.case].law
-        if law is None:
-            return None
-        trace = self._run(fault, fault.case, {})
-        steps = max(max(series) for series in trace.curves.values() if series)
-        return _seen(
-            compare_law(law, self._run(fault, law.reference, {"stop_after": steps}), trace)
-        )
-
-    def _run(self, fault: Fault, case: str, settings: Mapping[str, Any]) -> Trace:
-        environment = unseen_environment(self.goldens[fault.case])
-        options = RunOptions(
-            lane=LANE, settings=settings, fault=fault.plant, environment=environment
-        )
-        return run_case(self.cases[case], options, self.root, self.log)
-
-
-def _seen(comparison: Comparison) -> Divergence | None:
-    """What kills, as in the kill matrix: a record that both sides have, and that differs."""
-    return next(
-        (d for d in comparison.divergences if MISSING not in (d.expected, d.actual)),
-        None,
-    )
+def file_digest(fault: Fault) -> str:
+    """Of the file that plants a fault."""
+    file = module_file(fault.plant)
+    return digest(file.read_bytes()) if file is not None else ""
 
 
 def _seconds(began: float) -> dict[str, float]:
@@ -216,28 +187,24 @@ def main() -> None:
     """Plants the faults that are still missing, then writes and prints the figures of all."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/peers.json"))
+    parser.add_argument("--matrix", type=Path, default=Path("docs/power/matrix.json"))
     parser.add_argument("--clean", type=Path, help="curves of benchmarks.clean_runs")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
-    parser.add_argument("--only", action="append", help="this fault; may be repeated")
     options = parser.parse_args()
     refuse_chosen_environment()
     root = find_root()
     runner = PlantedRuns(root, root / "runs" / "peers.log")
-    chosen = [f for f in discover_faults().values() if LANE in f.lanes and not f.equivalent]
+    faults = discover_faults().values()
+    plants = [f.plant for f in faults] + [b.plant for b in discover_benign().values()]
+    targets = [case.target for case in runner.cases.values()]
+    state = state_of(root, LANE, runner.goldens, without=own_files(root, plants, targets))
+    chosen = [fault for fault in faults if LANE in fault.lanes and not fault.equivalent]
     # The CPU lane may have a case of its own for a fault.
     chosen = [replace(fault, case=fault.shown_by(LANE)) for fault in chosen]
-    if options.only:
-        unknown = set(options.only) - {fault.id for fault in chosen}
-        if unknown:
-            parser.error(f"no such fault: {', '.join(sorted(unknown))}")
-        chosen = [fault for fault in chosen if fault.id in options.only]
-    without = sorted({fault.case for fault in chosen} - runner.goldens.keys())
-    if without:
-        parser.error(f"no golden of {', '.join(without)}")
-    state = state_of(root, LANE, runner.goldens)
     clean = clean_lines(options.clean, state) if options.clean else []
-    ledger = Ledger(options.output.with_suffix(".jsonl"), state)
-    done = {entry["fault"] for entry in ledger.entries}
+    ledger = opened(options.output.with_suffix(".jsonl"), state)
+    wanted = {fault.id: file_digest(fault) for fault in chosen}
+    done = {entry["fault"] for entry in finished(ledger.entries, wanted)}
     todo = [fault for fault in chosen if fault.id not in done]
 
     def work(fault: Fault) -> None:
@@ -254,14 +221,40 @@ def main() -> None:
         )
 
     in_parallel(options.jobs, sorted(todo, key=lambda fault: fault.case), work)
-    wanted = {fault.id for fault in chosen}
-    found = summary(
-        (entry for entry in ledger.entries if entry["fault"] in wanted),
-        clean_alarms(clean, runner.goldens),
-    )
+    ours = killed_by_us(options.matrix, state, wanted)
+    entries = [
+        {**entry, "killed": {**entry["killed"], OURS: ours[entry["fault"]]}}
+        for entry in finished(ledger.entries, wanted)
+    ]
+    found = summary(entries, clean_alarms(clean, runner.goldens))
     provenance = {"commit": commit(root), **state, "environment": describe(LANE)}
     write_atomically(options.output, encode_json({**found, "provenance": provenance}))
     print_summary(found)
+
+
+def finished(
+    entries: Iterable[Mapping[str, Any]], wanted: Mapping[str, str]
+) -> list[Mapping[str, Any]]:
+    """The entries of these faults, as they are planted now.
+
+    Args:
+        entries: of the ledger.
+        wanted: fault -> digest of the file that plants it.
+    """
+    return [entry for entry in entries if wanted.get(entry["fault"]) == entry["file"]]
+
+
+def killed_by_us(path: Path, state: Mapping[str, Any], faults: Iterable[str]) -> dict[str, bool]:
+    """Fault -> whether the kill matrix has it killed.
+
+    Raises:
+        SystemExit: there is no matrix of these goldens, or it lacks a fault.
+    """
+    matrix = decode_json(read_file(path), path)
+    found = {fault["id"]: bool(fault["killed"]) for fault in matrix["faults"]}
+    if matrix.get("provenance", {}).get("goldens") != state["goldens"] or set(faults) - set(found):
+        raise SystemExit(f"{path}: of other code; run `golden faults --output {path.parent}` first")
+    return found
 
 
 def clean_lines(path: Path, state: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -6,20 +6,23 @@ import argparse
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from validation.cases import LANES, CaseError, discover_benign, discover_cases, discover_faults
 from validation.check import new_run_folder
 from validation.cli.common import Progress, lane_to_run
-from validation.environment import gpu_count
+from validation.environment import describe, gpu_count
 from validation.files import DamagedFileError, encode_json, write_atomically
 from validation.goldens import Golden, GoldenStore
 from validation.goldens.acceptance import RefusedError
+from validation.power.ledger import own_files, state_of
 from validation.power.matrix import Matrix, scores
 from validation.power.page import headline, render_html, render_markdown, verdict_of
 from validation.power.planting import MatrixPlan, run_matrix, unseen_environment
-from validation.source import find_root, source_digest
+from validation.power.results import Results
+from validation.source import commit, find_root, source_digest
 
 
 def add_commands(commands: Any) -> None:
@@ -34,11 +37,17 @@ def add_commands(commands: Any) -> None:
         "survivors or false alarms.",
         epilog="examples:\n  golden faults\n  golden faults --only window-plus-one\n"
         "  golden faults --full --json > matrix.json   (every case on every fault)\n"
-        "  golden faults --output docs/power           (matrix.md, matrix.html, matrix.json)\n",
+        "  golden faults --output docs/power           (matrix.md, matrix.html, matrix.json)\n"
+        "  golden faults --resume                      (after an interruption)\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--only", action="append", metavar="ID", help="this fault; repeatable")
     parser.add_argument("--full", action="store_true", help="do not stop at the first kill")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="make only the runs that the last call on this code has not finished",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="also write the matrix to DIR, as documents"
@@ -78,6 +87,17 @@ def faults(options: argparse.Namespace) -> int:
         raise RefusedError(f"lane {lane} has {len(goldens)} goldens and {len(chosen)} faults")
     folder = new_run_folder(root, lane, source_digest(root))
     jobs = min(2, os.cpu_count() or 1) if lane == "cpu" else 1
+    plants = [f.plant for f in known.values()] + [b.plant for b in discover_benign().values()]
+    targets = [case.target for case in cases.values()]
+    state = state_of(root, lane, goldens, without=own_files(root, plants, targets))
+    provenance = {**state, "environment": describe(lane)}
+    results = Results(
+        root / "runs" / f"faults-{lane}.jsonl",
+        provenance,
+        lane=lane,
+        full=options.full,
+        resume=options.resume,
+    )
     plan = MatrixPlan(
         root=root,
         lane=lane,
@@ -86,9 +106,13 @@ def faults(options: argparse.Namespace) -> int:
         full=options.full,
         jobs=jobs,
         log=folder.log,
+        results=results,
     )
     with progress:
         matrix = run_matrix(plan, chosen, benign, progress)
+    # The digest of all the code: of what decides the results one by one, too.
+    provenance |= {"source": state_of(root, lane, ())["source"], "commit": commit(root)}
+    matrix = replace(matrix, provenance=provenance)
     where = _where(plan)
     write_atomically(folder.path / "faults.json", encode_json(matrix.details()))
     write_atomically(folder.path / "faults.html", render_html(matrix, where).encode())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -101,6 +101,23 @@ class Kill:
 
 
 @dataclass(frozen=True)
+class Harmless:
+    """Plants that must pass, in one run of a case.
+
+    Attributes:
+        ids: of the entries, with the plant of each; None plants nothing.
+        case: name of the case.
+        steps: training steps to run; None is all.
+        description: what is changed.
+    """
+
+    ids: Mapping[str, str | None]
+    case: str
+    steps: int | None = None
+    description: str = ""
+
+
+@dataclass(frozen=True)
 class Pass:
     """What became of a change that must pass: a benign one, a bug's twin, or none at all.
 
@@ -119,10 +136,17 @@ class Pass:
 
 @dataclass(frozen=True)
 class Matrix:
-    """Every fault, survivors first, and everything that must pass."""
+    """Every fault, survivors first, and everything that must pass.
+
+    Attributes:
+        kills: what became of the faults.
+        passes: what became of the rest.
+        provenance: of the code, the goldens and the machine that say so.
+    """
 
     kills: Sequence[Kill]
     passes: Sequence[Pass] = field(default=())
+    provenance: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def survivors(self) -> list[Kill]:
@@ -184,7 +208,13 @@ class Matrix:
             {"id": p.id, "passed": p.passed, "note": p.note, "description": p.description}
             for p in self.passes
         ]
-        return {**self.to_json(), "faults": faults, "benign": benign, "scores": scores(self)}
+        return {
+            **self.to_json(),
+            "faults": faults,
+            "benign": benign,
+            "scores": scores(self),
+            "provenance": self.provenance,
+        }
 
 
 def kind_of(entry: Pass) -> str:

@@ -23,6 +23,7 @@ from validation.compare import MISSING, Comparison, compare
 from validation.execution import RunError, RunOptions, close_parents, run_case
 from validation.goldens import Golden
 from validation.power.matrix import (
+    Harmless,
     Kill,
     Matrix,
     Pass,
@@ -30,6 +31,7 @@ from validation.power.matrix import (
     bitwise_equal,
     comparator_of,
 )
+from validation.power.results import Results
 
 # A perturbation that no calibration uses: it counts its seeds up from 1.
 PERTURBATION = 1_000_003
@@ -50,6 +52,7 @@ class MatrixPlan:
         full: try every case, whole, on every fault, not only until the first kill.
         jobs: runs at a time.
         log: receives what the runs print.
+        results: of finished runs, which are not made again.
     """
 
     root: Path
@@ -59,6 +62,7 @@ class MatrixPlan:
     full: bool
     jobs: int
     log: Path
+    results: Results
 
 
 def run_matrix(
@@ -68,21 +72,29 @@ def run_matrix(
     progress: Callable[[str], None],
 ) -> Matrix:
     """Plants everything, each in a run of its own, and collects what the gate says."""
-    telling = threading.Lock()
+    telling, ending = threading.Lock(), threading.Event()
 
     def tell(text: str) -> None:
         with telling:
             progress(text)
 
     def kill(fault: Fault) -> Kill:
-        done = _try_fault(plan, fault)
+        done = plan.results.kill(fault)
+        if done is None:
+            done = _try_fault(plan, fault)
+            if not ending.is_set():
+                plan.results.keep_kill(done)
         verdict = f"killed by {done.case} at {done.localised}" if done.killed else "SURVIVED"
         verdict = "equivalent" if done.equivalent else verdict
         tell(f"{fault.id}: {verdict} {done.note}".rstrip())
         return done
 
-    def must_pass(entry: _Harmless) -> list[Pass]:
-        found = _try_pass(plan, entry)
+    def must_pass(entry: Harmless) -> list[Pass]:
+        found = plan.results.passes(entry)
+        if found is None:
+            found = _try_pass(plan, entry)
+            if not ending.is_set():
+                plan.results.keep_passes(entry, found)
         for done in found:
             tell(f"{done.id}: {'passes' if done.passed else 'FALSE ALARM'} {done.note}".rstrip())
         return found
@@ -93,6 +105,7 @@ def run_matrix(
             passes = [done for found in pool.map(must_pass, entries) for done in found]
             kills = list(pool.map(kill, faults))
         except BaseException:
+            ending.set()
             pool.shutdown(wait=False, cancel_futures=True)
             close_parents()  # so that the threads' runs end now
             raise
@@ -110,36 +123,19 @@ def unseen_environment(golden: Golden) -> dict[str, str]:
     return chosen
 
 
-@dataclass(frozen=True)
-class _Harmless:
-    """Plants that must pass, in one run of a case.
-
-    Attributes:
-        ids: of the entries, with the plant of each; None plants nothing.
-        case: name of the case.
-        steps: training steps to run; None is all.
-        description: what is changed.
-    """
-
-    ids: Mapping[str, str | None]
-    case: str
-    steps: int | None = None
-    description: str = ""
-
-
 def _harmless(
     plan: MatrixPlan, faults: Sequence[Fault], benign: Sequence[Benign]
-) -> list[_Harmless]:
+) -> list[Harmless]:
     needed = {fault.shown_by(plan.lane) for fault in faults} | {change.case for change in benign}
-    entries = [_Harmless({f"unchanged/{n}": None}, n) for n in sorted(needed & plan.goldens.keys())]
-    entries += [_Harmless({b.id: b.plant}, b.case, b.steps, b.description) for b in benign]
+    entries = [Harmless({f"unchanged/{n}": None}, n) for n in sorted(needed & plan.goldens.keys())]
+    entries += [Harmless({b.id: b.plant}, b.case, b.steps, b.description) for b in benign]
     twins: defaultdict[tuple[str, int | None], dict[str, str | None]] = defaultdict(dict)
     for fault in faults:
         if fault.twin is not None:
             place = fault.shown_by(plan.lane), fault.canary_steps
             twins[place][f"twin/{fault.id}"] = fault.twin
     for (case, steps), ids in twins.items():
-        entries += [_Harmless(part, case, steps) for part in _parts(ids, _TWINS_AT_ONCE)]
+        entries += [Harmless(part, case, steps) for part in _parts(ids, _TWINS_AT_ONCE)]
     return entries
 
 
@@ -194,17 +190,17 @@ def _differs(plan: MatrixPlan, fault: Fault) -> bool | None:
     return not bitwise_equal(clean, planted)
 
 
-def _try_pass(plan: MatrixPlan, entry: _Harmless) -> list[Pass]:
+def _try_pass(plan: MatrixPlan, entry: Harmless) -> list[Pass]:
     problem = _problem(plan, entry)
     if problem and len(entry.ids) > 1:
         alone = (
-            _Harmless({name: plant}, entry.case, entry.steps) for name, plant in entry.ids.items()
+            Harmless({name: plant}, entry.case, entry.steps) for name, plant in entry.ids.items()
         )
         return [done for single in alone for done in _try_pass(plan, single)]
     return [Pass(name, not problem, problem, entry.description) for name in entry.ids]
 
 
-def _problem(plan: MatrixPlan, entry: _Harmless) -> str:
+def _problem(plan: MatrixPlan, entry: Harmless) -> str:
     """What differed first, or why nothing was compared; empty if all is well."""
     if entry.case not in plan.goldens:
         return f"{entry.case} has no golden"

@@ -91,3 +91,26 @@ def test_the_matrix_tries_every_case_in_full(golden_project: Any) -> None:
     assert [s["case"] for s in fault["sightings"]] == ["plain_loss", "plain_seed"]
     assert fault["sightings"][0]["comparator"] == "table"
     assert fault["differs_bitwise"] is True
+
+
+def test_finished_runs_are_not_made_again(golden_project: Any) -> None:
+    project = golden_project
+    whole = project.golden("faults", "--json")
+    ledger = project.root / "runs/faults-cpu.jsonl"
+    state, *results = ledger.read_text().splitlines(keepends=True)
+    # Cut short: one result is missing, and one says what no run would.
+    told = [line for line in results if "halved" not in line]
+    told = [line.replace('"comparator": "table"', '"comparator": "oracle"') for line in told]
+    ledger.write_text("".join([state, *told]))
+    resumed = project.golden("faults", "--resume", "--output", "out")
+    assert resumed.code == whole.code == 0
+    (table, curve) = json.loads((project.root / "out/matrix.json").read_text())["faults"]
+    assert {fault["sightings"][0]["comparator"] for fault in (table, curve)} == {"oracle", "curve"}
+    assert len(ledger.read_text().splitlines()) == 1 + len(results)
+    # Unless asked to, nothing is believed; and nothing of other code.
+    assert project.golden("faults", "--output", "out").code == 0
+    assert "oracle" not in (project.root / "out/matrix.json").read_text()
+    ledger.write_text("".join([state, *told]))
+    project.edit("VOCABULARY, WIDTH", "VOCABULARY,  WIDTH", "plain_loop.py")
+    assert project.golden("faults", "--resume", "--output", "out").code == 0
+    assert "oracle" not in (project.root / "out/matrix.json").read_text()
