@@ -38,7 +38,8 @@ def _window(change: int) -> Planted:
     "window-plus-one",
     "window",
     "self_attention",
-    "W taken as tokens besides the current one (transformers #39408)",
+    "W taken as tokens besides the current one "
+    "(https://github.com/huggingface/transformers/issues/39408)",
     gpu=True,
 )
 def window_plus_one() -> Planted:
@@ -156,9 +157,14 @@ def mask_sees_one_ahead() -> Planted:
     return result(_EAGER, "allowed_keys", change)
 
 
-@fault("window-mask-overwritten", "window", "self_attention", "a causal mask put over the window")
+@fault(
+    "window-mask-overwritten",
+    "window",
+    "self_attention",
+    "a causal mask put over the window (https://github.com/NVIDIA/Megatron-LM/issues/7039)",
+)
 def window_mask_overwritten() -> Planted:
-    """The kernel's mask has no window, whatever the layer's schedule says (Megatron #7039)."""
+    """The kernel's mask has no window, whatever the layer's schedule says."""
     return arguments(
         _EAGER,
         "allowed_keys",

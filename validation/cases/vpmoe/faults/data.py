@@ -70,7 +70,12 @@ def labels_not_shifted() -> Planted:
     return _batch(lambda batch: dataclasses.replace(batch, labels=batch.tokens))
 
 
-@fault("documents-not-separated", "packing", "batch", "reset_attention_mask that nothing reads")
+@fault(
+    "documents-not-separated",
+    "packing",
+    "batch",
+    "reset_attention_mask that nothing reads (https://github.com/alex-hh/profam/issues/495)",
+)
 def documents_not_separated() -> Planted:
     """Packed documents attend to each other."""
 
@@ -86,7 +91,7 @@ def documents_not_separated() -> Planted:
     "positions-not-reset",
     "packing",
     "batch",
-    "reset_position_ids that nothing reads",
+    "reset_position_ids that nothing reads (https://github.com/huggingface/nanoVLM/issues/201)",
     steps=3,
     canary=False,
 )
@@ -166,7 +171,12 @@ def mask_not_label_aligned() -> Planted:
     return result("vpmoe.data.encode", "_assemble", change)
 
 
-@fault("return-token-unsupervised", "masks", "batch", "a model that never learns to stop")
+@fault(
+    "return-token-unsupervised",
+    "masks",
+    "batch",
+    "a model that never learns to stop (https://github.com/NVIDIA-NeMo/Megatron-Bridge/pull/4660)",
+)
 def return_token_unsupervised() -> Planted:
     """<|return|> is not trained."""
 
@@ -217,7 +227,13 @@ def document_boundary_one_late() -> Planted:
     return _batch(change)
 
 
-@fault("labels-two-ahead", "masks", "batch", "a shift in the data and another in the model")
+@fault(
+    "labels-two-ahead",
+    "masks",
+    "batch",
+    "a shift in the data and another in the model "
+    "(https://github.com/huggingface/transformers/pull/37830)",
+)
 def labels_two_ahead() -> Planted:
     """Each token predicts the one after the next."""
     return _batch(lambda batch: dataclasses.replace(batch, labels=batch.labels.roll(-1, dims=-1)))

@@ -46,7 +46,12 @@ def router_top_1() -> Planted:
     return patched(_ROUTER, "topk_routing_with_score_function", wrap)
 
 
-@fault("router-in-bf16", "numerics", "router", "moe_router_dtype ignored")
+@fault(
+    "router-in-bf16",
+    "numerics",
+    "router",
+    "moe_router_dtype ignored (https://github.com/vllm-project/vllm/pull/14027)",
+)
 def router_in_bf16() -> Planted:
     """Router logits are rounded to bf16."""
     return result(_ROUTER, "TopKRouter.gating", rounded)

@@ -53,7 +53,8 @@ def _before_clipping(act: Callable[[Any, Any], Any]) -> Planted:
     "gradient-halved-before-clipping",
     "gradients",
     "grad",
-    "a gradient divided by the number of ranks twice (torchtitan #800)",
+    "a gradient divided by the number of ranks twice "
+    "(https://github.com/pytorch/torchtitan/issues/800)",
 )
 def gradient_halved() -> Planted:
     """Gradients are halved before they are clipped."""
@@ -71,7 +72,12 @@ def clipping_disabled() -> Planted:
     )
 
 
-@fault("mean-of-means", "loss", "model", "means of micro-batches averaged (transformers #34191)")
+@fault(
+    "mean-of-means",
+    "loss",
+    "model",
+    "means of micro-batches averaged (https://github.com/huggingface/transformers/pull/34191)",
+)
 def mean_of_means() -> Planted:
     """Each micro-batch divides by its own tokens."""
 

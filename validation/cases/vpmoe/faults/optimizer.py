@@ -62,7 +62,12 @@ def update_not_scaled_by_shape() -> Planted:
     return patched("vpmoe.optimizer.normuon", "_Chunk.full_shape", wrap)
 
 
-@fault("decay-on-norms", "optimizer", "optimizer", "weight decay on vectors")
+@fault(
+    "decay-on-norms",
+    "optimizer",
+    "optimizer",
+    "weight decay on vectors (https://github.com/ServiceNow/Fast-LLM/issues/542)",
+)
 def decay_on_norms() -> Planted:
     """Everything decays."""
     return result(

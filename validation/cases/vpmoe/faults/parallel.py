@@ -20,7 +20,7 @@ _FINALIZE = "megatron.core.distributed.finalize_model_grads"
     "data-parallel-reduction-missing",
     "parallel",
     "grad",
-    "ranks that step on their own gradients",
+    "ranks that step on their own gradients (https://github.com/NVIDIA/Megatron-LM/issues/1685)",
     case="layout_dp",
     canary=False,
 )
@@ -36,7 +36,8 @@ def data_parallel_reduction_missing() -> Planted:
     "phi-reduction-missing",
     "parallel",
     "grapem",
-    "a replicated weight whose gradient is not summed over tensor-parallel ranks",
+    "a replicated weight whose gradient is not summed over tensor-parallel ranks "
+    "(https://github.com/NVIDIA/Megatron-LM/issues/7452)",
     case="layout_tp_sp",
     canary=False,
 )
@@ -75,7 +76,7 @@ def data_parallel_sum_for_mean() -> Planted:
     "ranks-read-the-same-samples",
     "parallel",
     "batch",
-    "a sampler that does not know its rank",
+    "a sampler that does not know its rank (https://github.com/vllm-project/speculators/pull/427)",
     case="layout_dp",
     canary=False,
 )
@@ -123,7 +124,8 @@ def token_counts_not_reduced() -> Planted:
     "norm-gradients-not-reduced",
     "parallel",
     "norm",
-    "a sequence-parallel weight whose gradient is each rank's own",
+    "a sequence-parallel weight whose gradient is each rank's own "
+    "(https://github.com/NVIDIA/Megatron-LM/issues/1446)",
     case="layout_tp_sp",
     canary=False,
 )
@@ -170,7 +172,8 @@ def tpa_b_reduction_missing() -> Planted:
     "norm-of-one-rank",
     "parallel",
     "grad_norm",
-    "a gradient norm without the other ranks' parts",
+    "a gradient norm without the other ranks' parts "
+    "(https://github.com/pytorch/torchtitan/issues/596)",
     case="layout_tp",
     canary=False,
 )
@@ -193,7 +196,8 @@ def norm_of_one_rank() -> Planted:
     "alibi-slopes-of-the-first-rank",
     "parallel",
     "self_attention",
-    "slopes that are not sharded with their heads",
+    "slopes that are not sharded with their heads "
+    "(https://github.com/bigscience-workshop/Megatron-DeepSpeed/issues/227)",
     case="layout_tp",
     canary=False,
 )
@@ -326,7 +330,8 @@ def phi_not_summed_over_stages() -> Planted:
     "phi-counted-on-every-stage",
     "parallel",
     "grapem",
-    "a shared weight counted twice in the norm",
+    "a shared weight counted twice in the norm "
+    "(https://github.com/ROCm/TransformerEngine/pull/715)",
     case="layout_pp",
     canary=False,
 )

@@ -39,7 +39,13 @@ def grape_sign() -> Planted:
     return patched(_ROTATING, "VpmoeSelfAttention._rotate", wrap)
 
 
-@fault("grape-pairing", "grape-m", "core_attention", "neighbours rotated in pairs, not halves")
+@fault(
+    "grape-pairing",
+    "grape-m",
+    "core_attention",
+    "neighbours rotated in pairs, not halves "
+    "(https://github.com/vllm-project/vllm-ascend/pull/12820)",
+)
 def grape_pairing() -> Planted:
     """Planes are (2i, 2i + 1)."""
 
@@ -73,7 +79,12 @@ def grape_position_offset() -> Planted:
     )
 
 
-@fault("grape-phi-in-bf16", "grape-m", "grapem", "phi cast with the rest of the model")
+@fault(
+    "grape-phi-in-bf16",
+    "grape-m",
+    "grapem",
+    "phi cast with the rest of the model (https://github.com/huggingface/transformers/pull/29285)",
+)
 def grape_phi_in_bf16() -> Planted:
     """Frequencies come from phi rounded to bf16."""
     return arguments(
@@ -173,7 +184,12 @@ def grape_scale_of_another_place() -> Planted:
     )
 
 
-@fault("grape-rotation-in-bf16", "grape-m", "core_attention", "cos and sin in the model's dtype")
+@fault(
+    "grape-rotation-in-bf16",
+    "grape-m",
+    "core_attention",
+    "cos and sin in the model's dtype (https://github.com/NVIDIA/TransformerEngine/issues/1245)",
+)
 def grape_rotation_in_bf16() -> Planted:
     """Rotations are rounded to bf16, as Megatron's own are."""
     return arguments(_ROTATING, "rotate", lambda x, cos_sin: (x, rounded(cos_sin)))
@@ -223,7 +239,12 @@ def alibi_on_local_layers() -> Planted:
     return patched(_CORE, "CoreAttention._pattern", wrap)
 
 
-@fault("alibi-slopes-counted-from-0", "grape-a", "layers.3.self_attention", "2^(-8h/H) from h = 0")
+@fault(
+    "alibi-slopes-counted-from-0",
+    "grape-a",
+    "layers.3.self_attention",
+    "2^(-8h/H) from h = 0 (https://github.com/paiml/aprender/pull/2143)",
+)
 def alibi_slopes_counted_from_0() -> Planted:
     """Each head has the slope before its own."""
     return result(_CORE, "alibi_slopes", lambda slopes: (1.0, *slopes[:-1]))

@@ -38,7 +38,7 @@ def _states(optimizer: Any) -> Any:
     "optimizer-state-dropped",
     "resume",
     "optimizer",
-    "a resumed run whose optimizer starts anew",
+    "a resumed run whose optimizer starts anew (https://github.com/IntelLabs/distiller/issues/145)",
     case="resume",
     steps=2,
     canary=False,
@@ -69,6 +69,26 @@ def second_moment_dropped() -> Planted:
 
 
 @fault(
+    "step-count-dropped",
+    "resume",
+    "optimizer",
+    "a bias correction that begins anew",
+    case="resume",
+    steps=2,
+    canary=False,
+)
+def step_count_dropped() -> Planted:
+    """AdamW counts its steps from 1 again after a resume."""
+
+    def act(model: Any, optimizer: Any) -> None:
+        for state in _states(optimizer):
+            if "exp_avg" in state:
+                state["step"].zero_()
+
+    return _after_loading(act)
+
+
+@fault(
     "expert-bias-dropped",
     "resume",
     "router",
@@ -93,7 +113,7 @@ def expert_bias_dropped() -> Planted:
     "schedule-restarted",
     "resume",
     "optimizer",
-    "a scheduler that is not loaded",
+    "a scheduler that is not loaded (https://github.com/lightly-ai/lightly-train/pull/301)",
     case="resume",
     steps=2,
     canary=False,
