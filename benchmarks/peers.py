@@ -34,6 +34,7 @@ from validation.power.ledger import module_file, own_files, read_lines, state_of
 from validation.power.planting import PERTURBATION, unseen_environment
 from validation.power.rates import lower_bound, upper_bound
 from validation.source import commit, find_root
+from validation.trace import Trace
 
 LANE = "cpu"
 OURS = "golden check"
@@ -80,7 +81,7 @@ class PlantedRuns:
         except RunError as error:
             crashed = str(error).splitlines()[-1]
             return {**entry, "crashed": crashed, "killed": {}, **_seconds(began)}
-        losses = golden.trace.curves.get(LOSS, {}), trace.curves.get(LOSS, {})
+        losses = losses_of(golden.trace), losses_of(trace)
         rejected = {rule.name: bool(losses[0]) and not rule.accepts(*losses) for rule in RULES}
         return {
             **entry,
@@ -88,6 +89,12 @@ class PlantedRuns:
             "killed": rejected,
             **_seconds(began),
         }
+
+
+def losses_of(trace: Trace) -> Mapping[int, float]:
+    """The losses of the rank that has them: the first, or with pipeline stages the last."""
+    ranks = sorted(metric for metric in trace.curves if metric.partition("@")[0] == LOSS)
+    return trace.curves[ranks[0]] if ranks else {}
 
 
 def file_digest(fault: Fault) -> str:
@@ -101,9 +108,9 @@ def _seconds(began: float) -> dict[str, float]:
 
 
 def effect(golden: Mapping[int, float], actual: Mapping[int, float]) -> float | None:
-    """Relative change of the loss at the golden's last step; None where either has none."""
-    last = max(golden, default=None)
-    if last is None or last not in actual or not golden[last]:
+    """Relative change of the loss at the golden's last step with any; None where there is none."""
+    last = max((step for step, loss in golden.items() if loss), default=None)
+    if last is None or last not in actual:
         return None
     return abs(actual[last] - golden[last]) / abs(golden[last])
 
@@ -119,7 +126,7 @@ def clean_alarms(
     for line in lines:
         losses = {int(step): value for step, value in line["curves"].get(LOSS, {}).items()}
         verdicts = {OURS: bool(line["alarm"])}
-        expected = goldens[line["case"]].trace.curves.get(LOSS, {})
+        expected = losses_of(goldens[line["case"]].trace)
         if expected:
             verdicts |= {rule.name: not rule.accepts(expected, losses) for rule in RULES}
         for name, alarm in verdicts.items():
