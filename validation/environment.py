@@ -64,6 +64,7 @@ def describe(lane: str, ranks: int = 1) -> dict[str, Any]:
             "capability": f"{major}.{minor}",
             "driver": _driver(),
             "cuda": torch.version.cuda,
+            "topology": _topology(torch) if ranks > 1 else None,
         }
     described |= {name: _version(name) for name in PACKAGES}
     described |= {name: os.environ[name] for name in VARIABLES if name in os.environ}
@@ -101,6 +102,14 @@ def _cpu_model() -> str:
         (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
         platform.machine(),
     )
+
+
+def _topology(torch: Any) -> str:
+    """How many GPUs of one host there are, and whether each reaches the others' memory."""
+    count = torch.cuda.device_count()
+    pairs = [(one, other) for one in range(count) for other in range(one)]
+    reach = all(torch.cuda.can_device_access_peer(*pair) for pair in pairs)
+    return f"{count} GPUs of one host, {'' if reach else 'no '}peer access"
 
 
 def _driver() -> str | None:

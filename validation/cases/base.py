@@ -95,6 +95,9 @@ class Case:
         decode: `module:function`, text of a list of token ids, for the reports.
         throughput: `module:function`, called as function(pacer, settings) to train unobserved at
             the pace of `golden bench`, until the pacer stops it.
+        deterministic: whether two runs of one source tree in one environment must be bit-identical.
+        equivalents: name -> settings put over the case's own that change rounding and nothing else
+            (another kernel, another order of sums): what a calibration on a GPU reruns.
     """
 
     name: str
@@ -110,6 +113,8 @@ class Case:
     law: Law | None = None
     decode: str | None = None
     throughput: str | None = None
+    deterministic: bool = False
+    equivalents: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not safe_name(self.name):
