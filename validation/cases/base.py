@@ -88,7 +88,7 @@ class Case:
         processes: ranks; more than one get torchrun's environment.
         traced_steps: training steps whose tensors are recorded.
         preload: modules to import, or `module:function` to call, once in the parent process that
-            the CPU lane's runs are forked from; they must not compute anything.
+            runs are forked from; they must not compute anything, nor use CUDA.
         timeout: seconds after which a run is stopped, which is a FAIL.
         needs: see `Needs`.
         law: what its run owes another case's, besides its own golden.

@@ -7,9 +7,8 @@ from typing import Any
 
 from validation.cases.base import Case, Law, Needs
 from validation.cases.vpmoe import gpu
-from validation.cases.vpmoe.targets import DECODE, MODULES, PACED, TRAINING
+from validation.cases.vpmoe.targets import DECODE, MODULES, PACED, TRAINING, WARM
 
-_WARM = ("torch", "validation.cases.vpmoe.training:warm")
 _SYNTH_ROWS = "../shared/data/synth_rows_valid.jsonl"
 
 # Another layout sums in another order; nothing else may differ over its few steps. In multiples of
@@ -53,7 +52,7 @@ def _tiny(
         settings={**base, **(settings or {})},
         traced_steps=traced_steps,
         processes=processes,
-        preload=_WARM,
+        preload=WARM,
         needs=Needs(modules=MODULES, paths=paths),
         law=law,
         decode=DECODE,
@@ -156,7 +155,7 @@ CASES = (
             "preset": "configs/vpmoe-tiny.toml",
             "conversations": "data/sample/conversations.jsonl",
         },
-        preload=_WARM,
+        preload=WARM,
         needs=Needs(modules=MODULES),
     ),
     _layout("dp", "data parallel", same={**_SAMETRAINING, **_WHOLE}),
@@ -196,7 +195,7 @@ CASES = (
             "probed": {"vpmoe-6b": [3, 4]},
             "length": 136,
         },
-        preload=_WARM,
+        preload=WARM,
         needs=Needs(modules=MODULES),
     ),
     *gpu.CASES,

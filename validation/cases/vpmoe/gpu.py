@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from validation.cases.base import Case, Law, Needs
-from validation.cases.vpmoe.targets import DECODE, MODULES, PACED, TRAINING
+from validation.cases.vpmoe.targets import DECODE, MODULES, PACED, TRAINING, WARM
 
 # What deterministic mode asks of the environment.
 _DETERMINISTIC = {
@@ -64,6 +64,7 @@ def _training(
         },
         processes=processes,
         traced_steps=traced_steps,
+        preload=WARM,
         needs=Needs(gpus=processes, modules=(*MODULES, "triton")),
         law=law,
         decode=DECODE,
@@ -126,6 +127,7 @@ CASES = (
             "length": 1000,
             "environment": _DETERMINISTIC,
         },
+        preload=("torch", "triton", "vpmoe.model.attention.backends"),
         needs=Needs(gpus=1, modules=("torch", "triton", "vpmoe")),
         deterministic=True,
     ),

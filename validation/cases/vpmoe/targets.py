@@ -4,3 +4,4 @@ TRAINING = "validation.cases.vpmoe.training:run"
 PACED = "validation.cases.vpmoe.pace:run"
 DECODE = "validation.cases.vpmoe.tokens:decode"
 MODULES = ("torch", "megatron", "vpmoe")
+WARM = ("torch", "validation.cases.vpmoe.training:warm")

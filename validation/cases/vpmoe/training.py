@@ -15,6 +15,8 @@ from validation.recorder import Recorder
 
 def warm() -> None:
     """Imports Megatron inside the lane, once, in the process that runs are forked from."""
+    # Transformer Engine would import every framework that it finds.
+    os.environ.setdefault("NVTE_FRAMEWORK", "pytorch")
     from vpmoe.runtime import detect_lane
 
     with detect_lane().activate():
