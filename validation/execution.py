@@ -112,7 +112,9 @@ def _run_processes(case: Case, options: RunOptions, root: Path, job: Path, log: 
     deadline = time.monotonic() + case.timeout
     runs: list[ForkedRun] = []
     try:
-        parent = _warm_parent(root, options.environment or {}, log)
+        # torch then counts cards through NVML, which leaves CUDA to the forks.
+        look = {} if options.lane == "cpu" else {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+        parent = _warm_parent(root, {**look, **(options.environment or {})}, log)
         for environment in _rank_environments(case.processes):
             runs.append(parent.start(job, environment, log, case.preload))
         while True:

@@ -9,8 +9,8 @@ for each environment and asks it for processes:
 Every run is a process of its own, in its own session; all of them die with the parent, and the
 parent with whoever started it.
 
-A fork cannot use CUDA once its parent has. torch is asked to look for cards through NVML, which
-leaves CUDA alone; where an import touches it all the same, a run starts again as a fresh process.
+A fork cannot use CUDA once its parent has. Where an import has touched it, a run starts again as a
+fresh process.
 """
 
 from __future__ import annotations
@@ -48,12 +48,7 @@ class WarmParent:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "validation.warm"],
                 cwd=root,
-                env={
-                    **os.environ,
-                    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
-                    **environment,
-                    "PYTHONPATH": _search_path(root),
-                },
+                env={**os.environ, **environment, "PYTHONPATH": _search_path(root)},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stream,
