@@ -95,7 +95,11 @@ def _on_two(name: str, description: str, *flags: str) -> Case:
     )
 
 
-_SHORT = ("--train-iters", "4", "--micro-batch-size", "2", "--global-batch-size", "4")
+# Compiling Megatron's fused functions would take longer than all the rest.
+_SHORT = (
+    *("--train-iters", "4", "--micro-batch-size", "2", "--global-batch-size", "4"),
+    "--disable-jit-fuser",
+)
 
 CASES = (
     _training(
