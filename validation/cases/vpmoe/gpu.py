@@ -17,6 +17,9 @@ _DETERMINISTIC = {
 # Megatron asks for it where tensor parallelism and sequence parallelism meet.
 _ONE_QUEUE = {**_DETERMINISTIC, "CUDA_DEVICE_MAX_CONNECTIONS": "1"}
 
+# Compiling Megatron's fused functions takes longer than the rest of a few steps.
+_NOT_COMPILED = {"compiled": False}
+
 _EAGER = ("--attention-kernel", "eager")
 
 # Another layout sums bf16 numbers in another order, and rounds the sums; nothing else may differ.
@@ -40,6 +43,7 @@ def _training(
     law: Law | None = None,
     throughput: str | None = None,
     environment: Mapping[str, str] = _DETERMINISTIC,
+    more: Mapping[str, Any] | None = None,
 ) -> Case:
     """A deterministic training on the shipped conversations, and what must be its equal."""
     base = [*flags, "--log-interval", "1"]
@@ -61,6 +65,7 @@ def _training(
             "conversations": "data/sample/conversations.jsonl",
             "flags": deterministic,
             "environment": environment,
+            **(more or {}),
         },
         processes=processes,
         traced_steps=traced_steps,
@@ -92,14 +97,11 @@ def _on_two(name: str, description: str, *flags: str) -> Case:
         processes=2,
         law=Law(reference="dev_one", curves=_SAME_TRAINING),
         environment=_ONE_QUEUE,
+        more=_NOT_COMPILED,
     )
 
 
-# Compiling Megatron's fused functions would take longer than all the rest.
-_SHORT = (
-    *("--train-iters", "4", "--micro-batch-size", "2", "--global-batch-size", "4"),
-    "--disable-jit-fuser",
-)
+_SHORT = ("--train-iters", "4", "--micro-batch-size", "2", "--global-batch-size", "4")
 
 CASES = (
     _training(
@@ -142,6 +144,7 @@ CASES = (
         *_SHORT,
         lane="h200-x2",
         environment=_ONE_QUEUE,
+        more=_NOT_COMPILED,
     ),
     _on_two(
         "dev_tp_sp",
