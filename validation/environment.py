@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import importlib.util
 import os
@@ -69,6 +70,14 @@ def describe(lane: str, ranks: int = 1) -> dict[str, Any]:
     described |= {name: _version(name) for name in PACKAGES}
     described |= {name: os.environ[name] for name in VARIABLES if name in os.environ}
     return described
+
+
+def here(lane: str, ranks: int = 1) -> dict[str, Any]:
+    """The environment that runs of a lane will find on this machine, as far as a golden is chosen
+    by it; on a lane with GPUs this process uses CUDA from now on."""
+    if lane != "cpu":
+        importlib.import_module("torch")
+    return describe(lane, ranks)
 
 
 def gpu_count() -> int:
