@@ -217,9 +217,11 @@ def check_case(
     try:
         trace = record_case(case, plan.lane, plan.root, folder.log, provenance)
     except RunError as error:
-        missing = None if store.names(plan.lane).count(case.name) else "it has no golden"
-        verdict = Verdict.INVALID if missing else Verdict.FAIL
-        return result(verdict, f"{missing}\nbesides, {error}" if missing else str(error))
+        try:
+            store.nearest(plan.lane, case.name, {})
+        except DamagedFileError as problem:
+            return result(Verdict.INVALID, f"{problem}\nbesides, {error}")
+        return result(Verdict.FAIL, str(error))
     save_trace(trace, folder.trace(case.name))
     found = trace.provenance["environment"]
     try:
