@@ -25,7 +25,7 @@ from validation.execution import RunOptions, run_case
 from validation.files import DamagedFileError
 from validation.goldens.acceptance import RefusedError
 from validation.goldens.judge import checked_out
-from validation.goldens.store import HEAD, GoldenStore
+from validation.goldens.store import GoldenStore
 from validation.source import RepositoryError, git
 
 
@@ -201,10 +201,10 @@ def workshop(root: Path, commit: str, case: str, lane: str) -> Iterator[Workshop
 def _collect_goldens(root: Path, first: str, last: str, case: str, lane: str, folder: Path) -> None:
     """Every golden of the case that was accepted between the two commits, one folder each."""
     place = f"goldens/{lane}/{case}"
-    later = git(root, "rev-list", f"{first}..{last}", "--", f"{place}/{HEAD}").split()
+    later = git(root, "rev-list", f"{first}..{last}", "--", place).split()
     for commit in [first, *later]:
         with checked_out(root, commit, ("goldens",)) as tree:
-            if (tree / place / HEAD).exists():
+            if GoldenStore(tree / "goldens").places(lane, case):
                 shutil.copytree(tree / place, folder / commit / lane / case)
     if not any(folder.iterdir()):
         raise RefusedError(f"no golden of {lane}/{case} was accepted up to {last[:12]}")
@@ -244,7 +244,8 @@ def judge_here(lane: str, name: str, goldens: Path) -> State:
         return State.BROKEN
     for accepted in sorted(goldens.iterdir()):
         try:
-            golden = GoldenStore(accepted).load(lane, name)
+            found = trace.provenance["environment"]
+            golden = GoldenStore(accepted).nearest(lane, name, found)
         except DamagedFileError as error:
             print(error)
             continue

@@ -16,12 +16,16 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from validation.cases import Case
 from validation.compare import Comparison, Tolerances, compare, curve_class, event_class
 from validation.goldens import Golden
+from validation.goldens.environments import identity, in_words
+from validation.goldens.store import environment_of
 from validation.noise import Noise, Spread, largest_so_far, spread_of
-from validation.trace import Trace
+from validation.trace import Trace, load_trace
 
 # Below this, fp32 sums of another order differ without any noise having shown it.
 FLOOR = 1e-6
@@ -79,15 +83,20 @@ class Variant:
 
     name: str
     environment: Mapping[str, str] = field(default_factory=dict)
-    settings: Mapping[str, int] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
-def variants(lane: str, runs: int) -> list[Variant]:
-    """The first `runs` settings of a lane, different kinds first.
+def variants(case: Case, lane: str, runs: int) -> list[Variant]:
+    """The first `runs` settings of a case on a lane, different kinds first.
 
     On the CPU: threads {1, 2} x capability {default, the native one}, then one-ulp perturbations of
-    the initial weights with other seeds. On a GPU the perturbations alone.
+    the initial weights with other seeds. On a GPU what the case declares as equivalent; the
+    perturbations where it declares nothing.
     """
+    if lane != "cpu" and case.equivalents:
+        return [Variant(name, settings=settings) for name, settings in case.equivalents.items()][
+            :runs
+        ]
     found: list[Variant] = []
     if lane == "cpu":
         for capability in ("default", native_capability()):
@@ -141,6 +150,50 @@ def unchanged_base(golden: Golden, source: str, run: Callable[[Variant], Trace])
             "calibration measures noise, not changes; accept the change first (golden update)"
         )
     return base
+
+
+def reruns_made_elsewhere(
+    golden: Golden, folders: Sequence[Path]
+) -> tuple[list[Variant], Callable[[Variant], Trace]]:
+    """What run folders hold of a golden's case, for `measure`.
+
+    A folder's `traces/<case>` is a plain run, and `reruns/<case>/<n>` are what `golden calibrate`
+    left there. They count if the golden's source tree made them, or if the folder's plain run
+    repeats the golden bit for bit: other code that does the same.
+
+    Args:
+        golden: of the environment that the runs were made in.
+        folders: run folders, of any machines.
+
+    Raises:
+        ValueError: a folder with nothing of the case, of other code, or of another environment.
+    """
+    found: dict[str, tuple[Variant, Trace]] = {}
+    for folder in folders:
+        plain = folder / "traces" / golden.case
+        others = sorted((folder / "reruns" / golden.case).glob("*/trace.json"))
+        heads = [*([plain] if (plain / "trace.json").exists() else []), *(p.parent for p in others)]
+        if not heads:
+            raise ValueError(f"{folder}: has no run of {golden.case}")
+        traces = [load_trace(head) for head in heads]
+        repeats = heads[0] == plain and _identical(golden.trace, traces[0])
+        for head, trace in zip(heads, traces, strict=True):
+            provenance = trace.provenance
+            same = provenance.get("source_digest") == golden.trace.provenance.get("source_digest")
+            if not (same or repeats):
+                raise ValueError(f"{head}: made by other code, whose plain run is not the golden's")
+            if identity(environment_of(provenance)) != identity(golden.environment):
+                where = in_words(environment_of(provenance))
+                raise ValueError(f"{head}: made in {where}, not in {in_words(golden.environment)}")
+            changed = provenance.get("variant", "")
+            name = f"{changed or 'plain'}, {folder.name}"
+            found[name] = Variant(name, settings={"variant": changed} if changed else {}), trace
+    return [variant for variant, _ in found.values()], lambda variant: found[variant.name][1]
+
+
+def _identical(one: Trace, other: Trace) -> bool:
+    comparison = compare(one, other, exact=True)
+    return bool(comparison.compared) and not comparison.divergences
 
 
 def measure(

@@ -15,6 +15,7 @@ from validation.environment import describe, gpu_count
 from validation.execution import RunError, RunOptions, run_case
 from validation.files import DamagedFileError
 from validation.goldens import Golden, GoldenStore
+from validation.goldens.environments import in_words, same_stack
 from validation.goldens.judge import hold_to_base, vanished_cases
 from validation.goldens.quarantine import apply_quarantine, load_quarantine
 from validation.power.probes import shared_records, unseen_edit
@@ -163,6 +164,18 @@ def record_case(
     return replace(trace, provenance={**provenance, **trace.provenance, **own})
 
 
+def must_repeat(case: Case, golden: Golden, trace: Trace) -> bool:
+    """Whether a run owes its golden bit-identity: a deterministic case, one source, one stack.
+
+    Other code may round differently and be right; other hardware and versions do.
+    """
+    same_source = golden.trace.provenance.get("source_digest") == trace.provenance.get(
+        "source_digest"
+    )
+    found = trace.provenance.get("environment", {})
+    return case.deterministic and same_source and same_stack(golden.environment, found)
+
+
 def judge(golden: Golden, trace: Trace, *, exact: bool = False) -> tuple[Comparison, Verdict, str]:
     """Compares a trace with its golden and says PASS, FAIL or INVALID, and why."""
     comparison = compare(golden.trace, trace, golden.tolerances, exact=exact)
@@ -200,27 +213,33 @@ def check_case(
     reason = case.needs.missing(plan.root, gpus)
     if reason is not None:
         return result(Verdict.SKIPPED, skipped_because=reason)
-    problem = None
-    try:
-        golden = hold_to_base(store.load(plan.lane, case.name), plan.judge)
-        if golden.case_digest != case.digest:
-            problem = (
-                f"{store.path(plan.lane, case.name)}: recorded of another declaration of the case; "
-                f"record it again with `golden update {case.name} --reason TEXT`"
-            )
-    except DamagedFileError as error:
-        problem = str(error)
     # A run without a golden is still worth having: it is what `golden update --from` accepts.
     try:
         trace = record_case(case, plan.lane, plan.root, folder.log, provenance)
     except RunError as error:
-        if problem:
+        try:
+            store.nearest(plan.lane, case.name, {})
+        except DamagedFileError as problem:
             return result(Verdict.INVALID, f"{problem}\nbesides, {error}")
         return result(Verdict.FAIL, str(error))
     save_trace(trace, folder.trace(case.name))
-    if problem:
-        return result(Verdict.INVALID, problem)
-    comparison, verdict, message = judge(golden, trace, exact=plan.exact)
+    found = trace.provenance["environment"]
+    try:
+        golden = hold_to_base(store.nearest(plan.lane, case.name, found), plan.judge)
+    except DamagedFileError as error:
+        return result(Verdict.INVALID, str(error))
+    if golden.case_digest != case.digest:
+        place = store.path(plan.lane, case.name, golden.place)
+        return result(
+            Verdict.INVALID,
+            f"{place}: recorded of another declaration of the case; record it again with "
+            f"`golden update {case.name} --reason TEXT`",
+        )
+    exact = plan.exact or must_repeat(case, golden, trace)
+    comparison, verdict, message = judge(golden, trace, exact=exact)
+    if exact and not plan.exact and verdict is Verdict.FAIL:
+        message += ", and this source on this stack made the golden: it must repeat bit for bit"
+    message = "; ".join(filter(None, (message, compared_with(golden, found))))
     divergences = list(comparison.divergences)
     compared, identical = comparison.compared, comparison.identical
     if case.law is not None and verdict is not Verdict.INVALID:
@@ -233,8 +252,8 @@ def check_case(
         if held.divergences and not divergences:
             divergences = list(held.divergences)
             verdict = Verdict.FAIL
-            message = f"{len(divergences)} records are not those of {case.law.reference}, as its "
-            message += "law demands"
+            law = f"{len(divergences)} records are not those of {case.law.reference}, as its law "
+            message = "; ".join(filter(None, (f"{law}demands", message)))
     first = divergences[0] if divergences else None
     return result(
         verdict,
@@ -246,6 +265,14 @@ def check_case(
         decoded=decoded_tokens(case, comparison),
         detects=golden.detectable_effect,
     )
+
+
+def compared_with(golden: Golden, found: Mapping[str, Any]) -> str:
+    """Names the environment of the golden that a run was compared with; empty on the cpu lane."""
+    its, ours = in_words(golden.environment), in_words(found)
+    if not its:
+        return ""
+    return f"golden of {its}" + ("" if its == ours else f", the nearest to {ours}")
 
 
 def law_reference(
@@ -317,7 +344,8 @@ def check_canary(
     record; where no package offers a bug for the lane, that is all.
     """
     compared = next(result.case for result in results if result.compared)
-    edited = hold_to_base(store.load(plan.lane, compared), plan.judge)
+    here = environment_of(folder, [compared], plan.lane)
+    edited = hold_to_base(store.nearest(plan.lane, compared, here), plan.judge)
     unseen = unseen_edit(edited, compare)
     fault = choose_canary(plan.faults, plan.lane, source_digest(plan.root))
     if unseen is not None or fault is None or fault.canary_steps is None:
@@ -333,8 +361,9 @@ def check_canary(
         lane=plan.lane, settings={"stop_after": fault.canary_steps}, fault=fault.plant
     )
     try:
-        golden = hold_to_base(store.load(plan.lane, name), plan.judge)
         trace = run_case(case, options, plan.root, folder.log)
+        found = trace.provenance["environment"]
+        golden = hold_to_base(store.nearest(plan.lane, name, found), plan.judge)
     except (DamagedFileError, RunError) as error:
         # A planted bug that crashes proves nothing about the comparison.
         return Canary(fault.id, False), f"{blind}: {error}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import importlib.util
 import os
@@ -64,10 +65,19 @@ def describe(lane: str, ranks: int = 1) -> dict[str, Any]:
             "capability": f"{major}.{minor}",
             "driver": _driver(),
             "cuda": torch.version.cuda,
+            "topology": _topology(torch) if ranks > 1 else None,
         }
     described |= {name: _version(name) for name in PACKAGES}
     described |= {name: os.environ[name] for name in VARIABLES if name in os.environ}
     return described
+
+
+def here(lane: str, ranks: int = 1) -> dict[str, Any]:
+    """The environment that runs of a lane will find on this machine, as far as a golden is chosen
+    by it; on a lane with GPUs this process uses CUDA from now on."""
+    if lane != "cpu":
+        importlib.import_module("torch")
+    return describe(lane, ranks)
 
 
 def gpu_count() -> int:
@@ -101,6 +111,14 @@ def _cpu_model() -> str:
         (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
         platform.machine(),
     )
+
+
+def _topology(torch: Any) -> str:
+    """How many GPUs of one host there are, and whether each reaches the others' memory."""
+    count = torch.cuda.device_count()
+    pairs = [(one, other) for one in range(count) for other in range(one)]
+    reach = all(torch.cuda.can_device_access_peer(*pair) for pair in pairs)
+    return f"{count} GPUs of one host, {'' if reach else 'no '}peer access"
 
 
 def _driver() -> str | None:

@@ -110,13 +110,13 @@ def merge_ranks(ranks: Sequence[Trace]) -> Trace:
 def _run_processes(case: Case, options: RunOptions, root: Path, job: Path, log: Path) -> str | None:
     """Runs every rank; returns what went wrong, or None."""
     deadline = time.monotonic() + case.timeout
-    # A fork cannot use CUDA once an import has touched it: GPU runs import for themselves.
-    preload = case.preload if options.lane == "cpu" else ()
     runs: list[ForkedRun] = []
     try:
-        parent = _warm_parent(root, options.environment or {}, log)
+        # torch then counts cards through NVML, which leaves CUDA to the forks.
+        look = {} if options.lane == "cpu" else {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+        parent = _warm_parent(root, {**look, **(options.environment or {})}, log)
         for environment in _rank_environments(case.processes):
-            runs.append(parent.start(job, environment, log, preload))
+            runs.append(parent.start(job, environment, log, case.preload))
         while True:
             codes = [run.poll() for run in runs]
             failed = [(rank, code) for rank, code in enumerate(codes) if code]

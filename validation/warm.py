@@ -8,6 +8,9 @@ for each environment and asks it for processes:
 
 Every run is a process of its own, in its own session; all of them die with the parent, and the
 parent with whoever started it.
+
+A fork cannot use CUDA once its parent has. Where an import has touched it, a run starts again as a
+fresh process.
 """
 
 from __future__ import annotations
@@ -230,6 +233,9 @@ def _run(request: Mapping[str, Any], answers: int) -> None:
         for source, target in ((nothing, 0), (log, 1), (log, 2)):
             os.dup2(source, target)
         os.environ.update(request["environment"])
+        if _cuda_is_lost():
+            command = [sys.executable, "-P", "-m", "validation.worker", request["job"]]
+            os.execv(sys.executable, command)  # noqa: S606 this very program, as itself
         from validation.worker import main
 
         code = main([request["job"]])
@@ -243,6 +249,12 @@ def _run(request: Mapping[str, Any], answers: int) -> None:
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(code & 0xFF)
+
+
+def _cuda_is_lost() -> bool:
+    """Whether the parent had used CUDA through torch before this process was forked."""
+    torch = sys.modules.get("torch")
+    return torch is not None and bool(torch.cuda._is_in_bad_fork())
 
 
 def die_with_parent(signal_number: int) -> None:

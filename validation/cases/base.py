@@ -88,13 +88,16 @@ class Case:
         processes: ranks; more than one get torchrun's environment.
         traced_steps: training steps whose tensors are recorded.
         preload: modules to import, or `module:function` to call, once in the parent process that
-            the CPU lane's runs are forked from; they must not compute anything.
+            runs are forked from; they must not compute anything, nor use CUDA.
         timeout: seconds after which a run is stopped, which is a FAIL.
         needs: see `Needs`.
         law: what its run owes another case's, besides its own golden.
         decode: `module:function`, text of a list of token ids, for the reports.
         throughput: `module:function`, called as function(pacer, settings) to train unobserved at
             the pace of `golden bench`, until the pacer stops it.
+        deterministic: whether two runs of one source tree in one environment must be bit-identical.
+        equivalents: name -> settings put over the case's own that change rounding and nothing else
+            (another kernel, another order of sums): what a calibration on a GPU reruns.
     """
 
     name: str
@@ -110,6 +113,8 @@ class Case:
     law: Law | None = None
     decode: str | None = None
     throughput: str | None = None
+    deterministic: bool = False
+    equivalents: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not safe_name(self.name):

@@ -5,13 +5,22 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from validation.calibrate import detectable_effect, measure, unchanged_base, variants
+from validation.calibrate import (
+    Measured,
+    detectable_effect,
+    measure,
+    reruns_made_elsewhere,
+    unchanged_base,
+    variants,
+)
 from validation.cases import discover_cases, discover_faults
 from validation.check import (
     CheckPlan,
@@ -22,14 +31,15 @@ from validation.check import (
     run_check,
 )
 from validation.cli.common import Progress, add_selection, chosen_cases, chosen_lane, lane_to_run
-from validation.environment import gpu_count
+from validation.environment import gpu_count, here
 from validation.execution import RunError, RunOptions
 from validation.files import encode_json, write_atomically
-from validation.goldens import GoldenStore
+from validation.goldens import Golden, GoldenStore
 from validation.goldens.acceptance import RefusedError, refuse_dirty
+from validation.goldens.environments import identity, in_words
 from validation.goldens.judge import check_with_base
 from validation.source import find_root, source_digest
-from validation.trace import Trace
+from validation.trace import Trace, load_trace, save_trace
 from validation.verdict import CheckResult
 
 
@@ -63,12 +73,23 @@ def add_commands(commands: Any) -> None:
         "calibrate",
         help="measure noise, write tolerances and the detectable effect",
         description="Rerun cases of an unchanged source tree under other thread counts, CPU "
-        "capabilities and one-ulp perturbations, and store the tolerances that follow.",
-        epilog="example:\n  golden calibrate tiny_moe --runs 12\n",
+        "capabilities and one-ulp perturbations, on a GPU with what the case declares as\n"
+        "equivalent, and store the tolerances that follow.",
+        epilog="examples:\n  golden calibrate tiny_moe --runs 12\n"
+        "  golden calibrate dev_moe --lane h200 --from runs/A runs/B   (of several machines)\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_selection(parser)
     parser.add_argument("--runs", type=int, default=8, help="reruns of each case (default: 8)")
+    parser.add_argument(
+        "--from",
+        dest="folders",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="RUN_DIR",
+        help="measure on what checks and calibrations left, on other machines too; run nothing",
+    )
     parser.set_defaults(func=calibrate)
 
 
@@ -146,49 +167,95 @@ def publish(folder: RunFolder, progress: Progress) -> None:
 
 def calibrate(options: argparse.Namespace) -> int:
     """Measures noise and stores tolerances with the goldens."""
-    root, lane = find_root(), lane_to_run(options)
+    root = find_root()
+    lane = chosen_lane(options) if options.folders else lane_to_run(options)
     if options.runs < 1:
         raise RefusedError("--runs: at least 1")
     refuse_dirty(root)
     cases = discover_cases()
     store = GoldenStore(root / "goldens")
     progress = Progress()
-    log = new_run_folder(root, lane, source_digest(root)).log
+    for case in chosen_cases(cases, options.case, lane) if options.folders else ():
+        golden = golden_of_runs(store, lane, case.name, options.folders)
+        try:
+            chosen, made = reruns_made_elsewhere(golden, options.folders)
+            measured = measure(golden.trace, made, chosen, progress)
+        except ValueError as error:
+            raise RefusedError(f"case {case.name}: {error}") from error
+        _store(store, golden, measured)
+    if options.folders:
+        return 0
+    folder = new_run_folder(root, lane, source_digest(root))
     plan = CheckPlan(root=root, lane=lane, cases=[], faults=[], command=["golden", *sys.argv[1:]])
     for case in chosen_cases(cases, options.case, lane):
         reason = case.needs.missing(root, gpu_count())
         if reason is not None:
             progress(f"{case.name}: skipped, it {reason}")
             continue
-        golden = store.load(lane, case.name)
+        environment = here(lane, case.processes)
+        golden = store.nearest(lane, case.name, environment)
+        if identity(golden.environment) != identity(environment):
+            raise RefusedError(
+                f"case {case.name}: {in_words(environment)} has no golden; golden update first"
+            )
         provenance = describe_source(plan)
 
         def rerun(variant: Any, case: Any = case, provenance: Any = provenance) -> Trace:
             run = RunOptions(lane=lane, settings=variant.settings, environment=variant.environment)
-            return record_case(case, lane, root, log, provenance, run)
+            trace = record_case(case, lane, root, folder.log, provenance, run)
+            left = folder.path / "reruns" / case.name / re.sub(r"\W+", "-", variant.name)
+            named = {**trace.provenance, "variant": variant.name}
+            save_trace(replace(trace, provenance=named), left)
+            return trace
 
-        chosen = variants(lane, options.runs)
+        chosen = variants(case, lane, options.runs)
         try:
             with progress:
                 base = unchanged_base(golden, provenance["source_digest"], rerun)
                 measured = measure(base, rerun, chosen, progress)
         except (RunError, ValueError) as error:
             raise RefusedError(f"case {case.name}: {error}") from error
-        with store.lock():
-            store.save(
-                replace(
-                    golden,
-                    tolerances=measured.tolerances,
-                    calibration={
-                        **measured.record(),
-                        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-                    },
-                    detectable_effect=detectable_effect(golden.trace, measured),
-                )
-            )
-        print(
-            f"{lane}/{case.name}: {len(measured.tolerances.classes)} classes from {len(chosen)} "
-            f"runs, {measured.spread.safety:.1f} x their noise; a false alarm at most in "
-            f"{measured.spread.bound:.2g} of checks"
-        )
+        save_trace(base, folder.trace(case.name))
+        _store(store, golden, measured)
     return 0
+
+
+def golden_of_runs(store: GoldenStore, lane: str, case: str, folders: Sequence[Path]) -> Golden:
+    """The golden of the environment that run folders were made in.
+
+    Raises:
+        RefusedError: there is no run, or no golden of its environment.
+    """
+    for folder in folders:
+        for head in (*folder.glob(f"traces/{case}"), *folder.glob(f"reruns/{case}/*")):
+            environment = load_trace(head).provenance["environment"]
+            place = store.place_of(lane, case, environment)
+            if place is None:
+                where = in_words(environment)
+                raise RefusedError(
+                    f"case {case}: {where} has no golden; golden update --from first"
+                )
+            return store.load(lane, case, place)
+    raise RefusedError(f"case {case}: no run folder has a run of it")
+
+
+def _store(store: GoldenStore, golden: Golden, measured: Measured) -> None:
+    """Stores tolerances with a golden, and says what they are worth."""
+    calibration = {
+        **measured.record(),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    with store.lock():
+        store.save(
+            replace(
+                golden,
+                tolerances=measured.tolerances,
+                calibration=calibration,
+                detectable_effect=detectable_effect(golden.trace, measured),
+            )
+        )
+    print(
+        f"{golden.lane}/{golden.case}: {len(measured.tolerances.classes)} classes from "
+        f"{len(measured.lines)} runs, {measured.spread.safety:.1f} x their noise; a false alarm at "
+        f"most in {measured.spread.bound:.2g} of checks"
+    )

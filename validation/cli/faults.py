@@ -13,7 +13,7 @@ from typing import Any
 from validation.cases import LANES, CaseError, discover_benign, discover_cases, discover_faults
 from validation.check import new_run_folder
 from validation.cli.common import Progress, lane_to_run
-from validation.environment import describe, gpu_count
+from validation.environment import describe, gpu_count, here
 from validation.files import DamagedFileError, encode_json, write_atomically
 from validation.goldens import Golden, GoldenStore
 from validation.goldens.acceptance import RefusedError
@@ -80,7 +80,7 @@ def faults(options: argparse.Namespace) -> int:
         if lane not in case.lanes or case.needs.missing(root, gpus) is not None:
             continue
         try:
-            goldens[case.name] = store.load(lane, case.name)
+            goldens[case.name] = store.nearest(lane, case.name, here(lane, case.processes))
         except DamagedFileError as error:
             progress(f"{case.name} kills nothing: {error}")
     if not goldens or not chosen:

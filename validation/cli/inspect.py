@@ -8,7 +8,7 @@ import json
 import sys
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from validation.files import DamagedFileError
 from validation.goldens import Golden, GoldenStore, MissingGoldenError
 from validation.goldens.acceptance import RefusedError
 from validation.goldens.changes import changes
+from validation.goldens.environments import in_words
 from validation.goldens.merge import describe_head
 from validation.source import RepositoryError, find_root, git
 from validation.trace import Trace, load_trace
@@ -50,7 +51,8 @@ def add_commands(commands: Any) -> None:
         help="two traces of a case as a person reads them",
         description="Compares two traces of a case beyond their tolerances. A and B are git "
         "revisions, run folders or trace folders; without them the committed golden (HEAD) is "
-        "compared with the one in the working tree. Exits 1 when they differ.",
+        "compared with the one in the working tree. Of goldens of several environments, A is the\n"
+        "first's, or what --environment says, and B the nearest to it. Exits 1 when they differ.",
         epilog="examples:\n  golden diff tiny_moe\n  golden diff tiny_moe HEAD~3\n"
         "  golden diff tiny_moe HEAD runs/20260101T000000-cpu-0123456789ab\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -59,6 +61,12 @@ def add_commands(commands: Any) -> None:
     parser.add_argument("a", nargs="?", metavar="A", help="default: HEAD")
     parser.add_argument("b", nargs="?", metavar="B", help="default: the working tree")
     parser.add_argument("--lane", choices=list(LANES), help="default: what this machine is")
+    parser.add_argument(
+        "--environment",
+        default="",
+        metavar="FOLDER",
+        help="of the golden, as its folder inside the case's is named; default: the first one's",
+    )
     parser.set_defaults(func=diff)
 
 
@@ -68,25 +76,8 @@ def list_cases(options: argparse.Namespace) -> int:
     rows = []
     for case in discover_cases().values():
         for lane in case.lanes:
-            row: dict[str, Any] = {
-                "case": case.name,
-                "lane": lane,
-                "accepted": None,
-                "reason": None,
-                "environment": None,
-                "detectable_effect": None,
-            }
-            try:
-                head = store.head(lane, case.name)
-                row["accepted"] = head["accepted"]["time"]
-                row["reason"] = head["accepted"]["reason"]
-                row["environment"] = head["provenance"].get("environment")
-                row["detectable_effect"] = head["detectable_effect"] or None
-            except MissingGoldenError:
-                row["reason"] = "no golden yet"
-            except DamagedFileError as error:
-                row["reason"] = str(error)
-            rows.append(row)
+            places = store.places(lane, case.name) or [""]
+            rows += [_row(store, lane, case.name, place) for place in places]
     if options.json:
         json.dump({"cases": jsonable(rows)}, sys.stdout, allow_nan=False)
         print()
@@ -95,16 +86,39 @@ def list_cases(options: argparse.Namespace) -> int:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("case", "lane", "accepted", "detects", "reason"):
+    for name in ("case", "lane", "environment", "accepted", "detects", "reason"):
         table.add_column(name, overflow="fold")
     for row in rows:
         effect = row["detectable_effect"] or {}
         detects = ", ".join(f"{m} {e:.1e}" for m, e in sorted(effect.items()) if "/" not in m)
-        table.add_row(
-            row["case"], row["lane"], row["accepted"] or "-", detects or "-", row["reason"]
-        )
+        where = in_words(row["environment"] or {})
+        columns = (where, row["accepted"], detects)
+        table.add_row(row["case"], row["lane"], *(c or "-" for c in columns), row["reason"])
     Console(soft_wrap=True).print(table)
     return 0
+
+
+def _row(store: GoldenStore, lane: str, case: str, place: str) -> dict[str, Any]:
+    """One golden as `golden list` tells of it, damaged or missing ones as such."""
+    row: dict[str, Any] = {
+        "case": case,
+        "lane": lane,
+        "accepted": None,
+        "reason": None,
+        "environment": None,
+        "detectable_effect": None,
+    }
+    try:
+        head = store.head(lane, case, place)
+        row["accepted"] = head["accepted"]["time"]
+        row["reason"] = head["accepted"]["reason"]
+        row["environment"] = head["provenance"].get("environment")
+        row["detectable_effect"] = head["detectable_effect"] or None
+    except MissingGoldenError:
+        row["reason"] = "no golden yet"
+    except DamagedFileError as error:
+        row["reason"] = str(error)
+    return row
 
 
 def show(options: argparse.Namespace) -> int:
@@ -112,12 +126,13 @@ def show(options: argparse.Namespace) -> int:
     path: Path = options.file
     if path.is_dir() and (path / "trace.json").exists():
         trace, lines = load_trace(path), []
-    elif path.is_file() and path.parent.parent.parent.name != "goldens":
+    elif path.is_file() and "goldens" not in [p.name for p in path.parents]:
         print("\n".join(describe_head(path)))  # git's textconv gives a file of no folder
         return 0
     else:
         folder = path if path.is_dir() else path.parent
-        golden = GoldenStore(folder.parent.parent).load(folder.parent.name, folder.name)
+        store = next(p for p in folder.resolve().parents if p.name == "goldens")
+        golden = GoldenStore(store).load(*folder.resolve().relative_to(store).parts)
         trace = golden.trace
         lines = [f"accepted: {k}: {v}" for k, v in golden.accepted.items()]
         lines += [f"calibration: {k}: {v}" for k, v in golden.calibration.items() if k != "noise"]
@@ -149,8 +164,16 @@ def diff(options: argparse.Namespace) -> int:
     if options.case not in discover_cases():
         raise CaseError(f"there is no case {options.case!r}")
     lane = chosen_lane(options)
-    one = _load(root, lane, options.case, options.a or "HEAD")
-    other = _load(root, lane, options.case, options.b)
+
+    def chosen(store: GoldenStore) -> Golden:
+        return store.load(lane, options.case, options.environment)
+
+    one = _load(root, lane, options.case, options.a or "HEAD", chosen)
+
+    def nearest(store: GoldenStore) -> Golden:
+        return store.nearest(lane, options.case, one.environment)
+
+    other = _load(root, lane, options.case, options.b, nearest)
     comparison = compare(one.trace, other.trace, one.tolerances)
     lines = [change.describe() for change in changes(comparison)]
     lines += _provenance_changes(one.trace, other.trace)
@@ -174,10 +197,12 @@ def _provenance_changes(one: Trace, other: Trace) -> list[str]:
     return lines
 
 
-def _load(root: Path, lane: str, case: str, name: str | None) -> Golden:
-    """A golden of the working tree (None) or a revision, or the trace of a run."""
+def _load(
+    root: Path, lane: str, case: str, name: str | None, choose: Callable[[GoldenStore], Golden]
+) -> Golden:
+    """A golden of the working tree (None) or a revision, as chosen, or the trace of a run."""
     if name is None:
-        return GoldenStore(root / "goldens").load(lane, case)
+        return choose(GoldenStore(root / "goldens"))
     folder = Path(name)
     for candidate in (folder, folder / "traces" / case):
         if (candidate / "trace.json").exists():
@@ -186,7 +211,7 @@ def _load(root: Path, lane: str, case: str, name: str | None) -> Golden:
                 raise RefusedError(f"{candidate}: is a trace of {trace.case}, not of {case}")
             return Golden(lane=lane, trace=trace, case_digest="", accepted={})
     with _checked_out_goldens(root, name, lane, case) as goldens:
-        return GoldenStore(goldens).load(lane, case)
+        return choose(GoldenStore(goldens))
 
 
 @contextmanager

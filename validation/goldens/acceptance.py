@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -11,7 +11,8 @@ from validation.cases import Case
 from validation.compare import EXACT, compare
 from validation.files import SCHEMA, DamagedFileError, digest, encode_json, write_atomically
 from validation.goldens.changes import Change, Expectation, changes
-from validation.goldens.store import Golden, GoldenStore, MissingGoldenError
+from validation.goldens.environments import in_words
+from validation.goldens.store import Golden, GoldenStore, MissingGoldenError, environment_of
 from validation.source import RepositoryError, dirty_files, git, source_digest
 from validation.trace import Trace, load_trace
 
@@ -28,10 +29,12 @@ class Proposal:
         lane: its lane.
         trace: the new trace.
         before: the golden so far, or None.
-        changed: what moves beyond the tolerances.
+        changed: what moves beyond the tolerances; of a new environment's golden, which facts are
+            other than the nearest one's, since another environment moves no fact.
         identical: records that stay bit-identical.
         compared: records compared.
-        note: why there is nothing to compare with, if so.
+        note: why there is nothing to compare with, or what was compared with instead.
+        place: where the golden goes; empty for the first environment of its case.
     """
 
     lane: str
@@ -41,12 +44,14 @@ class Proposal:
     identical: int = 0
     compared: int = 0
     note: str = ""
+    place: str = ""
 
     def describe(self) -> list[str]:
         """The proposal as lines of text."""
         name = f"{self.lane}/{self.trace.case}"
         if self.before is None:
-            return [f"{name}: new, {self.trace.records} records{self.note}"]
+            lines = [f"{name}: new, {self.trace.records} records{self.note}"]
+            return lines + [f"  {change.describe()}" for change in self.changed]
         head = f"{name}: {self.compared} records compared, {self.identical} bit-identical"
         if not self.changed:
             return [f"{head}, none moved beyond tolerance"]
@@ -69,13 +74,16 @@ def refuse_dirty(root: Path) -> None:
 
 
 def propose(store: GoldenStore, lane: str, trace: Trace) -> Proposal:
-    """Compares a trace with the golden it would replace."""
+    """Compares a trace with the golden it would replace, or stand beside."""
+    environment = environment_of(trace.provenance)
+    place = store.place_of(lane, trace.case, environment)
+    if place is None:
+        return _propose_beside(store, lane, trace)
     try:
-        before = store.load(lane, trace.case)
-    except MissingGoldenError:
-        return Proposal(lane, trace, None, ())
+        before = store.load(lane, trace.case, place)
     except DamagedFileError as error:
-        return Proposal(lane, trace, None, (), note=f" (replaces a damaged golden: {error})")
+        note = f" (replaces a damaged golden: {error})"
+        return Proposal(lane, trace, None, (), note=note, place=place)
     comparison = compare(before.trace, trace, before.tolerances)
     return Proposal(
         lane,
@@ -84,7 +92,29 @@ def propose(store: GoldenStore, lane: str, trace: Trace) -> Proposal:
         changes(comparison),
         identical=comparison.identical,
         compared=comparison.compared,
+        place=place,
     )
+
+
+def _propose_beside(store: GoldenStore, lane: str, trace: Trace) -> Proposal:
+    """A golden of an environment that has none yet, shown against the nearest one's."""
+    environment = environment_of(trace.provenance)
+    place = store.free_place(lane, trace.case, environment)
+    try:
+        nearest = store.nearest(lane, trace.case, environment)
+    except MissingGoldenError:
+        return Proposal(lane, trace, None, (), place=place)
+    except DamagedFileError as error:
+        note = f" (beside a damaged golden: {error})"
+        return Proposal(lane, trace, None, (), note=note, place=place)
+    comparison = compare(nearest.trace, trace)
+    facts = [d for d in comparison.divergences if d.relative_error is None]
+    note = (
+        f" in {in_words(environment)}; {comparison.identical} of {comparison.compared} are "
+        f"bit-identical to those of {in_words(nearest.environment)}, {len(facts)} fact(s) are other"
+    )
+    moved = changes(replace(comparison, divergences=facts))
+    return Proposal(lane, trace, None, moved, note=note, place=place)
 
 
 def refuse_undeclared(proposals: Sequence[Proposal], expected: Sequence[Expectation]) -> None:
@@ -226,13 +256,16 @@ def accept(
             tolerances=p.before.tolerances if p.before else EXACT,
             calibration=p.before.calibration if p.before else {},
             detectable_effect=p.before.detectable_effect if p.before else {},
+            place=p.place,
         )
         for p in proposals
     ]
     with store.lock():
         audit = write_audit(store, root, accepted, proposals, expected)
-        for golden in goldens:
+        for proposal, golden in zip(proposals, goldens, strict=True):
             store.save(golden)
+            if proposal.before is not None and proposal.before.place != golden.place:
+                store.remove(proposal.before)
     return audit
 
 
@@ -256,6 +289,7 @@ def write_audit(
             {
                 "lane": p.lane,
                 "case": p.trace.case,
+                "environment": in_words(environment_of(p.trace.provenance)),
                 "new": p.before is None,
                 "moved": [change.describe() for change in p.changed],
             }

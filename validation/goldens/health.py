@@ -10,8 +10,9 @@ from pathlib import Path
 from validation.cases import LANES, Case, Fault
 from validation.compare import curve_class, event_class
 from validation.files import DamagedFileError, decode_json, read_file
+from validation.goldens.environments import in_words
 from validation.goldens.quarantine import load_quarantine
-from validation.goldens.store import HEAD, Golden, GoldenStore, MissingGoldenError
+from validation.goldens.store import Golden, GoldenStore, MissingGoldenError
 
 MAX_LANE_BYTES = 5 * 10**6
 """What the goldens of the cpu lane may take together in a repository."""
@@ -45,9 +46,9 @@ def examine(root: Path, cases: Mapping[str, Case], faults: Mapping[str, Fault]) 
     found = [*_unknown_folders(store), *_quarantine(store.folder, cases)]
     for lane in LANES:
         for name in store.names(lane):
-            found += _examine_golden(store, lane, name, cases)
+            found += _examine_case(store, lane, name, cases)
         for case in cases.values():
-            if lane in case.lanes and not (store.path(lane, case.name) / HEAD).exists():
+            if lane in case.lanes and not store.places(lane, case.name):
                 found.append(
                     Finding(
                         "never-run",
@@ -68,7 +69,7 @@ def examine(root: Path, cases: Mapping[str, Case], faults: Mapping[str, Fault]) 
     return found
 
 
-def _examine_golden(
+def _examine_case(
     store: GoldenStore, lane: str, name: str, cases: Mapping[str, Case]
 ) -> list[Finding]:
     subject = f"{lane}/{name}"
@@ -78,8 +79,22 @@ def _examine_golden(
     if lane not in case.lanes:
         text = f"its case runs on {', '.join(case.lanes)} only, so that no check reads it"
         return [Finding("unreachable", subject, text)]
+    places = store.places(lane, name)
+    found = [finding for place in places for finding in _examine_golden(store, lane, case, place)]
+    if lane == "cpu" and len(places) > 1:
+        text = "the cpu lane has one golden a case: delete the folders inside of it"
+        found.append(Finding("unreachable", subject, text))
+    for folder in sorted(p for p in store.path(lane, name).iterdir() if p.is_dir()):
+        if folder.name not in places:
+            found.append(_leftover(store, folder))
+    return found
+
+
+def _examine_golden(store: GoldenStore, lane: str, case: Case, place: str) -> list[Finding]:
+    name = case.name
+    subject = "/".join(filter(None, (lane, name, place)))
     try:
-        golden = store.load(lane, name)
+        golden = store.load(lane, name, place)
     except MissingGoldenError:
         return []
     except DamagedFileError as error:
@@ -91,15 +106,19 @@ def _examine_golden(
     if golden.trace.records == 0:
         found.append(Finding("unchecked", subject, "holds no record"))
     found += _examine_tolerances(golden, subject)
-    if not _audited(store.folder, lane, name):
+    if not _audited(store.folder, lane, name, place and in_words(golden.environment)):
         text = "no file under goldens/audit tells of its acceptance"
         found.append(Finding("unreachable", subject, text))
-    kept = set(store.files(lane, name))
-    for path in sorted(store.path(lane, name).iterdir()):
-        if path.name not in kept:
-            text = "belongs to no golden (an interrupted update or a merge): delete it"
-            found.append(Finding("leftover", str(path.relative_to(store.folder.parent)), text))
+    kept = set(store.files(lane, name, place))
+    for path in sorted(store.path(lane, name, place).iterdir()):
+        if path.is_file() and path.name not in kept:
+            found.append(_leftover(store, path))
     return found
+
+
+def _leftover(store: GoldenStore, path: Path) -> Finding:
+    text = "belongs to no golden (an interrupted update or a merge): delete it"
+    return Finding("leftover", str(path.relative_to(store.folder.parent)), text)
 
 
 def _examine_tolerances(golden: Golden, subject: str) -> list[Finding]:
@@ -123,14 +142,18 @@ def _examine_tolerances(golden: Golden, subject: str) -> list[Finding]:
     return found
 
 
-def _audited(goldens: Path, lane: str, name: str) -> bool:
+def _audited(goldens: Path, lane: str, name: str, environment: str) -> bool:
+    """Whether an acceptance is on file; of the first environment's golden, in any environment."""
     for path in (goldens / "audit").glob("*.json"):
         try:
             entries = decode_json(read_file(path), path).get("goldens", [])
         except DamagedFileError:
             continue
         if any(
-            isinstance(e, dict) and (e.get("lane"), e.get("case")) == (lane, name) for e in entries
+            isinstance(e, dict)
+            and (e.get("lane"), e.get("case")) == (lane, name)
+            and environment in ("", e.get("environment"))
+            for e in entries
         ):
             return True
     return False

@@ -24,7 +24,9 @@ from validation.verdict import CaseResult, Verdict
 
 
 def hold_to_base(golden: Golden, judge: Path | None) -> Golden:
-    """The golden with the base's tolerances, if the base has this golden.
+    """The golden with the base's tolerances, if the base has any golden of its case.
+
+    A golden of an environment that the base does not have gets those of the base's nearest.
 
     Args:
         golden: this tree's.
@@ -36,7 +38,7 @@ def hold_to_base(golden: Golden, judge: Path | None) -> Golden:
     if judge is None:
         return golden
     try:
-        base = GoldenStore(judge).load(golden.lane, golden.case)
+        base = GoldenStore(judge).nearest(golden.lane, golden.case, golden.environment)
     except MissingGoldenError:
         return golden
     return replace(golden, tolerances=base.tolerances)

@@ -23,7 +23,7 @@ from validation.files import (
 )
 from validation.source import git
 
-ATTRIBUTES = "goldens/*/*/golden.json merge=golden diff=golden"
+ATTRIBUTES = "goldens/**/golden.json merge=golden diff=golden"
 _CONFLICT = "conflict"
 _MARKERS = (b"<<<<<<<", b">>>>>>>")
 

@@ -5,7 +5,8 @@ stay in the audit. After an environment bump (a new image, driver or library) go
 new environment only if the code is provably the same and its drift is what calibration knows:
 
 - one source tree made the old run, the new run and is checked out here;
-- the old run passes the present golden at its frozen tolerances;
+- the old run passes its environment's golden at the frozen tolerances;
+- the new environment has no golden of its own, which `golden update` would replace;
 - the new run differs from the golden by at most `GROWTH` tolerances, and in no discrete record;
 - every known fault of the rebased cases is still caught against the new golden.
 """
@@ -20,10 +21,11 @@ from typing import Any
 from validation.cases import Case, Fault
 from validation.compare import Tolerances, compare
 from validation.files import DamagedFileError, read_file
-from validation.goldens.acceptance import Proposal, RefusedError, load_runs, propose
+from validation.goldens.acceptance import Proposal, RefusedError, load_runs
 from validation.goldens.changes import changes
+from validation.goldens.environments import identity, in_words
 from validation.goldens.merge import conflict_reasons, conflicting_heads
-from validation.goldens.store import HEAD, Golden, GoldenStore, verified_head
+from validation.goldens.store import HEAD, Golden, GoldenStore, environment_of, verified_head
 from validation.trace import Trace
 
 GROWTH = 10.0
@@ -48,39 +50,65 @@ class Rebase:
     shown: Sequence[str]
 
 
-def conflicted(store: GoldenStore, lane: str) -> dict[str, list[tuple[str, str]]]:
-    """Case -> (side, reason) of both acceptances, for each merged golden of a lane."""
-    found = {}
+def conflicted(store: GoldenStore, lane: str) -> dict[str, dict[str, list[tuple[str, str]]]]:
+    """Case -> place -> (side, reason) of both acceptances, for each merged golden of a lane."""
+    found: dict[str, dict[str, list[tuple[str, str]]]] = {}
     for name in store.names(lane):
-        path = store.path(lane, name) / HEAD
-        sides = conflict_reasons(path, read_file(path))
-        if sides is not None:
-            found[name] = sides
+        for place in store.places(lane, name):
+            path = store.path(lane, name, place) / HEAD
+            sides = conflict_reasons(path, read_file(path))
+            if sides is not None:
+                found.setdefault(name, {})[place] = sides
     return found
 
 
 def rebase_merge(
-    store: GoldenStore, lane: str, case: Case, sides: Sequence[tuple[str, str]], rerun: Rerun
+    store: GoldenStore,
+    lane: str,
+    case: Case,
+    places: Mapping[str, Sequence[tuple[str, str]]],
+    rerun: Rerun,
 ) -> Rebase:
-    """Records the merged code in place of two acceptances.
+    """Records the merged code in place of two acceptances of this environment.
 
     Args:
         store: the goldens.
         lane: of the golden.
         case: that both branches accepted.
-        sides: from `conflicted`.
+        places: the case's merged goldens, from `conflicted`.
         rerun: runs the merged code.
+
+    Raises:
+        RefusedError: the merged goldens are other environments'.
     """
     trace = rerun(case, None)
+    environment = environment_of(trace.provenance)
+    of_places = {place: _sides(store, lane, case.name, place) for place in places}
+    wanted = identity(environment)
+    # What a side's head no longer tells may be of any environment.
+    fit = [
+        place
+        for place, goldens in of_places.items()
+        if wanted in {identity(g.environment) for g in goldens.values()} or not goldens
+    ]
+    if not fit:
+        where = "; ".join(
+            sorted({in_words(g.environment) for gs in of_places.values() for g in gs.values()})
+        )
+        raise RefusedError(
+            f"{lane}/{case.name}: the merged golden is of {where}: run this there, not on "
+            f"{in_words(environment)}"
+        )
+    place = fit[0]
+    sides, goldens = places[place], of_places[place]
     shown = [f"{lane}/{case.name}: accepted on both sides"]
     shown += [f"  {side}: {reason}" for side, reason in sides]
-    goldens = _sides(store, lane, case.name)
     for side, golden in goldens.items():
         moved = changes(compare(golden.trace, trace, golden.tolerances))
         shown.append(f"  the merged code against {side}: {len(moved) or 'nothing'} moved")
         shown += [f"    {change.describe()}" for change in moved[:5]]
     before = _tightest(list(goldens.values()))
-    proposal = Proposal(lane, trace, before, ())
+    proposal = Proposal(lane, trace, before, (), place=place)
     if before is not None:
         comparison = compare(before.trace, trace, before.tolerances)
         proposal = replace(
@@ -123,10 +151,16 @@ def rebase_environment(
         subject = f"{lane}/{name}"
         if key not in old:
             raise RefusedError(f"{subject}: {runs[0]} has no run of it in the old environment")
+        new = environment_of(trace.provenance)
         try:
-            golden = store.load(lane, name)
+            golden = store.nearest(lane, name, environment_of(old[key].provenance))
         except DamagedFileError as error:
             raise RefusedError(f"{subject}: {error}") from error
+        own = store.place_of(lane, name, new)
+        if own not in (None, golden.place):
+            raise RefusedError(
+                f"{subject}: {in_words(new)} has a golden of its own; `golden update` replaces it"
+            )
         differences = _environment_changes(old[key], trace)
         if not differences:
             raise RefusedError(f"{subject}: both runs are of the same environment")
@@ -144,8 +178,25 @@ def rebase_environment(
         _refuse_survivors(subject, moved_golden, lane, cases[name], faults, rerun)
         shown = [f"{subject}: moves to another environment", *(f"  {d}" for d in differences)]
         reason = "environment: " + ", ".join(differences)
-        rebased.append(Rebase(propose(store, lane, trace), reason, shown))
+        rebased.append(Rebase(_moved(store, golden, trace), reason, shown))
     return rebased
+
+
+def _moved(store: GoldenStore, golden: Golden, trace: Trace) -> Proposal:
+    """The golden moved to another environment: in its place, or in that environment's folder."""
+    comparison = compare(golden.trace, trace, golden.tolerances)
+    place = golden.place and store.free_place(
+        golden.lane, golden.case, environment_of(trace.provenance)
+    )
+    return Proposal(
+        golden.lane,
+        trace,
+        golden,
+        changes(comparison),
+        identical=comparison.identical,
+        compared=comparison.compared,
+        place=place,
+    )
 
 
 def _keyed(traces: Sequence[tuple[str, Trace]]) -> list[tuple[tuple[str, str], Trace]]:
@@ -191,16 +242,16 @@ def _environment_changes(one: Trace, other: Trace) -> list[str]:
     ]
 
 
-def _sides(store: GoldenStore, lane: str, case: str) -> dict[str, Golden]:
+def _sides(store: GoldenStore, lane: str, case: str, place: str) -> dict[str, Golden]:
     """Both sides' goldens as far as the merge has kept their files."""
-    path = store.path(lane, case) / HEAD
+    path = store.path(lane, case, place) / HEAD
     found = {}
     heads: Mapping[str, Any] = conflicting_heads(path)
     for side in ("ours", "theirs"):
         try:
             head = verified_head(heads[side], path)
             if (head["lane"], head["case"]) == (lane, case):
-                found[side] = store.decode(head)
+                found[side] = store.decode(head, place)
         except (DamagedFileError, KeyError, TypeError, AttributeError):
             continue
     return found

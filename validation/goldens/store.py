@@ -1,5 +1,7 @@
 """Goldens on disk: `goldens/<lane>/<case>/`, a head that names everything by digest.
 
+Goldens of further environments (`validation.goldens.environments`) are in folders inside of it.
+
 `golden.json` holds provenance, tolerances and the digests of the other files, whose names contain
 their digest. Accepting writes the new files first and replaces the head last, in one rename: a
 reader, or a machine that dies at any moment, sees the old golden or the new one, whole.
@@ -7,6 +9,7 @@ reader, or a machine that dies at any moment, sees the old golden or the new one
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -28,6 +31,7 @@ from validation.files import (
     to_float,
     write_atomically,
 )
+from validation.goldens.environments import distance, folder_name, identity, in_words
 from validation.goldens.merge import refuse_conflict
 from validation.trace.model import Trace
 from validation.trace.storage import (
@@ -60,6 +64,7 @@ class Golden:
         tolerances: measured by calibration; empty before it.
         calibration: reruns they came from, their noise, and the false-alarm bound.
         detectable_effect: metric -> smallest relative change that fails, at its first step.
+        place: folder inside the case's; empty for the first environment.
     """
 
     lane: str
@@ -69,11 +74,17 @@ class Golden:
     tolerances: Tolerances = field(default_factory=Tolerances)
     calibration: Mapping[str, Any] = field(default_factory=dict)
     detectable_effect: Mapping[str, float] = field(default_factory=dict)
+    place: str = ""
 
     @property
     def case(self) -> str:
         """Name of the case."""
         return self.trace.case
+
+    @property
+    def environment(self) -> Mapping[str, Any]:
+        """What it was recorded in."""
+        return environment_of(self.trace.provenance)
 
 
 class GoldenStore:
@@ -86,28 +97,81 @@ class GoldenStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def path(self, lane: str, case: str) -> Path:
+    def path(self, lane: str, case: str, place: str = "") -> Path:
         """Folder of a golden.
 
         Raises:
             ValueError: a name that would leave the store.
         """
-        if not (safe_name(lane) and safe_name(case)):
-            raise ValueError(f"not a golden's name: {lane}/{case}")
-        return self.folder / lane / case
+        if not (safe_name(lane) and safe_name(case) and (not place or safe_name(place))):
+            raise ValueError(f"not a golden's name: {lane}/{case}/{place}")
+        return self.folder / lane / case / place
 
     def names(self, lane: str) -> list[str]:
         """Cases that have a golden on a lane, damaged ones included."""
-        return sorted(p.parent.name for p in (self.folder / lane).glob(f"*/{HEAD}"))
+        folder = self.folder / lane
+        return sorted(
+            {p.parent.name for p in folder.glob(f"*/{HEAD}")}
+            | {p.parent.parent.name for p in folder.glob(f"*/*/{HEAD}")}
+        )
 
-    def head(self, lane: str, case: str) -> dict[str, Any]:
+    def places(self, lane: str, case: str) -> list[str]:
+        """Places of a case's goldens, the first environment first, damaged ones included."""
+        folder = self.path(lane, case)
+        first = [""] if (folder / HEAD).exists() else []
+        return first + sorted(p.parent.name for p in folder.glob(f"*/{HEAD}"))
+
+    def place_of(self, lane: str, case: str, environment: Mapping[str, Any]) -> str | None:
+        """Where the golden of this very environment is; None where there is none.
+
+        A head that cannot be read is taken for it: it is there to be replaced.
+        """
+        wanted = identity(environment)
+        for place in self.places(lane, case):
+            try:
+                head = self.head(lane, case, place)
+            except DamagedFileError:
+                if place in ("", folder_name(environment)):
+                    return place
+                continue
+            if identity(environment_of(head["provenance"])) == wanted:
+                return place
+        return None
+
+    def free_place(self, lane: str, case: str, environment: Mapping[str, Any]) -> str:
+        """Where a golden of a new environment goes."""
+        return folder_name(environment) if "" in self.places(lane, case) else ""
+
+    def nearest(self, lane: str, case: str, environment: Mapping[str, Any]) -> Golden:
+        """The golden whose environment is nearest to this one.
+
+        Raises:
+            MissingGoldenError: the case has none.
+            DamagedFileError: one of the case's is damaged, which could have been the nearest.
+        """
+        return self.load(lane, case, self.nearest_place(lane, case, environment))
+
+    def nearest_place(self, lane: str, case: str, environment: Mapping[str, Any]) -> str:
+        """Place of the golden whose environment is nearest; that of the first where none is.
+
+        Raises:
+            DamagedFileError: one of the case's is damaged, which could have been the nearest.
+        """
+        heads = {place: self.head(lane, case, place) for place in self.places(lane, case)}
+        return min(
+            heads,
+            key=lambda p: distance(environment_of(heads[p]["provenance"]), environment),
+            default="",
+        )
+
+    def head(self, lane: str, case: str, place: str = "") -> dict[str, Any]:
         """The verified head of a golden: everything but the trace's records.
 
         Raises:
             MissingGoldenError: there is none.
             DamagedFileError: it is damaged; the path comes first.
         """
-        path = self.path(lane, case) / HEAD
+        path = self.path(lane, case, place) / HEAD
         if not path.exists():
             raise MissingGoldenError(
                 f"{path}: no golden; record one with `golden update {case} --reason TEXT`"
@@ -121,25 +185,28 @@ class GoldenStore:
             raise DamagedFileError(
                 f"{path}: is the golden of {head.get('lane')}/{head.get('case')}"
             )
+        if place and place != folder_name(environment_of(head["provenance"])):
+            found = in_words(environment_of(head["provenance"]))
+            raise DamagedFileError(f"{path}: is the golden of another environment: {found}")
         return head
 
-    def load(self, lane: str, case: str) -> Golden:
+    def load(self, lane: str, case: str, place: str = "") -> Golden:
         """Reads and verifies a golden.
 
         Raises:
             MissingGoldenError: there is none.
             DamagedFileError: a file of it is missing or damaged; its path comes first.
         """
-        return self.decode(self.head(lane, case))
+        return self.decode(self.head(lane, case, place), place)
 
-    def decode(self, head: Mapping[str, Any]) -> Golden:
+    def decode(self, head: Mapping[str, Any], place: str = "") -> Golden:
         """Reads and verifies the files that a head names.
 
         Raises:
             DamagedFileError: a file is missing or damaged; its path comes first.
         """
         lane, case = str(head["lane"]), str(head["case"])
-        folder = self.path(lane, case)
+        folder = self.path(lane, case, place)
         files = {}
         for name in _FILES:
             expected = head["files"].get(name)
@@ -156,20 +223,21 @@ class GoldenStore:
             detectable_effect={
                 name: to_float(value, path) for name, value in head["detectable_effect"].items()
             },
+            place=place,
         )
 
-    def files(self, lane: str, case: str) -> list[str]:
+    def files(self, lane: str, case: str, place: str = "") -> list[str]:
         """Names of the files that make up a golden.
 
         Raises:
             DamagedFileError: its head is missing or damaged.
         """
-        recorded = self.head(lane, case)["files"]
+        recorded = self.head(lane, case, place)["files"]
         return [HEAD, *(_file_name(name, str(recorded.get(name))) for name in _FILES)]
 
     def save(self, golden: Golden) -> Path:
         """Writes a golden over the former one; returns its folder. Call it inside `lock()`."""
-        folder = self.path(golden.lane, golden.case)
+        folder = self.path(golden.lane, golden.case, golden.place)
         contents = encode_trace(golden.trace)
         names = {name: _file_name(name, digest(content)) for name, content in contents.items()}
         for name, content in contents.items():
@@ -188,9 +256,18 @@ class GoldenStore:
         }
         write_atomically(folder / HEAD, encode_json({**head, "digest": digest(encode_json(head))}))
         for stale in folder.iterdir():
-            if stale.name not in {HEAD, *names.values()}:
+            if stale.is_file() and stale.name not in {HEAD, *names.values()}:
                 stale.unlink()
         return folder
+
+    def remove(self, golden: Golden) -> None:
+        """Deletes a golden, its head first; those of other environments stay."""
+        folder = self.path(golden.lane, golden.case, golden.place)
+        for path in sorted(folder.iterdir(), key=lambda p: p.name != HEAD):
+            if path.is_file():
+                path.unlink()
+        with contextlib.suppress(OSError):  # other environments' folders are in it
+            folder.rmdir()
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -200,6 +277,12 @@ class GoldenStore:
         runs.mkdir(parents=True, exist_ok=True)
         with FileLock(runs / ".goldens.lock"):
             yield
+
+
+def environment_of(provenance: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The environment that a trace's provenance tells of."""
+    found = provenance.get("environment")
+    return found if isinstance(found, Mapping) else {}
 
 
 def verified_head(head: Mapping[str, Any], path: Path) -> dict[str, Any]:

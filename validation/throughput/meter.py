@@ -6,6 +6,7 @@ torch is imported when a meter is made, since the package itself must import wit
 from __future__ import annotations
 
 import contextlib
+import itertools
 import resource
 import time
 from collections.abc import Iterator
@@ -55,6 +56,14 @@ class CpuMeter:
             target.copy_(source)
             times.append(time.perf_counter() - began)
         return min(times)
+
+    def mark(self, marks: list[Any]) -> None:
+        """Adds the time."""
+        marks.append(time.perf_counter())
+
+    def laps(self, marks: list[Any]) -> list[float]:
+        """The differences."""
+        return [end - start for start, end in itertools.pairwise(marks)]
 
     @contextlib.contextmanager
     def span(self, spans: list[Any]) -> Iterator[None]:
@@ -122,6 +131,16 @@ class CudaMeter:
                 target.copy_(source)
         torch.cuda.synchronize()
         return min(start.elapsed_time(end) for start, end in spans) / 1e3
+
+    def mark(self, marks: list[Any]) -> None:
+        """Adds an event."""
+        event = self._torch.cuda.Event(enable_timing=True)
+        event.record()
+        marks.append(event)
+
+    def laps(self, marks: list[Any]) -> list[float]:
+        """The differences, on the device's clock."""
+        return [start.elapsed_time(end) / 1e3 for start, end in itertools.pairwise(marks)]
 
     @contextlib.contextmanager
     def span(self, spans: list[Any]) -> Iterator[None]:

@@ -11,6 +11,7 @@ after its last one, so that all a training does between steps is in it.
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import time
 from collections.abc import Iterator, Mapping
@@ -38,6 +39,12 @@ class Meter(Protocol):
     def reference(self) -> float:
         """Seconds that a fixed kernel takes now."""
 
+    def mark(self, marks: list[Any]) -> None:
+        """Adds this moment, when the device comes to it, to `marks`, without waiting for it."""
+
+    def laps(self, marks: list[Any]) -> list[float]:
+        """Seconds from each mark to the next, of work that is done."""
+
     def span(self, spans: list[Any]) -> AbstractContextManager[None]:
         """Adds the time spent inside to `spans`."""
 
@@ -60,6 +67,7 @@ class _Block:
     reference: float
     began: float = 0.0
     tokens: int = 0
+    marks: list[Any] = field(default_factory=list)
     spans: list[Any] = field(default_factory=list)
     operators: dict[str, float] | None = None
     profiler: ExitStack = field(default_factory=ExitStack)
@@ -96,6 +104,7 @@ class Pacer:
             self._ready = True
             self._answer({"ready": {**self._meter.describe(), **self._facts}})
         if self._block is not None:
+            self._meter.mark(self._block.marks)
             if self._block.remaining:
                 self._block.remaining -= 1
                 return
@@ -122,6 +131,10 @@ class Pacer:
             yield
 
     def _open(self, command: Mapping[str, Any]) -> _Block:
+        # A collection that falls into one block and not into the next is no property of the code.
+        gc.collect()
+        gc.freeze()
+        gc.disable()
         reference = self._meter.reference()
         block = _Block(command["steps"] - 1, command["steps"], reference)
         self._meter.reset_peak()
@@ -130,15 +143,18 @@ class Pacer:
             block.operators = {}
             block.profiler.enter_context(self._meter.profile(block.operators))
         block.began = time.perf_counter()
+        self._meter.mark(block.marks)
         return block
 
     def _close(self, block: _Block) -> dict[str, Any]:
         self._meter.synchronise()
         seconds = time.perf_counter() - block.began
+        gc.enable()
         block.profiler.close()
         return {
             "steps": block.steps,
             "seconds": seconds,
+            "laps": self._meter.laps(block.marks),
             "tokens": block.tokens,
             "peak_bytes": self._meter.peak_bytes(),
             "reference_seconds": block.reference,

@@ -69,6 +69,7 @@ class Block:
         began: seconds since the session began.
         steps: how many.
         seconds: wall-clock time of all of them.
+        laps: time of each, on the device's clock where it has one.
         tokens: trained on.
         peak_bytes: of memory during the block.
         reference_seconds: what the reference kernel took right before.
@@ -81,6 +82,7 @@ class Block:
     began: float
     steps: int
     seconds: float
+    laps: Sequence[float]
     tokens: int
     peak_bytes: int
     reference_seconds: float

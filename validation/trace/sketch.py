@@ -14,7 +14,9 @@ import hashlib
 import math
 import os
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +38,10 @@ _BLOCKS_AT_ONCE = 4096
 _GROUP = 1024
 _PART_BYTES = 4 << 20
 _THREADS = 16
+
+# Contents on a GPU come in pieces of so many bytes, through so many buffers.
+_STAGE_BYTES = 16 * _PART_BYTES
+_BUFFERS = 2
 
 
 @dataclass(frozen=True)
@@ -66,12 +72,15 @@ def sketch(tensor: torch.Tensor) -> Sketch:
     import torch
 
     value = tensor.detach()
-    flat = value.reshape(-1).to("cpu")
+    flat = value.reshape(-1)
     dtype = str(value.dtype).removeprefix("torch.")
     shape = tuple(value.shape)
-    digest = _digest(f"{dtype}{shape}", flat.contiguous().view(torch.uint8).numpy().data)
     if value.is_cuda and value.numel() > _ON_DEVICE:
-        return Sketch(dtype, shape, digest=digest, **_on_device(value.reshape(-1)))
+        digest = _digest(f"{dtype}{shape}", staged(flat.contiguous().view(torch.uint8)))
+        return Sketch(dtype, shape, digest=digest, **_on_device(flat))
+    flat = flat.to("cpu")
+    content = flat.contiguous().view(torch.uint8).numpy().data
+    digest = _digest(f"{dtype}{shape}", [content])
     numbers = flat.to(torch.float64 if flat.dtype == torch.float64 else torch.float32).numpy()
     return Sketch(
         dtype=dtype,
@@ -84,18 +93,58 @@ def sketch(tensor: torch.Tensor) -> Sketch:
     )
 
 
-def _digest(header: str, content: memoryview) -> str:
-    """A hash whose parts are made in parallel: embeddings would take seconds."""
+def _digest(header: str, pieces: Iterable[memoryview]) -> str:
+    """A hash whose parts are made in parallel: embeddings would take seconds.
+
+    Args:
+        header: hashed first.
+        pieces: the content in order; all but the last one are multiples of a part. Each must stay
+            as it is until the one after the next is asked for.
+    """
     hasher = hashlib.blake2b(header.encode(), digest_size=8)
-    if len(content) <= _PART_BYTES:
-        hasher.update(content)
-        return hasher.hexdigest()
-    parts = (content[at : at + _PART_BYTES] for at in range(0, len(content), _PART_BYTES))
+    waiting: deque[list[Future[bytes]]] = deque()
     # Threads of this call alone: a process that keeps some cannot be forked safely.
     with ThreadPoolExecutor(min(_THREADS, len(os.sched_getaffinity(0)))) as pool:
-        for digest in pool.map(lambda part: hashlib.blake2b(part, digest_size=32).digest(), parts):
-            hasher.update(digest)
+        for index, piece in enumerate(pieces):
+            if index == 0 and len(piece) <= _PART_BYTES:  # then it is the only one
+                hasher.update(piece)
+                return hasher.hexdigest()
+            parts = (piece[at : at + _PART_BYTES] for at in range(0, len(piece), _PART_BYTES))
+            waiting.append([pool.submit(_part_digest, part) for part in parts])
+            if len(waiting) == _BUFFERS:
+                _take(hasher, waiting.popleft())
+        while waiting:
+            _take(hasher, waiting.popleft())
     return hasher.hexdigest()
+
+
+def _part_digest(part: memoryview) -> bytes:
+    return hashlib.blake2b(part, digest_size=32).digest()
+
+
+def _take(hasher: Any, parts: Sequence[Future[bytes]]) -> None:
+    for part in parts:
+        hasher.update(part.result())
+
+
+def staged(content: torch.Tensor) -> Iterator[memoryview]:
+    """The bytes of a tensor on a GPU in order, through a few pinned buffers in turn.
+
+    Fresh pageable memory for gigabytes would take longer than everything else.
+    """
+    for index, first in enumerate(range(0, content.numel(), _STAGE_BYTES)):
+        part = content[first : first + _STAGE_BYTES]
+        buffer = _buffer(index % _BUFFERS, content.is_cuda)[: part.numel()]
+        buffer.copy_(part)
+        yield memoryview(buffer.numpy())
+
+
+@functools.cache
+def _buffer(number: int, pinned: bool) -> torch.Tensor:
+    import torch
+
+    del number
+    return torch.empty(_STAGE_BYTES, dtype=torch.uint8, pin_memory=pinned)
 
 
 def _on_device(flat: torch.Tensor) -> dict[str, Any]:

@@ -22,6 +22,15 @@ def test_device_arithmetic_is_the_cpus(size: int) -> None:
     )
 
 
+@pytest.mark.parametrize("size", [1, 64 << 20, (64 << 20) + 1, (2 * 64 << 20) + (5 << 20) + 3])
+def test_content_in_pieces_has_the_hash_of_the_whole(size: int) -> None:
+    """The way of a GPU's tensors through buffers that are used again, run on the CPU."""
+    from validation.trace.sketch import _digest, staged
+
+    content = torch.arange(size, dtype=torch.int32).mul_(40503).to(torch.uint8)
+    assert _digest("x", staged(content)) == _digest("x", [content.numpy().data])
+
+
 @pytest.mark.gpu
 def test_a_gpu_tensor_has_the_cpus_sketch() -> None:
     values = torch.randn(5_000_000, device="cuda", dtype=torch.bfloat16)

@@ -21,6 +21,7 @@ def block(side: str, seconds: float, **more: Any) -> Block:
     values = {
         "began": 0.0,
         "steps": 2,
+        "laps": [seconds / 2, seconds / 2],
         "tokens": 200,
         "peak_bytes": 1000,
         "reference_seconds": 0.01,

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import itertools
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -29,6 +30,14 @@ class FakeMeter:
     def reference(self) -> float:
         """Always the same."""
         return 0.5
+
+    def mark(self, marks: list[Any]) -> None:
+        """Their numbers, squared."""
+        marks.append(float(len(marks)) ** 2)
+
+    def laps(self, marks: list[Any]) -> list[float]:
+        """The differences."""
+        return [end - start for start, end in itertools.pairwise(marks)]
 
     @contextlib.contextmanager
     def span(self, spans: list[Any]) -> Iterator[None]:
@@ -81,6 +90,7 @@ def test_blocks_have_the_steps_they_were_given() -> None:
     ready, *blocks = answers
     assert ready == {"ready": {"device": "fake", "flops_per_token": 6}}
     assert [b["steps"] for b in blocks] == [3, 1, 2]
+    assert [b["laps"] for b in blocks] == [[1, 3, 5], [1], [1, 3]]
     assert [b["tokens"] for b in blocks] == [30, 10, 20]
     assert [b["optimizer_seconds"] for b in blocks] == [3, 1, 2]
     assert [b["peak_bytes"] for b in blocks] == [1, 2, 3]

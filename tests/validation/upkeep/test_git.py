@@ -127,5 +127,5 @@ def test_a_clone_is_set_up_once(plain_project: Any) -> None:
     for _ in range(2):
         assert project.golden("setup").code == 0
     lines = Path(project.root / ".gitattributes").read_text().splitlines()
-    assert lines == ["*.bin binary", "goldens/*/*/golden.json merge=golden diff=golden"]
+    assert lines == ["*.bin binary", "goldens/**/golden.json merge=golden diff=golden"]
     assert "merge-driver" in project.git("config", "merge.golden.driver")

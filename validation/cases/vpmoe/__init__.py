@@ -6,32 +6,22 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from validation.cases.base import Case, Law, Needs
+from validation.cases.vpmoe import gpu
+from validation.cases.vpmoe.targets import DECODE, MODULES, PACED, TRAINING, WARM
 
-_TRAINING = "validation.cases.vpmoe.training:run"
-_PACED = "validation.cases.vpmoe.pace:run"
-_DECODE = "validation.cases.vpmoe.tokens:decode"
-_WARM = ("torch", "validation.cases.vpmoe.training:warm")
-_MODULES = ("torch", "megatron", "vpmoe")
 _SYNTH_ROWS = "../shared/data/synth_rows_valid.jsonl"
-
-# What deterministic mode asks of the environment on a GPU.
-_DETERMINISTIC = {
-    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
-    "NCCL_ALGO": "Ring",
-    "NVTE_ALLOW_NONDETERMINISTIC_ALGO": "0",
-}
 
 # Another layout sums in another order; nothing else may differ over its few steps. In multiples of
 # fp32's epsilon: a mean of some hundred rounded numbers, a norm of sums over 201,088 logits.
 # Megatron adds up the router's losses over the micro-batches of a rank, so these depend on the
 # number of replicas.
 _EPSILON = 2.0**-23
-_SAME_TRAINING = {
+_SAMETRAINING = {
     "lm_loss": 64 * _EPSILON,
     "grad_norm": 512 * _EPSILON,
     "learning_rate": 0.0,
 }
-_ONE_REPLICA = {**_SAME_TRAINING, "aux_loss/*": 64 * _EPSILON}
+_ONE_REPLICA = {**_SAMETRAINING, "aux_loss/*": 64 * _EPSILON}
 # Where every rank has all layers, and where it has whole tensors.
 _BIASES = {"expert_bias/*": 0.0}
 _WHOLE = {**_BIASES, "parameter_grad_norm/*": 256 * _EPSILON}
@@ -58,14 +48,14 @@ def _tiny(
         name=name,
         description=description,
         lanes=("cpu",),
-        target=_TRAINING,
+        target=TRAINING,
         settings={**base, **(settings or {})},
         traced_steps=traced_steps,
         processes=processes,
-        preload=_WARM,
-        needs=Needs(modules=_MODULES, paths=paths),
+        preload=WARM,
+        needs=Needs(modules=MODULES, paths=paths),
         law=law,
-        decode=_DECODE,
+        decode=DECODE,
         throughput=throughput,
     )
 
@@ -95,7 +85,7 @@ CASES = (
         "--train-iters",
         "20",
         traced_steps=(1, 2),
-        throughput=_PACED,
+        throughput=PACED,
     ),
     _tiny(
         "tiny_dense",
@@ -153,7 +143,7 @@ CASES = (
         "3",
         "--micro-batch-size",
         "2",
-        law=Law(reference="tiny_moe", curves={**_SAME_TRAINING, **_WHOLE}),
+        law=Law(reference="tiny_moe", curves={**_SAMETRAINING, **_WHOLE}),
     ),
     Case(
         name="laws",
@@ -165,10 +155,10 @@ CASES = (
             "preset": "configs/vpmoe-tiny.toml",
             "conversations": "data/sample/conversations.jsonl",
         },
-        preload=_WARM,
-        needs=Needs(modules=_MODULES),
+        preload=WARM,
+        needs=Needs(modules=MODULES),
     ),
-    _layout("dp", "data parallel", same={**_SAME_TRAINING, **_WHOLE}),
+    _layout("dp", "data parallel", same={**_SAMETRAINING, **_WHOLE}),
     _layout(
         "tp",
         "tensor parallel, dense (Megatron has experts with sequence parallelism alone)",
@@ -176,7 +166,7 @@ CASES = (
         "2",
         "--moe-layer-freq",
         "([0]*4)",
-        same=_SAME_TRAINING,
+        same=_SAMETRAINING,
         reference="tiny_dense",
     ),
     _layout(
@@ -192,7 +182,7 @@ CASES = (
         "expert parallel",
         "--expert-model-parallel-size",
         "2",
-        same={**_SAME_TRAINING, **_BIASES},
+        same={**_SAMETRAINING, **_BIASES},
     ),
     _layout("pp", "pipeline parallel", "--pipeline-model-parallel-size", "2", same=_ONE_REPLICA),
     Case(
@@ -205,82 +195,8 @@ CASES = (
             "probed": {"vpmoe-6b": [3, 4]},
             "length": 136,
         },
-        preload=_WARM,
-        needs=Needs(modules=_MODULES),
+        preload=WARM,
+        needs=Needs(modules=MODULES),
     ),
-    Case(
-        name="dev_moe",
-        description="vpMoE-dev in deterministic bf16 on one GPU, on the shipped conversations",
-        lanes=("h200",),
-        target=_TRAINING,
-        settings={
-            "preset": "configs/vpmoe-dev.toml",
-            "conversations": "data/sample/conversations.jsonl",
-            "flags": [
-                "--train-iters",
-                "50",
-                "--micro-batch-size",
-                "4",
-                "--global-batch-size",
-                "4",
-                "--log-interval",
-                "1",
-                "--deterministic-mode",
-            ],
-            "environment": _DETERMINISTIC,
-        },
-        traced_steps=(1,),
-        needs=Needs(gpus=1, modules=(*_MODULES, "triton")),
-        decode=_DECODE,
-        throughput=_PACED,
-    ),
-    Case(
-        name="wide_pair",
-        description="a local and a global layer of vpMoE-6B, 256 experts each, in bf16 on one GPU",
-        lanes=("h200",),
-        target=_TRAINING,
-        settings={
-            "preset": "configs/vpmoe-6b.toml",
-            "conversations": "data/sample/conversations.jsonl",
-            "flags": [
-                "--num-layers",
-                "2",
-                "--moe-layer-freq",
-                "([1]*2)",
-                "--window-attn-skip-freq",
-                "2",
-                "--no-rope-freq",
-                "2",
-                "--train-iters",
-                "4",
-                "--micro-batch-size",
-                "1",
-                "--global-batch-size",
-                "2",
-                "--log-interval",
-                "1",
-                "--deterministic-mode",
-            ],
-            "environment": _DETERMINISTIC,
-        },
-        traced_steps=(1,),
-        needs=Needs(gpus=1, modules=(*_MODULES, "triton")),
-        decode=_DECODE,
-    ),
-    Case(
-        name="kernels",
-        description="every attention backend: its window by probing, its values against fp32",
-        lanes=("h200",),
-        target="validation.cases.vpmoe.kernels:run",
-        settings={
-            "heads": 8,
-            "groups": 2,
-            "channels": 128,
-            "window": 128,
-            "probed": 136,
-            "length": 1000,
-            "environment": _DETERMINISTIC,
-        },
-        needs=Needs(gpus=1, modules=("torch", "triton", "vpmoe")),
-    ),
+    *gpu.CASES,
 )

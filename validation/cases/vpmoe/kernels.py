@@ -26,7 +26,9 @@ def run(recorder: Recorder, settings: Mapping[str, Any]) -> None:
     Args:
         recorder: of this process.
         settings: `heads`, `groups`, `channels`, `window`, `probed` (tokens of a table), `length`
-            (tokens of the tensors), `environment` (variables that the user has not set).
+            (tokens of the tensors), `environment` (variables that the user has not set),
+            `perturb_seed` (moves the inputs by one unit in the last place of fp32, before they are
+            rounded to bf16).
     """
     for name, value in settings.get("environment", {}).items():
         os.environ.setdefault(name, value)
@@ -50,7 +52,7 @@ def _record(
     recorder: Recorder, settings: Mapping[str, Any], name: str, backend: Any, pattern: Any
 ) -> None:
     heads, groups, channels = (settings[n] for n in ("heads", "groups", "channels"))
-    inputs = _inputs(settings["length"], heads, groups, channels)
+    inputs = _inputs(settings["length"], heads, groups, channels, settings.get("perturb_seed"))
     reason = backend.refusal(pattern, inputs[0], None)
     recorder.discrete(name, reason, tensor="refusal")
     if reason is not None:
@@ -93,12 +95,20 @@ def _reference() -> Any:
     return EagerBackend()
 
 
-def _inputs(length: int, heads: int, groups: int, channels: int) -> list[torch.Tensor]:
+def _inputs(
+    length: int, heads: int, groups: int, channels: int, perturb_seed: int | None
+) -> list[torch.Tensor]:
     """query, key, value, offset and the gradient of the output, in bf16 on the GPU."""
     generator = torch.Generator().manual_seed(_SEED)
     shapes = [(length, 2, n, channels) for n in (heads, groups, groups)]
     shapes += [(heads,), (length, 2, heads * channels)]  # type: ignore[list-item]
-    return [torch.randn(shape, generator=generator).bfloat16().cuda() for shape in shapes]
+    inputs = [torch.randn(shape, generator=generator) for shape in shapes]
+    if perturb_seed is not None:
+        moves = torch.Generator().manual_seed(perturb_seed)
+        for values in inputs:
+            up = torch.rand(values.shape, generator=moves) < 0.5
+            torch.nextafter(values, torch.where(up, torch.inf, -torch.inf), out=values)
+    return [values.bfloat16().cuda() for values in inputs]
 
 
 def _results(

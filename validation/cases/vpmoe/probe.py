@@ -35,8 +35,10 @@ def allowed_intervals(
     device = own.device
 
     def draw(count: int) -> torch.Tensor:
-        values = torch.randn(length, 1, count, head_dim, generator=generator)
-        return values.expand(length, length, count, head_dim).to(own)
+        values = torch.randn(length, 1, count, head_dim, generator=generator).to(own)
+        spread = values.expand(length, length, count, head_dim)
+        # A kernel takes no repeated strides, and a GPU repeats faster than it is sent.
+        return spread.contiguous() if spread.is_cuda else spread
 
     query, key, value = draw(heads), draw(groups), draw(groups)
     key, value = key.clone().requires_grad_(), value.clone().requires_grad_()

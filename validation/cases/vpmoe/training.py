@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from validation.recorder import Recorder
 
 def warm() -> None:
     """Imports Megatron inside the lane and loads the vocabulary, for all runs forked from here."""
+    # Transformer Engine would import every framework that it finds.
+    os.environ.setdefault("NVTE_FRAMEWORK", "pytorch")
     from vpmoe.runtime import detect_lane
     from vpmoe.tokenizer.asset import ensure_asset, read_asset
     from vpmoe.tokenizer.encoder import shared_encoder
@@ -34,7 +37,8 @@ def run(recorder: Recorder, settings: Mapping[str, Any]) -> None:
             `profile` of the rendering, `stop_after` (step after which the run ends as if cut
             short), `resume_after` (step after which an unobserved run is saved, to be resumed and
             observed), `perturb_seed` (moves the initial weights by one unit in the last place),
-            `environment` (variables that the user has not set, such as cuBLAS's workspace).
+            `environment` (variables that the user has not set, such as cuBLAS's workspace),
+            `compiled` (false runs Megatron's fused functions as they are written).
 
     Raises:
         RuntimeError: the training refused or failed.
@@ -50,7 +54,7 @@ def run(recorder: Recorder, settings: Mapping[str, Any]) -> None:
         data = build_data(recorder, settings, Path(folder) / "data")
         flags = ["--config", settings["preset"], "--synth-kd-data", str(data)]
         flags += [str(flag) for flag in settings.get("flags", ())]
-        with detect_lane().activate():
+        with detect_lane().activate(), compiling(settings.get("compiled", True)):
             from validation.cases.vpmoe.observe import observe_training
 
             if settings.get("resume_after"):
@@ -62,6 +66,15 @@ def run(recorder: Recorder, settings: Mapping[str, Any]) -> None:
                 flags += ["--exit-interval", str(settings["stop_after"])]
             with observe_training(recorder, perturb_seed=settings.get("perturb_seed")):
                 train(flags)
+
+
+@contextlib.contextmanager
+def compiling(wanted: bool) -> Iterator[None]:
+    """Lets torch compile inside, or not; Megatron's own flag comes after its decorators."""
+    import torch._dynamo.config as dynamo
+
+    with contextlib.nullcontext() if wanted else dynamo.patch(disable=True):
+        yield
 
 
 def share_cores() -> None:

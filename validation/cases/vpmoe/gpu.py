@@ -1,0 +1,162 @@
+"""vpMoE's cases on one GPU and on two: bf16, in deterministic mode."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from validation.cases.base import Case, Law, Needs
+from validation.cases.vpmoe.targets import DECODE, MODULES, PACED, TRAINING, WARM
+
+# What deterministic mode asks of the environment.
+_DETERMINISTIC = {
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+    "NCCL_ALGO": "Ring",
+    "NVTE_ALLOW_NONDETERMINISTIC_ALGO": "0",
+}
+# Megatron asks for it where tensor parallelism and sequence parallelism meet.
+_ONE_QUEUE = {**_DETERMINISTIC, "CUDA_DEVICE_MAX_CONNECTIONS": "1"}
+
+# Compiling Megatron's fused functions takes longer than the rest of a few steps.
+_NOT_COMPILED = {"compiled": False}
+
+_EAGER = ("--attention-kernel", "eager")
+
+# Another layout sums bf16 numbers in another order, and rounds the sums; nothing else may differ.
+# In multiples of bf16's epsilon.
+_EPSILON = 2.0**-8
+_SAME_TRAINING = {
+    "lm_loss": _EPSILON / 2,
+    "grad_norm": 8 * _EPSILON,
+    "learning_rate": 0.0,
+}
+# Split tensors round every activation otherwise, and NorMuon enlarges what that leaves in
+# directions which the gradient hardly has.
+_SPLIT = {**_SAME_TRAINING, "grad_norm": 16 * _EPSILON}
+
+
+def _training(
+    name: str,
+    description: str,
+    preset: str,
+    *flags: str,
+    lane: str = "h200",
+    processes: int = 1,
+    traced_steps: Sequence[int] = (1,),
+    law: Law | None = None,
+    throughput: str | None = None,
+    environment: Mapping[str, str] = _DETERMINISTIC,
+    more: Mapping[str, Any] | None = None,
+) -> Case:
+    """A deterministic training on the shipped conversations, and what must be its equal."""
+    base = [*flags, "--log-interval", "1"]
+    deterministic = [*base, "--deterministic-mode"]
+
+    def differing(
+        *more: str, workspace: str = ":4096:8", flags: Sequence[str] = deterministic
+    ) -> Mapping[str, Any]:
+        changed = {**environment, "CUBLAS_WORKSPACE_CONFIG": workspace}
+        return {"flags": [*flags, *more], "environment": changed}
+
+    return Case(
+        name=name,
+        description=description,
+        lanes=(lane,),
+        target=TRAINING,
+        settings={
+            "preset": preset,
+            "conversations": "data/sample/conversations.jsonl",
+            "flags": deterministic,
+            "environment": environment,
+            **(more or {}),
+        },
+        processes=processes,
+        traced_steps=traced_steps,
+        preload=WARM,
+        needs=Needs(gpus=processes, modules=(*MODULES, "triton")),
+        law=law,
+        decode=DECODE,
+        throughput=throughput,
+        deterministic=True,
+        equivalents={
+            "eager attention": differing(*_EAGER),
+            "small cuBLAS workspace": differing(workspace=":16:8"),
+            "not deterministic": differing(flags=base),
+            "eager attention, small cuBLAS workspace": differing(*_EAGER, workspace=":16:8"),
+            "eager attention, not deterministic": differing(*_EAGER, flags=base),
+        },
+    )
+
+
+def _on_two(
+    name: str, description: str, *flags: str, same: Mapping[str, float] = _SAME_TRAINING
+) -> Case:
+    """vpMoE-dev on two GPUs: the training of one."""
+    return _training(
+        name,
+        f"vpMoE-dev on two GPUs, {description}: the training of one",
+        "configs/vpmoe-dev.toml",
+        *_SHORT,
+        *flags,
+        lane="h200-x2",
+        processes=2,
+        law=Law(reference="dev_one", curves=same),
+        environment=_ONE_QUEUE,
+        more=_NOT_COMPILED,
+    )
+
+
+_SHORT = ("--train-iters", "4", "--micro-batch-size", "2", "--global-batch-size", "4")
+
+CASES = (
+    _training(
+        "dev_moe",
+        "vpMoE-dev in deterministic bf16 on one GPU, on the shipped conversations",
+        "configs/vpmoe-dev.toml",
+        *("--train-iters", "50", "--micro-batch-size", "4", "--global-batch-size", "4"),
+        throughput=PACED,
+    ),
+    _training(
+        "wide_pair",
+        "a local and a global layer of vpMoE-6B, 256 experts each, in bf16 on one GPU",
+        "configs/vpmoe-6b.toml",
+        *("--num-layers", "2", "--moe-layer-freq", "([1]*2)"),
+        *("--window-attn-skip-freq", "2", "--no-rope-freq", "2"),
+        *("--train-iters", "4", "--micro-batch-size", "1", "--global-batch-size", "2"),
+    ),
+    Case(
+        name="kernels",
+        description="every attention backend: its window by probing, its values against fp32",
+        lanes=("h200",),
+        target="validation.cases.vpmoe.kernels:run",
+        settings={
+            "heads": 8,
+            "groups": 2,
+            "channels": 128,
+            "window": 128,
+            "probed": 136,
+            "length": 1000,
+            "environment": _DETERMINISTIC,
+        },
+        preload=("torch", "triton", "vpmoe.model.attention.backends"),
+        needs=Needs(gpus=1, modules=("torch", "triton", "vpmoe")),
+        deterministic=True,
+    ),
+    _training(
+        "dev_one",
+        "vpMoE-dev on one of two GPUs, in two micro-batches: what two are held to",
+        "configs/vpmoe-dev.toml",
+        *_SHORT,
+        lane="h200-x2",
+        environment=_ONE_QUEUE,
+        more=_NOT_COMPILED,
+    ),
+    _on_two(
+        "dev_tp_sp",
+        "tensor and sequence parallel",
+        *("--tensor-model-parallel-size", "2", "--sequence-parallel"),
+        same=_SPLIT,
+    ),
+    _on_two("dev_ep", "expert parallel", "--expert-model-parallel-size", "2"),
+    _on_two("dev_dp", "data parallel"),
+)

@@ -1,0 +1,50 @@
+"""Goldens of several environments beside each other, and which of them is nearest to a run.
+
+On a lane with GPUs a golden belongs to an environment: GPU model, image, topology. A run of another
+one is compared with the nearest: the same GPU model before any other, then the same image, then the
+same topology, then the fewest other differences (driver, versions, settings); of equals, the one
+that was there first. On the cpu lane a case has one golden, whose tolerances cover processors.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from validation.files import digest, encode_json
+
+_IDENTITY = ("device", "image", "topology")
+# What a GPU's numbers do not depend on.
+_HOST = ("cpu_isa", "lane", "python", "threads", "tiktoken", "vpmoe")
+
+
+def identity(environment: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What tells a golden's environment from another's; the same of all on the cpu lane."""
+    if environment.get("lane", "cpu") == "cpu":
+        return ()
+    return tuple(environment.get(name) for name in _IDENTITY)
+
+
+def distance(one: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[int, ...]:
+    """How far apart two environments are, in the order of the module's rule."""
+    parts = [int(one.get(name) != other.get(name)) for name in _IDENTITY]
+    rest = {*one, *other} - {*_IDENTITY, *_HOST}
+    return (*parts, sum(one.get(name) != other.get(name) for name in rest))
+
+
+def same_stack(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether hardware, driver, versions and settings are equal, as far as they are recorded."""
+    return not any(distance(one, other))
+
+
+def folder_name(environment: Mapping[str, Any]) -> str:
+    """The folder of an environment beside the first one's: the GPU's name, and a digest of more."""
+    device, *rest = identity(environment)
+    slug = re.sub(r"[^a-z0-9]+", "-", str(device).lower()).strip("-")
+    return slug if rest == [None, None] else f"{slug}-{digest(encode_json(rest))[:8]}"
+
+
+def in_words(environment: Mapping[str, Any]) -> str:
+    """An environment as a verdict names it; empty on the cpu lane."""
+    return ", ".join(str(part) for part in identity(environment) if part is not None)
