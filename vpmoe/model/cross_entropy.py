@@ -127,7 +127,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 _differentiate_(
                     logits, labels[chunk], normaliser[chunk], loss_weights[chunk], group
                 )
-                _accumulate_gradients(*gradients, logits, hidden[chunk], weight, chunk)
+                _accumulate_gradients(gradients, logits, hidden[chunk], weight, chunk)
             del logits
         if at_once:
             ctx.save_for_backward(*gradients, loss_weights)
@@ -150,12 +150,13 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 None,
             )
         hidden, weight, labels, normaliser = ctx.saved_tensors
-        d_hidden, d_weight = _gradient_buffers(hidden, weight)
+        gradients = _gradient_buffers(hidden, weight)
         for chunk in _chunks(hidden, weight):
             logits = hidden[chunk] @ weight.t()
             _differentiate_(logits, labels[chunk], normaliser[chunk], grad[chunk], ctx.group)
-            _accumulate_gradients(d_hidden, d_weight, logits, hidden[chunk], weight, chunk)
+            _accumulate_gradients(gradients, logits, hidden[chunk], weight, chunk)
             del logits
+        d_hidden, d_weight = gradients
         return d_hidden, d_weight.to(weight.dtype), None, None, None
 
 
@@ -176,13 +177,13 @@ def _gradient_buffers(
 
 
 def _accumulate_gradients(
-    d_hidden: torch.Tensor,
-    d_weight: torch.Tensor,
+    gradients: tuple[torch.Tensor, ...],
     d_logits: torch.Tensor,
     hidden: torch.Tensor,
     weight: torch.Tensor,
     chunk: slice,
 ) -> None:
+    d_hidden, d_weight = gradients
     torch.mm(d_logits, weight, out=d_hidden[chunk])
     if d_weight.dtype == d_logits.dtype:
         d_weight.addmm_(d_logits.t(), hidden)
