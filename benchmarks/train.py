@@ -21,10 +21,13 @@ import importlib.util
 import json
 import os
 import random
+import select
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -38,6 +41,7 @@ from validation.throughput.figures import PEAK_FLOPS
 
 _ROOT = Path(__file__).resolve().parent.parent
 _KERNELS = 25
+_STACK_SECONDS = 1.0
 
 
 class Training:
@@ -47,10 +51,12 @@ class Training:
         model: one of `MODELS`.
         flags: Megatron's and vpMoE's.
         log: receives what it prints.
+        timeout: seconds that it may take to start, and for a block.
     """
 
-    def __init__(self, model: str, flags: Sequence[str], log: Path) -> None:
-        self.model, self._log = model, log
+    def __init__(self, model: str, flags: Sequence[str], log: Path, timeout: float) -> None:
+        self.model, self._log, self._timeout = model, log, timeout
+        self._received = b""
         with log.open("wb") as output:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "benchmarks.train_side", model, *flags],
@@ -58,26 +64,38 @@ class Training:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=output,
-                text=True,
             )
 
     def answer(self) -> dict[str, Any]:
         """Waits for an answer.
 
         Raises:
-            RuntimeError: the process ended; with the end of its log.
+            RuntimeError: the process ended, or did not answer in time; with the end of its log,
+                and in the second case where its threads were.
         """
         assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            tail = "\n".join(self._log.read_text(errors="replace").splitlines()[-15:])
-            raise RuntimeError(f"the training of {self.model} ended\n{tail}")
+        deadline = time.monotonic() + self._timeout
+        while b"\n" not in self._received:
+            left = deadline - time.monotonic()
+            ready = left > 0 and select.select([self._process.stdout], [], [], left)[0]
+            content = os.read(self._process.stdout.fileno(), 1 << 20) if ready else b""
+            if not content:
+                raise self._failure(
+                    f"gave no answer in {self._timeout} s" if not ready else "ended"
+                )
+            self._received += content
+        line, _, self._received = self._received.partition(b"\n")
         return dict(json.loads(line))
 
-    def block(
-        self, steps: int, *, components: bool = False, profile: bool = False, release: bool = False
-    ) -> dict[str, Any]:
+    def block(self, steps: int, **wishes: bool) -> dict[str, Any]:
         """Trains some steps and returns their figures; see `benchmarks.train_side`."""
+        self.ask(steps, **wishes)
+        return self.answer()
+
+    def ask(
+        self, steps: int, *, components: bool = False, profile: bool = False, release: bool = False
+    ) -> None:
+        """Begins a block, whose figures `answer` waits for."""
         assert self._process.stdin is not None
         command = {
             "steps": steps,
@@ -85,9 +103,11 @@ class Training:
             "profile": profile,
             "release": release,
         }
-        self._process.stdin.write(json.dumps(command) + "\n")
-        self._process.stdin.flush()
-        return self.answer()
+        try:
+            self._process.stdin.write(json.dumps(command).encode() + b"\n")
+            self._process.stdin.flush()
+        except OSError as error:
+            raise self._failure("ended") from error
 
     def end(self) -> None:
         """Ends the process."""
@@ -98,6 +118,14 @@ class Training:
         except (OSError, subprocess.TimeoutExpired):
             self._process.kill()
         self._process.wait()
+
+    def _failure(self, what: str) -> RuntimeError:
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGUSR1)  # the side writes its stacks into the log
+            time.sleep(_STACK_SECONDS)
+            self._process.kill()
+        tail = "\n".join(self._log.read_text(errors="replace").splitlines()[-40:])
+        return RuntimeError(f"the training of {self.model} {what}\n{tail}")
 
 
 def measure(trainings: Sequence[Training], options: argparse.Namespace) -> dict[str, Any]:
@@ -111,14 +139,17 @@ def measure(trainings: Sequence[Training], options: argparse.Namespace) -> dict[
     for training in trainings:
         try:
             facts = training.answer()
-            training.block(options.warm_up, release=release)
+            began = time.monotonic()
+            for number in range(options.warm_up):
+                training.block(1, release=release and number + 1 == options.warm_up)
+                seconds = time.monotonic() - began
+                print(f"{training.model}: warm-up {number + 1}, {seconds:.1f} s", file=sys.stderr)
         except RuntimeError as error:
             print(error, file=sys.stderr)
             results[training.model] = {"error": str(error)}
             continue
         results[training.model] = {"facts": facts, "blocks": []}
         alive.append(training)
-        print(f"{training.model}: ready", file=sys.stderr, flush=True)
     order = random.Random(0)
     for number in range(options.rounds):
         for training in order.sample(alive, len(alive)):
@@ -265,6 +296,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--steps", type=int, default=3, help="timed, of each model in each round")
     parser.add_argument("--warm-up", type=int, default=5, help="steps before the first round")
+    parser.add_argument(
+        "--timeout", type=float, default=300, help="seconds of a start or a block of steps"
+    )
     parser.add_argument("--output", type=Path, required=True, help="JSON; logs go beside it")
     parser.add_argument("--picture", type=Path, help="SVG of the components")
     parser.add_argument("--flags", nargs=argparse.REMAINDER, default=[], help="of vpMoE's models")
@@ -282,7 +316,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 more = [] if model.startswith("stock") else options.flags
                 flags = flags_of(model, options.config, options.layers, options.tokens, data, more)
                 log = options.output.with_suffix(f".{model}.log")
-                trainings.append(Training(model, flags, log))
+                trainings.append(Training(model, flags, log, options.timeout))
             results = measure(trainings, options)
         finally:
             for training in trainings:

@@ -9,12 +9,15 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, TextIO
 
 import torch
@@ -173,6 +176,9 @@ def main() -> int:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what the training prints belongs into the log
     side = Side(os.fdopen(os.dup(0)), answers)
+    with Path(os.devnull).open() as nothing:
+        os.dup2(nothing.fileno(), 0)  # commands are for this process, not for what it starts
+    faulthandler.register(signal.SIGUSR1)
     from vpmoe import pretrain
     from vpmoe.runtime import detect_lane
 

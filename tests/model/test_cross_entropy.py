@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -124,3 +125,33 @@ def test_evaluation_needs_no_weights(small_model: Callable[..., Any]) -> None:
             for kernel in ("full", "chunked")
         )
     torch.testing.assert_close(chunked_one, full)
+
+
+def _share_the_vocabulary(rank: int, folder: str, known: bool) -> None:
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2
+    )
+    hidden, weight, labels = problem()
+    weights = token_weights()
+    part = weight.detach().chunk(2)[rank].clone().requires_grad_()
+    losses = chunked_cross_entropy(
+        hidden, part, labels, weights if known else None, torch.distributed.group.WORLD
+    )
+    d_hidden, d_part = torch.autograd.grad((losses * weights).sum(), (hidden, part))
+    torch.distributed.all_reduce(d_hidden)
+    torch.save((losses.detach(), d_hidden, d_part), f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_ranks_share_the_vocabulary(tmp_path: Path, known: bool) -> None:
+    """Two tensor-parallel ranks with half of the rows each are one with all of them."""
+    torch.multiprocessing.spawn(_share_the_vocabulary, (str(tmp_path), known), nprocs=2)
+    hidden, weight, labels = problem()
+    expected = functional.cross_entropy(hidden @ weight.t(), labels, reduction="none")
+    d_hidden, d_weight = torch.autograd.grad((expected * token_weights()).sum(), (hidden, weight))
+    for rank in range(2):
+        losses, found, found_part = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        torch.testing.assert_close(losses, expected.detach(), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(found, d_hidden, rtol=1e-11, atol=1e-13)
+        torch.testing.assert_close(found_part, d_weight.chunk(2)[rank], rtol=1e-11, atol=1e-13)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any
 
 import torch
@@ -90,6 +91,8 @@ def local_refusal(config: VpmoeConfig) -> str | None:
     if expert_tp is None:
         expert_tp = config.tensor_model_parallel_size
     checks = {
+        "it needs a CUDA device": not torch.cuda.is_available(),
+        "Triton is not installed": importlib.util.find_spec("triton") is None,
         "experts are spread over expert-parallel ranks": config.expert_model_parallel_size > 1,
         "experts are spread over tensor-parallel ranks": expert_tp > 1,
         "the shared expert overlaps the dispatch": config.moe_shared_expert_overlap,

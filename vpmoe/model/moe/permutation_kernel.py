@@ -18,7 +18,7 @@ import torch
 import triton
 import triton.language as tl
 
-_BLOCK_ELEMENTS = 8192
+_BLOCK_ELEMENTS = 4096
 _ACTIVATION_ELEMENTS = 2048
 
 

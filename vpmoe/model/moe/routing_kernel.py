@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 
 # Tokens of a program, and elements of a tile of tokens x experts.
-_TOKENS = 64
+_TOKENS = 16
 _TILE_ELEMENTS = 2048
 
 
