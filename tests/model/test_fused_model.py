@@ -27,9 +27,16 @@ pytestmark = pytest.mark.skipif(
 @pytest.mark.skipif(INTERPRETED, reason="this is the process of its own")
 def test_fused_model_in_the_interpreter() -> None:
     """Runs the next test."""
+    here = Path(__file__).resolve()
+    path = os.pathsep.join([str(here.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
     process = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(Path(__file__))],
-        env={**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""},
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(here)],
+        env={
+            **os.environ,
+            "PYTHONPATH": path,
+            "TRITON_INTERPRET": "1",
+            "CUDA_VISIBLE_DEVICES": "",
+        },
         capture_output=True,
         text=True,
         timeout=900,
