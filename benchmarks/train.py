@@ -337,10 +337,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     write_atomically(options.output, encode_json(document))
     print(f"{machine}; {options.config.stem}, {options.layers or 'all'} layers,")
     print(f"{options.tokens} tokens a step; {options.rounds} rounds of {options.steps} steps\n")
-    print(tables(results, figures))
+    if figures:
+        print(tables(results, figures))
     for model in figures:
         print("\n" + kernels(results, model))
-    if options.picture is not None:
+    if figures and options.picture is not None:
         picture(results, figures, options.picture)
     return int(any("error" in result for result in results.values()))
 
