@@ -102,9 +102,12 @@ def forward_step(
     """
     if return_schedule_plan:
         raise ValueError("--overlap-moe-expert-parallel-comm is not supported by vpmoe")
-    from vpmoe.data.batch import get_batch
-    from vpmoe.data.loss import loss_function
+    from megatron.training import get_args
 
+    from vpmoe.data.batch import get_batch
+    from vpmoe.data.loss import loss_function, loss_weights
+
+    args = get_args()
     batch = get_batch(data_iterator)
     output = model(
         batch.tokens,
@@ -112,6 +115,9 @@ def forward_step(
         None,
         labels=batch.labels,
         document_ids=batch.document_ids,
+        loss_weights=loss_weights(
+            batch, (args.kd_span_weight_reasoning, args.kd_span_weight_final)
+        ),
     )
     return output, loss_function(batch)
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vpmoe.data.batch import Batch, GlobalBatch, count_spans
-from vpmoe.data.loss import span_loss
+from vpmoe.data.loss import loss_weights, span_loss
 
 ROWS, LENGTH = 8, 12
 WEIGHTS = (0.7, 1.6)
@@ -157,3 +157,15 @@ def test_half_precision_losses_are_summed_in_fp32() -> None:
     loss, number, _ = span_loss(losses, _batch(spans, step), (1.0, 1.0))
     assert loss.dtype == torch.float32
     assert float(loss / number) == pytest.approx(1.0009765625, rel=1e-6)
+
+
+@pytest.mark.parametrize("kinds", [(0, 1, 2), (0, 1), (0,)])
+@pytest.mark.parametrize("trains", [True, False])
+def test_announced_weights_are_the_gradient(kinds: tuple[int, ...], trains: bool) -> None:
+    """What a chunked loss is told in the forward pass is what the backward pass brings."""
+    spans = _spans(5, kinds)
+    losses = torch.rand(ROWS, LENGTH, requires_grad=True)
+    counts = count_spans([{"span_id": spans}, {"span_id": spans.flip(1)}])
+    batch = _batch(spans, GlobalBatch(counts, 2) if trains else None)
+    (gradient,) = torch.autograd.grad(span_loss(losses, batch, WEIGHTS)[0], losses)
+    torch.testing.assert_close(loss_weights(batch, WEIGHTS), gradient, rtol=1e-6, atol=0.0)

@@ -98,6 +98,25 @@ def span_loss(
     )
 
 
+def loss_weights(batch: Batch, weights: tuple[float, float]) -> torch.Tensor:
+    """The gradient of `span_loss` in each token's cross entropy, fp32 [b, s].
+
+    Args:
+        batch: the micro-batch.
+        weights: of the reasoning mean and of the final mean.
+    """
+    inside = [batch.span_id == span for span in _SPANS.values()]
+    if batch.step is None:
+        divisors, parts = torch.stack([selected.sum() for selected in inside]), 1
+    else:
+        divisors, parts = batch.step.counts, batch.step.parts
+    scale = batch.span_id.numel() * parts / divisors.clamp(min=1).float()
+    result = torch.zeros(batch.span_id.shape, dtype=torch.float32, device=batch.span_id.device)
+    for selected, weight, each in zip(inside, weights, scale, strict=True):
+        result = torch.where(selected, weight * each, result)
+    return result
+
+
 def _report(total: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
     """[sum, count] for Megatron to add up and divide; 0, not 0 / 0, when nothing is counted."""
     smallest = torch.finfo(torch.float32).tiny

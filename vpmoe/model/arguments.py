@@ -10,7 +10,8 @@ import argparse
 from vpmoe.model.window import parse_window_size
 
 ATTENTION_KERNELS = ("auto", "eager", "triton", "te")
-EXPERT_KERNELS = ("auto", "sequential", "grouped")
+EXPERT_KERNELS = ("auto", "sequential", "grouped", "fused")
+LOSS_KERNELS = ("auto", "full", "chunked")
 
 
 def add_model_args(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -65,8 +66,16 @@ def add_model_args(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         "--expert-kernel",
         choices=EXPERT_KERNELS,
         default="auto",
-        help="Routed experts one by one (sequential) or in one grouped matrix product (grouped); "
-        "auto is grouped on a GPU.",
+        help="Routed experts one by one (sequential), in one grouped matrix product (grouped), or "
+        "grouped with routing and permutation in fused kernels (fused); auto takes the fastest "
+        "that can.",
+    )
+    group.add_argument(
+        "--loss-kernel",
+        choices=LOSS_KERNELS,
+        default="auto",
+        help="Output layer and loss over all logits (full, Megatron's) or a chunk of tokens at a "
+        "time (chunked); auto is chunked on a GPU.",
     )
     return parser
 

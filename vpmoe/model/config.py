@@ -24,7 +24,8 @@ class VpmoeConfig(TransformerConfig):
         tpa_rank: rank of the key and value factors.
         tpa_q_rank: rank of the query factors.
         attention_kernel: "auto", "eager", "triton" or "te".
-        expert_kernel: "auto", "sequential" or "grouped".
+        expert_kernel: "auto", "sequential", "grouped" or "fused".
+        loss_kernel: "auto", "full" or "chunked".
     """
 
     position_embedding_type: str = "none"
@@ -39,6 +40,7 @@ class VpmoeConfig(TransformerConfig):
     tpa_q_rank: int | None = None
     attention_kernel: str = "auto"
     expert_kernel: str = "auto"
+    loss_kernel: str = "auto"
 
     def __post_init__(self) -> None:
         # Every matrix is drawn alike; Megatron scales projections into the residual stream down.

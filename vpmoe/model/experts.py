@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from megatron.core.activations import squared_relu
 from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel import set_tensor_model_parallel_attributes
@@ -79,8 +80,13 @@ class GroupedExperts(MegatronModule):
         x = permuted_local_hidden_states
         ends = tokens_per_expert.to(device=x.device, dtype=torch.int32).cumsum(0, dtype=torch.int32)
         hidden = grouped_linear(x, self.weight1, ends)
-        hidden = self.config.activation_func(hidden)
-        hidden = (hidden * permuted_probs.unsqueeze(-1)).to(x.dtype)
+        if x.is_cuda and self.config.activation_func is squared_relu:
+            from vpmoe.model.moe.permutation_kernel import weighted_squared_relu
+
+            hidden = weighted_squared_relu(hidden, permuted_probs)
+        else:
+            hidden = self.config.activation_func(hidden)
+            hidden = (hidden * permuted_probs.unsqueeze(-1)).to(x.dtype)
         return grouped_linear(hidden, self.weight2, ends), None
 
     def backward_dw(self) -> None:

@@ -9,6 +9,7 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 
 from vpmoe.model.config import VpmoeConfig
+from vpmoe.model.cross_entropy import ChunkedCrossEntropy
 from vpmoe.model.grape import GrapeM
 
 
@@ -44,6 +45,9 @@ class VpmoeModel(GPTModel):
         )
         if config.position_embedding_type == "grapem":
             self.grapem = GrapeM(config, self.pg_collection, self.vp_stage)
+        self.lm_loss: ChunkedCrossEntropy | None = None
+        if self.post_process and chunks_loss(config):
+            self.lm_loss = ChunkedCrossEntropy(config, self.pg_collection)
 
     def forward(
         self,
@@ -52,6 +56,7 @@ class VpmoeModel(GPTModel):
         attention_mask: torch.Tensor | None = None,
         *args: Any,
         document_ids: torch.Tensor | None = None,
+        loss_weights: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
         """One forward pass.
@@ -64,6 +69,8 @@ class VpmoeModel(GPTModel):
             args: Megatron's further arguments.
             document_ids: int32 [b, s], on every pipeline stage: only tokens with equal ids attend
                 to each other. None is one document.
+            loss_weights: [b, s], what the per-token losses will be weighed with, up to one common
+                factor; lets the chunked loss differentiate in the forward pass. None if unknown.
             kwargs: Megatron's, such as `labels` [b, s].
 
         Returns:
@@ -80,8 +87,28 @@ class VpmoeModel(GPTModel):
             raise NotImplementedError(
                 "packed_seq_params (THD) is not supported by vpMoE; pass document_ids"
             )
+        if self.lm_loss is not None and kwargs.get("labels") is not None:
+            kwargs |= {
+                "output_processor": self._chunked_loss,
+                "output_processor_context": loss_weights,
+            }
         # The mask's slot is the one tensor that reaches every layer and recomputation.
         return super().forward(input_ids, position_ids, document_ids, *args, **kwargs)
+
+    def _chunked_loss(
+        self,
+        *,
+        hidden_states: torch.Tensor,
+        labels: torch.Tensor,
+        context: torch.Tensor | None,
+        **_: Any,
+    ) -> torch.Tensor:
+        """Megatron's `output_processor`: the losses in the place of logits and losses."""
+        assert self.lm_loss is not None
+        losses: torch.Tensor = self.lm_loss(
+            hidden_states, self.output_layer.weight, labels, context
+        )
+        return losses
 
     def _preprocess(
         self, input_ids: torch.Tensor, position_ids: torch.Tensor, *args: Any, **kwargs: Any
@@ -91,3 +118,10 @@ class VpmoeModel(GPTModel):
             decoder_input, _, *rest = output
             output = (decoder_input, self.grapem(position_ids), *rest)
         return output
+
+
+def chunks_loss(config: VpmoeConfig) -> bool:
+    """Whether the loss is computed a chunk of tokens at a time: `--loss-kernel`, auto on a GPU."""
+    if config.loss_kernel == "auto":
+        return torch.cuda.is_available()
+    return config.loss_kernel == "chunked"

@@ -28,6 +28,8 @@ from megatron.core.transformer.transformer_layer import (
 from vpmoe.model.attention.core import CoreAttention
 from vpmoe.model.config import VpmoeConfig
 from vpmoe.model.experts import GroupedExperts
+from vpmoe.model.moe.layer import LocalMoELayer, local_refusal
+from vpmoe.model.moe.router import FusedRouter
 from vpmoe.model.norm import RMSNorm
 from vpmoe.model.self_attention import VpmoeSelfAttention
 from vpmoe.model.tpa import TensorProductQKV, TPASelfAttention
@@ -90,7 +92,14 @@ def groups_experts(config: VpmoeConfig) -> bool:
     """Whether the routed experts are one grouped product: `--expert-kernel`, auto on a GPU."""
     if config.expert_kernel == "auto":
         return torch.cuda.is_available() and not config.gated_linear_unit
-    return config.expert_kernel == "grouped"
+    return config.expert_kernel in ("grouped", "fused")
+
+
+def fuses_experts(config: VpmoeConfig) -> bool:
+    """Whether routing and permutation are fused too: `--expert-kernel`, auto where possible."""
+    if config.expert_kernel == "auto":
+        return groups_experts(config) and local_refusal(config) is None
+    return config.expert_kernel == "fused"
 
 
 def _attention_spec(config: VpmoeConfig, layer_number: int) -> ModuleSpec:
@@ -119,6 +128,11 @@ def _moe(config: VpmoeConfig) -> Any:
         GroupedExperts if groups_experts(config) else partial(SequentialMLP, submodules=submodules)
     )
     shared = partial(_build_shared_experts, submodules=submodules)
+    if fuses_experts(config):
+        return partial(
+            LocalMoELayer,
+            submodules=MoESubmodules(experts=experts, shared_experts=shared, router=FusedRouter),
+        )
     return partial(MoELayer, submodules=MoESubmodules(experts=experts, shared_experts=shared))
 
 

@@ -64,9 +64,7 @@ class VpmoeSelfAttention(SelfAttention):
             raise NotImplementedError(
                 "flash decode and flashinfer rotations are not supported by vpMoE's attention"
             )
-        query, key, value = self.get_query_key_value_tensors(hidden_states, key_value_states)
-        if rotary_pos_emb is not None and self.config.rotates(self.layer_number):
-            query, key = self._rotate(query, rotary_pos_emb), self._rotate(key, rotary_pos_emb)
+        query, key, value = self._attention_inputs(hidden_states, key_value_states, rotary_pos_emb)
         attend = (
             self._checkpointed_attention_forward
             if self.checkpoint_core_attention and self.training
@@ -82,6 +80,18 @@ class VpmoeSelfAttention(SelfAttention):
             packed_seq_params=packed_seq_params,
         )
         return apply_module(self.linear_proj)(context)
+
+    def _attention_inputs(
+        self,
+        hidden_states: torch.Tensor,
+        key_value_states: torch.Tensor | None,
+        rotation: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Query, key and value as the core attention takes them, normalised and rotated."""
+        query, key, value = self.get_query_key_value_tensors(hidden_states, key_value_states)
+        if rotation is not None and self.config.rotates(self.layer_number):
+            query, key = self._rotate(query, rotation), self._rotate(key, rotation)
+        return query, key, value
 
     def _rotate(self, x: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
         if self.config.position_embedding_type == "grapem":

@@ -28,6 +28,7 @@ from megatron.core.utils import get_pg_size
 from torch.nn import functional
 
 from vpmoe.model.config import VpmoeConfig
+from vpmoe.model.norm import RMSNorm
 from vpmoe.model.self_attention import VpmoeSelfAttention
 
 
@@ -91,11 +92,19 @@ class TensorProductQKV(MegatronModule):
                 set_tensor_model_parallel_attributes(weight, is_parallel=True, dim=0, stride=1)
             setattr(self, name, weight)
 
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def forward(
+        self,
+        x: torch.Tensor,
+        norms: tuple[RMSNorm, RMSNorm] | None = None,
+        rotation: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Composes this rank's heads.
 
         Args:
             x: [s, b, hidden], or this rank's part of s under sequence parallelism.
+            norms: QK-norm's two modules; with them and `rotation`, one fused kernel normalises and
+                rotates as well.
+            rotation: GRAPE-M's cos and sin, fp32 [2, s, b, 1, D/2].
 
         Returns:
             query [s, b, H/TP, D], key and value [s, b, G/TP, D].
@@ -112,6 +121,13 @@ class TensorProductQKV(MegatronModule):
             for name in self.REPLICATED
         ]
         factors = functional.linear(x, torch.cat(weights))
+        if norms is not None and rotation is not None:
+            from vpmoe.model.tpa_kernel import TensorProductShape, compose_norm_rotate
+
+            shape = TensorProductShape(
+                self.heads, self.groups, self.q_rank, self.rank, self.channels, norms[0].eps
+            )
+            return compose_norm_rotate(factors, norms[0].weight, norms[1].weight, rotation, shape)
         a_q, a_k, a_v, b_q, b_k, b_v = factors.split([w.shape[0] for w in weights], dim=-1)
         return (
             self._compose(a_q, b_q, self.heads, self.q_rank),
@@ -170,3 +186,30 @@ class TPASelfAttention(VpmoeSelfAttention):
         if self.k_layernorm is not None:
             key = apply_module(self.k_layernorm)(key)
         return query, key, value
+
+    def _attention_inputs(
+        self,
+        hidden_states: torch.Tensor,
+        key_value_states: torch.Tensor | None,
+        rotation: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        if rotation is None or not self._fuses(hidden_states):
+            return super()._attention_inputs(hidden_states, key_value_states, rotation)
+        norms = (self.q_layernorm, self.k_layernorm)
+        query, key, value = apply_module(self.linear_qkv)(hidden_states, norms, rotation)
+        return query, key, value
+
+    def _fuses(self, hidden_states: torch.Tensor) -> bool:
+        """Whether one kernel takes the factors to attention's inputs."""
+        config = self.config
+        channels = config.kv_channels
+        return (
+            hidden_states.is_cuda
+            and config.attention_kernel in ("auto", "triton")
+            and config.position_embedding_type == "grapem"
+            and not config.grapem_per_head
+            and config.rotates(self.layer_number)
+            and self.q_layernorm is not None
+            and self.k_layernorm is not None
+            and channels & (channels - 1) == 0
+        )

@@ -1,0 +1,350 @@
+"""Training speed against the tuned stock Megatron-core + Transformer Engine, on one GPU.
+
+    python -m benchmarks.train --output RESULTS.json [--config configs/vpmoe-6b.toml] [--layers 8]
+        [--tokens 16384] [--models stock vpmoe] [--rounds 10] [--picture FILE.svg]
+
+Each model is a resident process that runs Megatron's `pretrain()` and waits at the start of every
+step. In every round each of them, in an order drawn anew, takes `--steps` timed steps after one
+that is not (the device's caches, and memory that the others gave back). Then come, untimed, the
+breakdown by component (device time between hooks) and the kernels of one profiled step. The table
+goes to stdout; everything to the JSON file.
+
+On a machine without a GPU only vpMoE runs: `--config configs/vpmoe-tiny.toml --layers 4 --tokens
+128 --models vpmoe` is a small test of the benchmark itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import importlib.util
+import json
+import os
+import random
+import select
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.train_components import COMPONENTS
+from benchmarks.train_models import MODELS, flags_of
+from validation.files import encode_json, write_atomically
+from validation.throughput.figures import PEAK_FLOPS
+
+_ROOT = Path(__file__).resolve().parent.parent
+_KERNELS = 25
+_STACK_SECONDS = 1.0
+
+
+class Training:
+    """A resident training process.
+
+    Args:
+        model: one of `MODELS`.
+        flags: Megatron's and vpMoE's.
+        log: receives what it prints.
+        timeout: seconds that it may take to start, and for a block.
+    """
+
+    def __init__(self, model: str, flags: Sequence[str], log: Path, timeout: float) -> None:
+        self.model, self._log, self._timeout = model, log, timeout
+        self._received = b""
+        with log.open("wb") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "benchmarks.train_side", model, *flags],
+                env={**os.environ, "PYTHONPATH": _python_path()},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=output,
+            )
+
+    def answer(self) -> dict[str, Any]:
+        """Waits for an answer.
+
+        Raises:
+            RuntimeError: the process ended, or did not answer in time; with the end of its log,
+                and in the second case where its threads were.
+        """
+        assert self._process.stdout is not None
+        deadline = time.monotonic() + self._timeout
+        while b"\n" not in self._received:
+            left = deadline - time.monotonic()
+            ready = left > 0 and select.select([self._process.stdout], [], [], left)[0]
+            content = os.read(self._process.stdout.fileno(), 1 << 20) if ready else b""
+            if not content:
+                raise self._failure(
+                    f"gave no answer in {self._timeout} s" if not ready else "ended"
+                )
+            self._received += content
+        line, _, self._received = self._received.partition(b"\n")
+        return dict(json.loads(line))
+
+    def block(self, steps: int, **wishes: bool) -> dict[str, Any]:
+        """Trains some steps and returns their figures; see `benchmarks.train_side`."""
+        self.ask(steps, **wishes)
+        return self.answer()
+
+    def ask(
+        self, steps: int, *, components: bool = False, profile: bool = False, release: bool = False
+    ) -> None:
+        """Begins a block, whose figures `answer` waits for."""
+        assert self._process.stdin is not None
+        command = {
+            "steps": steps,
+            "components": components,
+            "profile": profile,
+            "release": release,
+        }
+        try:
+            self._process.stdin.write(json.dumps(command).encode() + b"\n")
+            self._process.stdin.flush()
+        except OSError as error:
+            raise self._failure("ended") from error
+
+    def end(self) -> None:
+        """Ends the process."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.close()
+            self._process.wait(30)
+        except (OSError, subprocess.TimeoutExpired):
+            self._process.kill()
+        self._process.wait()
+
+    def _failure(self, what: str) -> RuntimeError:
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGUSR1)  # the side writes its stacks into the log
+            time.sleep(_STACK_SECONDS)
+            self._process.kill()
+        tail = "\n".join(self._log.read_text(errors="replace").splitlines()[-40:])
+        return RuntimeError(f"the training of {self.model} {what}\n{tail}")
+
+
+def measure(trainings: Sequence[Training], options: argparse.Namespace) -> dict[str, Any]:
+    """Warms up, measures rounds, then components and kernels.
+
+    A training that fails is reported and left out; the others go on.
+    """
+    results: dict[str, Any] = {}
+    alive: list[Training] = []
+    release = len(trainings) > 1
+    for training in trainings:
+        try:
+            facts = training.answer()
+            began = time.monotonic()
+            for number in range(options.warm_up):
+                training.block(1, release=release and number + 1 == options.warm_up)
+                seconds = time.monotonic() - began
+                print(f"{training.model}: warm-up {number + 1}, {seconds:.1f} s", file=sys.stderr)
+        except RuntimeError as error:
+            print(error, file=sys.stderr)
+            results[training.model] = {"error": str(error)}
+            continue
+        results[training.model] = {"facts": facts, "blocks": []}
+        alive.append(training)
+    order = random.Random(0)
+    for number in range(options.rounds):
+        for training in order.sample(alive, len(alive)):
+            if release:
+                training.block(1)
+            block = training.block(options.steps, release=release)
+            results[training.model]["blocks"].append(block)
+        print(f"round {number + 1} of {options.rounds}", file=sys.stderr, flush=True)
+    for training in alive:
+        try:
+            for kind in ("components", "operators"):
+                training.block(1)
+                detail = training.block(
+                    3 if kind == "components" else 1,
+                    components=kind == "components",
+                    profile=kind == "operators",
+                    release=release,
+                )
+                results[training.model][kind] = detail[kind]
+        except RuntimeError as error:
+            print(error, file=sys.stderr)
+            results[training.model]["error"] = str(error)
+    return results
+
+
+def summary(result: dict[str, Any], peak_flops: float | None) -> dict[str, float]:
+    """Median figures of a model's blocks; spread is (p90 - p10) / median of a step's seconds."""
+    blocks = result["blocks"]
+    seconds = sorted(block["seconds"] for block in blocks)
+    median = statistics.median(seconds)
+    speed = statistics.median(block["tokens"] / block["seconds"] for block in blocks)
+    figures = {
+        "milliseconds": median * 1e3,
+        "spread": (seconds[-1 - len(seconds) // 10] - seconds[len(seconds) // 10]) / median,
+        "tokens_per_second": speed,
+        "peak_gib": max(block["peak_bytes"] for block in blocks) / 2**30,
+    }
+    if peak_flops is not None:
+        figures["mfu"] = speed * result["facts"]["flops_per_token"] / peak_flops
+    return figures
+
+
+def tables(results: dict[str, Any], figures: dict[str, dict[str, float]]) -> str:
+    """Both tables, in Markdown."""
+    base = figures.get("stock")
+    lines = [
+        "| model | ms a step | spread | tokens/s | against stock | MFU | peak memory, GiB |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for model, f in figures.items():
+        ratio = f"{f['tokens_per_second'] / base['tokens_per_second']:.2f} x" if base else ""
+        mfu = f"{f['mfu']:.1%}" if "mfu" in f else ""
+        lines.append(
+            f"| {MODELS[model]} | {f['milliseconds']:.1f} | {f['spread']:.1%} | "
+            f"{f['tokens_per_second']:,.0f} | {ratio} | {mfu} | {f['peak_gib']:.1f} |"
+        )
+    broken = [model for model in figures if "components" in results[model]]
+    if broken:
+        lines += [
+            "",
+            f"| ms of a step | {' | '.join(MODELS[model] for model in broken)} |",
+            f"| --- |{' --- |' * len(broken)}",
+        ]
+        for component in COMPONENTS:
+            cells = (f"{results[m]['components'][component] * 1e3:.2f}" for m in broken)
+            lines.append(f"| {component} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def kernels(results: dict[str, Any], model: str) -> str:
+    """The kernels that took longest in the profiled step of a model."""
+    operators = results.get(model, {}).get("operators")
+    if not operators:
+        return ""
+    total = sum(operators.values())
+    lines = [f"| kernel of {MODELS[model]} | ms | share |", "| --- | --- | --- |"]
+    for name, seconds in sorted(operators.items(), key=lambda x: -x[1])[:_KERNELS]:
+        lines.append(f"| `{name[:90]}` | {seconds * 1e3:.2f} | {seconds / total:.1%} |")
+    return "\n".join(lines)
+
+
+def picture(results: dict[str, Any], figures: dict[str, dict[str, float]], path: Path) -> None:
+    """A bar of components for each model."""
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    shown = [model for model in figures if "components" in results[model]]
+    drawing = Figure(figsize=(9, 1.2 + 0.6 * len(shown)), layout="constrained")
+    axes = drawing.subplots()
+    left = [0.0] * len(shown)
+    for index, component in enumerate(COMPONENTS):
+        widths = [max(0.0, results[m]["components"][component]) * 1e3 for m in shown]
+        axes.barh(
+            [MODELS[m] for m in shown],
+            widths,
+            left=left,
+            label=component,
+            color=colormaps["tab20"](index),
+        )
+        left = [a + b for a, b in zip(left, widths, strict=True)]
+    axes.invert_yaxis()
+    axes.set_xlabel("milliseconds of a step")
+    drawing.legend(loc="outside lower center", ncols=4, frameon=False, fontsize="small")
+    drawing.savefig(path)
+
+
+def environment() -> dict[str, Any]:
+    """Device and versions."""
+    packages = ("torch", "triton", "megatron-core", "transformer_engine")
+    versions = {}
+    for package in packages:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    return {"device": device, **versions}
+
+
+def build_data(folder: Path) -> None:
+    """The dataset of the shipped conversations."""
+    from vpmoe.data.build import build_dataset
+    from vpmoe.tokenizer.asset import ensure_asset
+
+    ensure_asset()
+    conversations = [_ROOT / "data" / "sample" / "conversations.jsonl"]
+    build_dataset(conversations, folder, workers=1, valid_fraction=0.0)
+
+
+def _python_path() -> str:
+    parts = (str(_ROOT), os.environ.get("PYTHONPATH", ""))
+    return os.pathsep.join(part for part in parts if part)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prints the tables; returns 1 when a training failed."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", type=Path, default=_ROOT / "configs" / "vpmoe-6b.toml")
+    parser.add_argument("--layers", type=int, help="of the model; the preset's when left out")
+    parser.add_argument("--tokens", type=int, default=16384, help="of a step")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=["stock", "vpmoe"])
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--steps", type=int, default=3, help="timed, of each model in each round")
+    parser.add_argument("--warm-up", type=int, default=5, help="steps before the first round")
+    parser.add_argument(
+        "--timeout", type=float, default=300, help="seconds of a start or a block of steps"
+    )
+    parser.add_argument("--output", type=Path, required=True, help="JSON; logs go beside it")
+    parser.add_argument("--picture", type=Path, help="SVG of the components")
+    parser.add_argument("--flags", nargs=argparse.REMAINDER, default=[], help="of vpMoE's models")
+    options = parser.parse_args(argv)
+    stock = [model for model in options.models if model.startswith("stock")]
+    if stock and importlib.util.find_spec("transformer_engine") is None:
+        parser.error(f"{', '.join(stock)} need Transformer Engine; leave them out of --models")
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder) / "data"
+        build_data(data)
+        trainings = []
+        try:
+            for model in options.models:
+                more = [] if model.startswith("stock") else options.flags
+                flags = flags_of(model, options.config, options.layers, options.tokens, data, more)
+                log = options.output.with_suffix(f".{model}.log")
+                trainings.append(Training(model, flags, log, options.timeout))
+            results = measure(trainings, options)
+        finally:
+            for training in trainings:
+                training.end()
+    machine = environment()
+    measured = {model: r for model, r in results.items() if r.get("blocks")}
+    figures = {m: summary(r, PEAK_FLOPS.get(machine["device"])) for m, r in measured.items()}
+    document = {
+        "environment": machine,
+        "config": options.config.name,
+        "layers": options.layers,
+        "tokens": options.tokens,
+        "rounds": options.rounds,
+        "steps": options.steps,
+        "figures": figures,
+        "results": results,
+    }
+    write_atomically(options.output, encode_json(document))
+    print(f"{machine}; {options.config.stem}, {options.layers or 'all'} layers,")
+    print(f"{options.tokens} tokens a step; {options.rounds} rounds of {options.steps} steps\n")
+    if figures:
+        print(tables(results, figures))
+    for model in figures:
+        print("\n" + kernels(results, model))
+    if figures and options.picture is not None:
+        picture(results, figures, options.picture)
+    return int(any("error" in result for result in results.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

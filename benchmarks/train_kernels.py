@@ -1,0 +1,156 @@
+"""The fused kernels of a training step by themselves, at vpmoe-6b's sizes: needs a GPU.
+
+    python -m benchmarks.train_kernels [--milliseconds 120]
+
+16,384 tokens, bf16, random data. Medians of `triton.testing.do_bench`, whose launches are queued: a
+kernel that takes less than its launch shows the launch.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch.nn import functional
+from triton.testing import do_bench
+
+from vpmoe.model.cross_entropy import chunked_cross_entropy
+from vpmoe.model.cross_entropy_kernel import differentiate_rows_, row_statistics
+from vpmoe.model.experts import grouped_linear
+from vpmoe.model.moe.permutation_kernel import (
+    collect,
+    plan_permutation,
+    spread,
+    weighted_squared_relu,
+)
+from vpmoe.model.moe.routing_kernel import RoutingRule, route
+from vpmoe.model.tpa_kernel import TensorProductShape, compose_norm_rotate
+
+LENGTH, BATCH, HIDDEN, VOCABULARY = 2048, 8, 1024, 201088
+EXPERTS, TOPK, WIDTH = 256, 4, 128
+CHUNK = 4096
+TOKENS = LENGTH * BATCH
+Work = dict[str, Callable[[], object]]
+
+
+def random(*shape: int, scale: float = 1.0, trains: bool = True) -> torch.Tensor:
+    """Normal bf16 numbers on the device."""
+    values = (torch.randn(shape, device="cuda") * scale).bfloat16()
+    return values.requires_grad_(trains)
+
+
+def loss() -> Work:
+    """Output layer and loss, and the parts of a chunk."""
+    hidden, weight = random(TOKENS, HIDDEN), random(VOCABULARY, HIDDEN, scale=0.02)
+    labels = torch.randint(VOCABULARY, (TOKENS,), device="cuda")
+    weights = torch.rand(TOKENS, device="cuda")
+
+    def train(known: bool) -> object:
+        losses = chunked_cross_entropy(hidden, weight, labels, weights if known else None)
+        return torch.autograd.grad(losses, (hidden, weight), weights)
+
+    logits = torch.empty((CHUNK, VOCABULARY), dtype=torch.bfloat16, device="cuda")
+    total = torch.zeros((VOCABULARY, HIDDEN), device="cuda")
+    x, w, y, u = hidden.detach()[:CHUNK], weight.detach(), labels[:CHUNK], weights[:CHUNK]
+    normaliser = torch.full((CHUNK,), 20.0, device="cuda")
+    return {
+        "loss, weights known": partial(train, True),
+        "loss, weights not known": partial(train, False),
+        "chunk: logits": lambda: torch.mm(x, w.t(), out=logits),
+        "chunk: statistics": lambda: row_statistics(logits, y, 0),
+        "chunk: gradient": lambda: differentiate_rows_(logits, y, normaliser, u, 0),
+        "chunk: hidden's gradient": lambda: logits @ w,
+        "chunk: weight's gradient": lambda: torch.addmm(
+            total, logits.t(), x, out_dtype=torch.float32, out=total
+        ),
+    }
+
+
+def experts() -> Work:
+    """Router without its products, experts with permutation, and their parts."""
+    rule = RoutingRule(topk=TOPK, groups=8, group_topk=4, scaling=2.5)
+    logits = torch.randn((LENGTH, BATCH, EXPERTS), device="cuda", requires_grad=True)
+    bias = torch.randn(EXPERTS, device="cuda") * 0.1
+
+    def train_router() -> object:
+        probs, _, _, scores, counts = route(logits, bias, rule, True)
+        return torch.autograd.grad((probs, scores), logits, (probs.detach(), counts))
+
+    chosen, choices, *_ = route(logits, bias, rule, False)
+    probs = chosen.detach().requires_grad_()
+    tokens, upstream = random(TOKENS, HIDDEN), random(TOKENS, HIDDEN, trains=False)
+    first, second = (
+        random(EXPERTS, *shape, scale=0.02) for shape in ((WIDTH, HIDDEN), (HIDDEN, WIDTH))
+    )
+
+    def compute() -> torch.Tensor:
+        plan, permuted = plan_permutation(probs, choices, TOPK)
+        ends = plan.tokens_per_expert.cumsum(0, dtype=torch.int32)
+        hidden = grouped_linear(spread(tokens, plan.positions), first, ends)
+        rows = grouped_linear(weighted_squared_relu(hidden, permuted), second, ends)
+        return collect(rows, plan.positions)
+
+    def train() -> object:
+        return torch.autograd.grad(compute(), (tokens, probs, first, second), upstream)
+
+    with torch.no_grad():
+        plan, permuted = plan_permutation(probs, choices, TOPK)
+        ends = plan.tokens_per_expert.cumsum(0, dtype=torch.int32)
+        rows = spread(tokens, plan.positions)
+        hidden = grouped_linear(rows, first, ends)
+    w1, w2, x, p = first.detach(), second.detach(), tokens.detach(), probs.detach()
+    return {
+        "router": train_router,
+        "router, forward": lambda: route(logits, bias, rule, True),
+        "experts": train,
+        "experts, forward": compute,
+        "places": lambda: plan_permutation(p, choices, TOPK),
+        "tokens to their places": lambda: spread(x, plan.positions),
+        "first product": lambda: grouped_linear(rows, w1, ends),
+        "relu^2 and weight": lambda: weighted_squared_relu(hidden, permuted),
+        "second product": lambda: grouped_linear(hidden, w2, ends),
+        "results added up": lambda: collect(rows, plan.positions),
+        "first weight's gradient": lambda: functional.grouped_mm(hidden.t(), rows, offs=ends),
+        "second weight's gradient": lambda: functional.grouped_mm(rows.t(), hidden, offs=ends),
+    }
+
+
+def tensor_products() -> Work:
+    """TPA's composition, QK-norm and rotation."""
+    shape = TensorProductShape(8, 2, 4, 2, 128, 1e-5)
+    angles = torch.rand((LENGTH, BATCH, 1, 64), device="cuda") * 6
+    leaves = (
+        random(LENGTH, BATCH, shape.width),
+        random(128),
+        random(128),
+        torch.stack((angles.cos(), angles.sin())).requires_grad_(),
+    )
+    upstream = [random(LENGTH, BATCH, heads, 128, trains=False) for heads in (8, 2, 2)]
+
+    def forward() -> tuple[torch.Tensor, ...]:
+        return compose_norm_rotate(*leaves, shape)
+
+    return {
+        "TPA": lambda: torch.autograd.grad(forward(), leaves, upstream),
+        "TPA, forward": forward,
+    }
+
+
+def main() -> None:
+    """Prints one table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--milliseconds", type=int, default=120, help="of measurements, each")
+    options = parser.parse_args()
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}\n")
+    print("| forward and backward unless stated | ms |\n| --- | --- |")
+    for family in (loss, experts, tensor_products):
+        for name, work in family().items():
+            median = do_bench(work, warmup=30, rep=options.milliseconds, return_mode="median")
+            print(f"| {name} | {median:.3f} |", flush=True)
+        torch.cuda.empty_cache()
+
+
+if __name__ == "__main__":
+    main()

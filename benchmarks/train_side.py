@@ -1,0 +1,196 @@
+"""One resident training of `benchmarks.train`: waits for commands at the start of every step.
+
+    commands   {"steps": K, "components": false, "profile": false, "release": false}, a line each;
+               the end of them ends the training
+    answers    {"ready": {...}}, then a block's figures, a line each
+
+`release` gives cached memory back to the device after the block.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+
+from benchmarks.train_components import Components
+from benchmarks.train_models import providers
+from validation.cases.vpmoe.pace import mean_keys
+from validation.throughput.meter import CpuMeter, CudaMeter
+
+
+class _EndedError(Exception):
+    """There are no more commands."""
+
+
+class Side:
+    """Runs blocks of steps, and measures them.
+
+    Args:
+        commands: lines of the parent.
+        answers: lines to the parent.
+    """
+
+    def __init__(self, commands: TextIO, answers: TextIO) -> None:
+        self._commands, self._answers = commands, answers
+        self._meter = CudaMeter() if torch.cuda.is_available() else CpuMeter()
+        self._components = Components()
+        self._command: dict[str, Any] | None = None
+        self._facts: dict[str, Any] = {}
+        self._model: list[Any] = []
+        self._left = self._tokens = 0
+        self._began = 0.0
+        self._operators: dict[str, float] = {}
+        self._profile = ExitStack()
+
+    def before_step(self) -> None:
+        """Waits for permission."""
+        if self._command is None:
+            self._say({"ready": self._facts})
+        elif self._left:
+            self._left -= 1
+            return
+        else:
+            self._close(self._command)
+        line = self._commands.readline()
+        if not line:
+            raise _EndedError
+        self._command = json.loads(line)
+        self._open(self._command)
+
+    def attach(self, stack: ExitStack) -> None:
+        """Puts itself into Megatron's loop until the stack is closed."""
+        import megatron.training.training as training
+
+        import vpmoe.data.batch as data_batch
+        from vpmoe.runtime.patches import replaced
+
+        def setup(original: Callable[..., Any]) -> Callable[..., Any]:
+            def wrapped(*args: Any, **kwargs: Any) -> Any:
+                model, optimizer, scheduler = original(*args, **kwargs)
+                self._facts = facts(model)
+                self._model = model
+                step = optimizer.step
+
+                def timed(*words: Any, **options: Any) -> Any:
+                    with self._components.span("optimizer"):
+                        return step(*words, **options)
+
+                optimizer.step = timed
+                return model, optimizer, scheduler
+
+            return wrapped
+
+        def train_step(original: Callable[..., Any]) -> Callable[..., Any]:
+            def wrapped(*args: Any, **kwargs: Any) -> Any:
+                self.before_step()
+                return original(*args, **kwargs)
+
+            return wrapped
+
+        def get_batch(original: Callable[..., Any]) -> Callable[..., Any]:
+            def wrapped(*args: Any, **kwargs: Any) -> Any:
+                with self._components.span("data"):
+                    batch = original(*args, **kwargs)
+                self._tokens += batch.tokens.numel()
+                return batch
+
+            return wrapped
+
+        for owner, name, wrap in (
+            (training, "setup_model_and_optimizer", setup),
+            (training, "train_step", train_step),
+            (data_batch, "get_batch", get_batch),
+        ):
+            stack.enter_context(replaced(owner, name, wrap(getattr(owner, name))))
+
+    def _open(self, command: dict[str, Any]) -> None:
+        self._left, self._tokens = command["steps"] - 1, 0
+        self._meter.reset_peak()
+        self._meter.synchronise()
+        for chunk in self._model if command["components"] else ():
+            self._components.attach(_body(chunk))
+        if command["profile"]:
+            self._operators = {}
+            self._profile.enter_context(self._meter.profile(self._operators))
+        self._began = time.perf_counter()
+
+    def _close(self, command: dict[str, Any]) -> None:
+        self._meter.synchronise()
+        seconds = time.perf_counter() - self._began
+        self._profile.close()
+        steps = command["steps"]
+        answer = {
+            "seconds": seconds / steps,
+            "tokens": self._tokens / steps,
+            "peak_bytes": self._meter.peak_bytes(),
+        }
+        if command["components"]:
+            answer["components"] = self._components.take(seconds / steps, steps)
+        if command["profile"]:
+            answer["operators"] = {k: v / steps for k, v in self._operators.items()}
+        if command["release"] and torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        self._say(answer)
+
+    def _say(self, document: dict[str, Any]) -> None:
+        self._answers.write(json.dumps(document) + "\n")
+        self._answers.flush()
+
+
+def facts(model: list[Any]) -> dict[str, Any]:
+    """Parameters, and FLOPs of a token by the formula of `validation.cases.vpmoe.pace`."""
+    from megatron.training import get_args
+
+    args = get_args()
+    share = args.moe_router_topk / args.num_experts if args.num_experts else 1.0
+    total, active = 0, 0.0
+    for chunk in model:
+        for name, parameter in chunk.named_parameters():
+            total += parameter.numel()
+            if "word_embeddings" not in name:
+                active += parameter.numel() * (share if ".experts." in name else 1.0)
+    width = 12.0 * args.num_attention_heads * args.kv_channels
+    attention = sum(width * mean_keys(args, layer) for layer in range(1, args.num_layers + 1))
+    return {"parameters": total, "flops_per_token": 6.0 * active + attention}
+
+
+def _body(chunk: Any) -> Any:
+    while hasattr(chunk, "module"):
+        chunk = chunk.module
+    return chunk
+
+
+def main() -> int:
+    """Trains the model of the first argument with the flags that follow, until told to end."""
+    model, *flags = sys.argv[1:]
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what the training prints belongs into the log
+    side = Side(os.fdopen(os.dup(0)), answers)
+    with Path(os.devnull).open() as nothing:
+        os.dup2(nothing.fileno(), 0)  # commands are for this process, not for what it starts
+    faulthandler.register(signal.SIGUSR1)
+    from vpmoe import pretrain
+    from vpmoe.runtime import detect_lane
+
+    with detect_lane().activate(), providers(model), ExitStack() as stack:
+        side.attach(stack)
+        try:
+            pretrain.main(flags)
+        except _EndedError:
+            return 0
+    print("the training ended by itself")
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
