@@ -1,7 +1,7 @@
 """Training speed against the tuned stock Megatron-core + Transformer Engine, on one GPU.
 
     python -m benchmarks.train --output RESULTS.json [--config configs/vpmoe-6b.toml] [--layers 8]
-        [--tokens 16384] [--models stock vpmoe] [--rounds 10] [--picture FILE.svg]
+        [--tokens 16384] [--models stock vpmoe-fused] [--rounds 10] [--picture FILE.svg]
 
 Each model is a resident process that runs Megatron's `pretrain()` and waits at the start of every
 step. In every round each of them, in an order drawn anew, takes `--steps` timed steps after one
@@ -292,7 +292,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", type=Path, default=_ROOT / "configs" / "vpmoe-6b.toml")
     parser.add_argument("--layers", type=int, help="of the model; the preset's when left out")
     parser.add_argument("--tokens", type=int, default=16384, help="of a step")
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=["stock", "vpmoe"])
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=["stock", "vpmoe-fused"])
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--steps", type=int, default=3, help="timed, of each model in each round")
     parser.add_argument("--warm-up", type=int, default=5, help="steps before the first round")

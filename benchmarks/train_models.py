@@ -22,7 +22,9 @@ _COMMON = (
     *("--train-iters", "100000", "--log-interval", "100000", "--num-workers", "2"),
     *("--no-check-for-nan-in-loss-and-grad", "--manual-gc", "--manual-gc-interval", "100000"),
 )
-_UNFUSED = ("--expert-kernel", "grouped", "--loss-kernel", "full")
+_FUSED = (
+    *("--expert-kernel", "fused", "--loss-kernel", "chunked", "--attention-kernel", "triton"),
+)
 _STOCK = (
     *("--transformer-impl", "transformer_engine", "--moe-token-dispatcher-type", "alltoall"),
     *("--moe-grouped-gemm", "--moe-permute-fusion", "--moe-router-fusion"),
@@ -35,8 +37,8 @@ _WINDOW = ("window_size", "window_attn_skip_freq")
 MODELS: Mapping[str, str] = {
     "stock": "Megatron-core + TE, tuned",
     "stock-window": "the same with TE's window and learnable softmax",
-    "vpmoe-unfused": "vpMoE without chunked loss, fused routing and local dispatch",
-    "vpmoe": "vpMoE",
+    "vpmoe": "vpMoE by default",
+    "vpmoe-fused": "vpMoE with chunked loss, fused experts and TPA",
 }
 
 
@@ -66,7 +68,7 @@ def flags_of(
     fields["micro_batch_size"] = fields["global_batch_size"] = tokens // fields["seq_length"]
     for name in ("train_iters", "log_interval"):
         fields.pop(name)
-    extra: tuple[str, ...] = _UNFUSED if model == "vpmoe-unfused" else ()
+    extra: tuple[str, ...] = _FUSED if model == "vpmoe-fused" else ()
     if model.startswith("stock"):
         window = _WINDOW if model == "stock" else ()
         fields = {

@@ -109,15 +109,17 @@ def forward_step(
 
     args = get_args()
     batch = get_batch(data_iterator)
+    weights = None
+    if args.loss_kernel == "chunked":
+        spans = args.kd_span_weight_reasoning, args.kd_span_weight_final
+        weights = loss_weights(batch, spans)
     output = model(
         batch.tokens,
         batch.position_ids,
         None,
         labels=batch.labels,
         document_ids=batch.document_ids,
-        loss_weights=loss_weights(
-            batch, (args.kd_span_weight_reasoning, args.kd_span_weight_final)
-        ),
+        loss_weights=weights,
     )
     return output, loss_function(batch)
 

@@ -16,17 +16,6 @@ def on_a_gpu(megatron: None, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("on_a_gpu")
-def test_auto_fuses_where_it_can(small_config: Callable[..., Any]) -> None:
-    from vpmoe.model.layer_specs import fuses_experts, groups_experts
-
-    assert fuses_experts(small_config())
-    spread = small_config(expert_model_parallel_size=2)
-    assert groups_experts(spread)
-    assert not fuses_experts(spread)
-    assert not fuses_experts(small_config(expert_kernel="grouped"))
-
-
-@pytest.mark.usefixtures("on_a_gpu")
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [

@@ -11,7 +11,7 @@ from vpmoe.model.window import parse_window_size
 
 ATTENTION_KERNELS = ("auto", "eager", "triton", "te")
 EXPERT_KERNELS = ("auto", "sequential", "grouped", "fused")
-LOSS_KERNELS = ("auto", "full", "chunked")
+LOSS_KERNELS = ("full", "chunked")
 
 
 def add_model_args(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -67,15 +67,14 @@ def add_model_args(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         choices=EXPERT_KERNELS,
         default="auto",
         help="Routed experts one by one (sequential), in one grouped matrix product (grouped), or "
-        "grouped with routing and permutation in fused kernels (fused); auto takes the fastest "
-        "that can.",
+        "grouped with routing and permutation in fused kernels (fused); auto is grouped on a GPU.",
     )
     group.add_argument(
         "--loss-kernel",
         choices=LOSS_KERNELS,
-        default="auto",
+        default="full",
         help="Output layer and loss over all logits (full, Megatron's) or a chunk of tokens at a "
-        "time (chunked); auto is chunked on a GPU.",
+        "time (chunked).",
     )
     return parser
 

@@ -25,7 +25,7 @@ class VpmoeConfig(TransformerConfig):
         tpa_q_rank: rank of the query factors.
         attention_kernel: "auto", "eager", "triton" or "te".
         expert_kernel: "auto", "sequential", "grouped" or "fused".
-        loss_kernel: "auto", "full" or "chunked".
+        loss_kernel: "full" or "chunked".
     """
 
     position_embedding_type: str = "none"
@@ -40,7 +40,7 @@ class VpmoeConfig(TransformerConfig):
     tpa_q_rank: int | None = None
     attention_kernel: str = "auto"
     expert_kernel: str = "auto"
-    loss_kernel: str = "auto"
+    loss_kernel: str = "full"
 
     def __post_init__(self) -> None:
         # Every matrix is drawn alike; Megatron scales projections into the residual stream down.

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from megatron.core.activations import squared_relu
 from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel import set_tensor_model_parallel_attributes
@@ -80,7 +79,7 @@ class GroupedExperts(MegatronModule):
         x = permuted_local_hidden_states
         ends = tokens_per_expert.to(device=x.device, dtype=torch.int32).cumsum(0, dtype=torch.int32)
         hidden = grouped_linear(x, self.weight1, ends)
-        if x.is_cuda and self.config.activation_func is squared_relu:
+        if self.config.expert_kernel == "fused":
             from vpmoe.model.moe.permutation_kernel import weighted_squared_relu
 
             hidden = weighted_squared_relu(hidden, permuted_probs)

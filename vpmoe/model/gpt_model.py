@@ -46,7 +46,7 @@ class VpmoeModel(GPTModel):
         if config.position_embedding_type == "grapem":
             self.grapem = GrapeM(config, self.pg_collection, self.vp_stage)
         self.lm_loss: ChunkedCrossEntropy | None = None
-        if self.post_process and chunks_loss(config):
+        if self.post_process and config.loss_kernel == "chunked":
             self.lm_loss = ChunkedCrossEntropy(config, self.pg_collection)
 
     def forward(
@@ -118,10 +118,3 @@ class VpmoeModel(GPTModel):
             decoder_input, _, *rest = output
             output = (decoder_input, self.grapem(position_ids), *rest)
         return output
-
-
-def chunks_loss(config: VpmoeConfig) -> bool:
-    """Whether the loss is computed a chunk of tokens at a time: `--loss-kernel`, auto on a GPU."""
-    if config.loss_kernel == "auto":
-        return torch.cuda.is_available()
-    return config.loss_kernel == "chunked"

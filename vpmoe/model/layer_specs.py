@@ -28,7 +28,7 @@ from megatron.core.transformer.transformer_layer import (
 from vpmoe.model.attention.core import CoreAttention
 from vpmoe.model.config import VpmoeConfig
 from vpmoe.model.experts import GroupedExperts
-from vpmoe.model.moe.layer import LocalMoELayer, local_refusal
+from vpmoe.model.moe.layer import LocalMoELayer
 from vpmoe.model.moe.router import FusedRouter
 from vpmoe.model.norm import RMSNorm
 from vpmoe.model.self_attention import VpmoeSelfAttention
@@ -95,13 +95,6 @@ def groups_experts(config: VpmoeConfig) -> bool:
     return config.expert_kernel in ("grouped", "fused")
 
 
-def fuses_experts(config: VpmoeConfig) -> bool:
-    """Whether routing and permutation are fused too: `--expert-kernel`, auto where possible."""
-    if config.expert_kernel == "auto":
-        return groups_experts(config) and local_refusal(config) is None
-    return config.expert_kernel == "fused"
-
-
 def _attention_spec(config: VpmoeConfig, layer_number: int) -> ModuleSpec:
     tpa = uses_tpa(config, layer_number)
     norm = RMSNorm if config.qk_layernorm else None
@@ -128,7 +121,7 @@ def _moe(config: VpmoeConfig) -> Any:
         GroupedExperts if groups_experts(config) else partial(SequentialMLP, submodules=submodules)
     )
     shared = partial(_build_shared_experts, submodules=submodules)
-    if fuses_experts(config):
+    if config.expert_kernel == "fused":
         return partial(
             LocalMoELayer,
             submodules=MoESubmodules(experts=experts, shared_experts=shared, router=FusedRouter),

@@ -205,7 +205,7 @@ class TPASelfAttention(VpmoeSelfAttention):
         channels = config.kv_channels
         return (
             hidden_states.is_cuda
-            and config.attention_kernel in ("auto", "triton")
+            and config.attention_kernel == "triton"
             and config.position_embedding_type == "grapem"
             and not config.grapem_per_head
             and config.rotates(self.layer_number)

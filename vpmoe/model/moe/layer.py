@@ -6,6 +6,7 @@ import importlib.util
 from typing import Any
 
 import torch
+from megatron.core.activations import squared_relu
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.moe.moe_layer import MoELayer
 from megatron.core.transformer.moe.token_dispatcher import MoETokenDispatcher
@@ -97,6 +98,7 @@ def local_refusal(config: VpmoeConfig) -> str | None:
         "experts are spread over tensor-parallel ranks": expert_tp > 1,
         "the shared expert overlaps the dispatch": config.moe_shared_expert_overlap,
         "experts have a gate": config.gated_linear_unit,
+        "experts are not activated by squared ReLU": config.activation_func is not squared_relu,
     }
     reason = next((reason for reason, refused in checks.items() if refused), None)
     return reason or routing_refusal(config)
