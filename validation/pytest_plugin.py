@@ -126,8 +126,8 @@ class CaseItem(GoldenItem):
         """Run the case; fail unless its verdict is PASS, skip where it cannot run."""
         from dataclasses import replace
 
-        from validation.check import check_case, describe_source
-        from validation.environment import describe, gpu_count
+        from validation.check import check_case, describe_source, environment_of
+        from validation.environment import gpu_count
         from validation.files import encode_json, write_atomically
         from validation.goldens import GoldenStore
         from validation.report import write_reports
@@ -146,7 +146,7 @@ class CaseItem(GoldenItem):
             verdict=result.verdict,
             lane=plan.lane,
             seconds=result.seconds,
-            environment=describe(plan.lane),
+            environment=environment_of(folder, [case.name], plan.lane),
             canary=None,
             cases=[result],
         )

@@ -93,5 +93,5 @@ def test_figures_and_table() -> None:
     assert figures["vpmoe"]["tokens_per_second"] == pytest.approx(500)
     assert figures["vpmoe"]["mfu"] == pytest.approx(2.5)
     table = train.tables({"stock": slow, "vpmoe": fast}, figures)
-    assert "| vpMoE | 200.0 | 0.0% | 500 | 5.00 x |" in table
+    assert "| vpMoE by default | 200.0 | 0.0% | 500 | 5.00 x |" in table
     assert "| router | 10.00 |" in table

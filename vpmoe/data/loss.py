@@ -77,10 +77,7 @@ def span_loss(
         # A selection, not a product: what is not finite outside must not spread.
         sums.append(torch.where(inside, losses, 0.0).sum())
         counts.append(inside.sum())
-    if batch.step is None:
-        divisors, parts = torch.stack(counts), 1
-    else:
-        divisors, parts = batch.step.counts, batch.step.parts
+    divisors, parts = _divisors(batch, counts)
     means = torch.stack(sums) / divisors.clamp(min=1)
     share = weights[0] * means[0] + weights[1] * means[1]
     tokens = losses.numel()
@@ -106,15 +103,22 @@ def loss_weights(batch: Batch, weights: tuple[float, float]) -> torch.Tensor:
         weights: of the reasoning mean and of the final mean.
     """
     inside = [batch.span_id == span for span in _SPANS.values()]
-    if batch.step is None:
-        divisors, parts = torch.stack([selected.sum() for selected in inside]), 1
-    else:
-        divisors, parts = batch.step.counts, batch.step.parts
+    divisors, parts = _divisors(batch, [selected.sum() for selected in inside])
     scale = batch.span_id.numel() * parts / divisors.clamp(min=1).float()
     result = torch.zeros(batch.span_id.shape, dtype=torch.float32, device=batch.span_id.device)
     for selected, weight, each in zip(inside, weights, scale, strict=True):
         result = torch.where(selected, weight * each, result)
     return result
+
+
+def _divisors(batch: Batch, counts: list[torch.Tensor]) -> tuple[torch.Tensor, int]:
+    """The spans' numbers of tokens in the global batch, and its micro-batches.
+
+    In an evaluation those of the micro-batch alone, which are `counts`.
+    """
+    if batch.step is None:
+        return torch.stack(counts), 1
+    return batch.step.counts, batch.step.parts
 
 
 def _report(total: torch.Tensor, count: torch.Tensor) -> torch.Tensor:

@@ -79,7 +79,7 @@ def test_a_missing_an_unused_and_a_moved_golden_fail(accepted: Any) -> None:
     goldens = accepted.root / "goldens" / "cpu"
     shutil.copytree(goldens / "plain_loss", goldens / "of_no_case")
     shutil.rmtree(goldens / "plain_loss")
-    accepted.edit("self.scale = WIDTH**-0.5", "self.scale = 1.01 * WIDTH**-0.5")
+    accepted.edit("self.scale = WIDTH**-0.5", "self.scale = 1.1 * WIDTH**-0.5")
     code, text = run_pytest(accepted, "--golden", "-m", "golden", "-k", "not canary")
     assert code == 1
     assert outcomes(text) == {"plain_loss": "FAILED", "plain_seed": "FAILED", "unused": "FAILED"}
@@ -98,7 +98,7 @@ def test_exact_requires_what_a_tolerance_forgives(accepted: Any) -> None:
     named = {e.key for e in golden.trace.events if e.floating and e.key.step}
     assert not named, "the case keeps no tensors of its steps"
     store.save(replace(golden, tolerances=wide))
-    accepted.edit("self.scale = WIDTH**-0.5", "self.scale = 1.01 * WIDTH**-0.5")
+    accepted.edit("self.scale = WIDTH**-0.5", "self.scale = 1.1 * WIDTH**-0.5")
     chosen = ("--golden", "--golden-lane", "cpu", "-k", "plain_seed")
     assert run_pytest(accepted, *chosen)[0] == 0
     code, text = run_pytest(accepted, *chosen, "--golden-exact")

@@ -112,8 +112,8 @@ BUGS = {
     ),
     "loss: spans weighted by the micro-batch": Bug(
         "vpmoe/data/loss.py",
-        "divisors, parts = batch.step.counts, batch.step.parts",
-        "divisors, parts = torch.stack(counts), batch.step.parts",
+        "return batch.step.counts, batch.step.parts",
+        "return torch.stack(counts), batch.step.parts",
         "backward",
         "model",
         "output.grad",
