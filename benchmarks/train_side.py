@@ -24,7 +24,7 @@ import torch
 
 from benchmarks.train_components import Components
 from benchmarks.train_models import providers
-from validation.cases.vpmoe.pace import mean_keys
+from validation.cases.vpmoe.pace import facts
 from validation.throughput.meter import CpuMeter, CudaMeter
 
 
@@ -145,23 +145,6 @@ class Side:
     def _say(self, document: dict[str, Any]) -> None:
         self._answers.write(json.dumps(document) + "\n")
         self._answers.flush()
-
-
-def facts(model: list[Any]) -> dict[str, Any]:
-    """Parameters, and FLOPs of a token by the formula of `validation.cases.vpmoe.pace`."""
-    from megatron.training import get_args
-
-    args = get_args()
-    share = args.moe_router_topk / args.num_experts if args.num_experts else 1.0
-    total, active = 0, 0.0
-    for chunk in model:
-        for name, parameter in chunk.named_parameters():
-            total += parameter.numel()
-            if "word_embeddings" not in name:
-                active += parameter.numel() * (share if ".experts." in name else 1.0)
-    width = 12.0 * args.num_attention_heads * args.kv_channels
-    attention = sum(width * mean_keys(args, layer) for layer in range(1, args.num_layers + 1))
-    return {"parameters": total, "flops_per_token": 6.0 * active + attention}
 
 
 def _body(chunk: Any) -> Any:

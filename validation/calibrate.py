@@ -25,6 +25,7 @@ from validation.goldens import Golden
 from validation.goldens.environments import identity, in_words
 from validation.goldens.store import environment_of
 from validation.noise import Noise, Spread, largest_so_far, spread_of
+from validation.power.matrix import bitwise_equal
 from validation.trace import Trace, load_trace
 
 # Below this, fp32 sums of another order differ without any noise having shown it.
@@ -176,7 +177,7 @@ def reruns_made_elsewhere(
         if not heads:
             raise ValueError(f"{folder}: has no run of {golden.case}")
         traces = [load_trace(head) for head in heads]
-        repeats = heads[0] == plain and _identical(golden.trace, traces[0])
+        repeats = heads[0] == plain and bitwise_equal(golden.trace, traces[0])
         for head, trace in zip(heads, traces, strict=True):
             provenance = trace.provenance
             same = provenance.get("source_digest") == golden.trace.provenance.get("source_digest")
@@ -189,11 +190,6 @@ def reruns_made_elsewhere(
             name = f"{changed or 'plain'}, {folder.name}"
             found[name] = Variant(name, settings={"variant": changed} if changed else {}), trace
     return [variant for variant, _ in found.values()], lambda variant: found[variant.name][1]
-
-
-def _identical(one: Trace, other: Trace) -> bool:
-    comparison = compare(one, other, exact=True)
-    return bool(comparison.compared) and not comparison.divergences
 
 
 def measure(

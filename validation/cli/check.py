@@ -175,15 +175,9 @@ def calibrate(options: argparse.Namespace) -> int:
     cases = discover_cases()
     store = GoldenStore(root / "goldens")
     progress = Progress()
-    for case in chosen_cases(cases, options.case, lane) if options.folders else ():
-        golden = golden_of_runs(store, lane, case.name, options.folders)
-        try:
-            chosen, made = reruns_made_elsewhere(golden, options.folders)
-            measured = measure(golden.trace, made, chosen, progress)
-        except ValueError as error:
-            raise RefusedError(f"case {case.name}: {error}") from error
-        _store(store, golden, measured)
     if options.folders:
+        for case in chosen_cases(cases, options.case, lane):
+            _calibrate_on(options.folders, store, lane, case.name, progress)
         return 0
     folder = new_run_folder(root, lane, source_digest(root))
     plan = CheckPlan(root=root, lane=lane, cases=[], faults=[], command=["golden", *sys.argv[1:]])
@@ -218,6 +212,19 @@ def calibrate(options: argparse.Namespace) -> int:
         save_trace(base, folder.trace(case.name))
         _store(store, golden, measured)
     return 0
+
+
+def _calibrate_on(
+    folders: Sequence[Path], store: GoldenStore, lane: str, case: str, progress: Progress
+) -> None:
+    """Calibrates a case on what run folders hold of it."""
+    golden = golden_of_runs(store, lane, case, folders)
+    try:
+        chosen, made = reruns_made_elsewhere(golden, folders)
+        measured = measure(golden.trace, made, chosen, progress)
+    except ValueError as error:
+        raise RefusedError(f"case {case}: {error}") from error
+    _store(store, golden, measured)
 
 
 def golden_of_runs(store: GoldenStore, lane: str, case: str, folders: Sequence[Path]) -> Golden:

@@ -84,9 +84,14 @@ def propose(store: GoldenStore, lane: str, trace: Trace) -> Proposal:
     except DamagedFileError as error:
         note = f" (replaces a damaged golden: {error})"
         return Proposal(lane, trace, None, (), note=note, place=place)
+    return propose_after(before, trace, place)
+
+
+def propose_after(before: Golden, trace: Trace, place: str) -> Proposal:
+    """Puts a trace after a golden, at a place, and says what moves beyond its tolerances."""
     comparison = compare(before.trace, trace, before.tolerances)
     return Proposal(
-        lane,
+        before.lane,
         trace,
         before,
         changes(comparison),

@@ -21,7 +21,7 @@ from typing import Any
 from validation.cases import Case, Fault
 from validation.compare import Tolerances, compare
 from validation.files import DamagedFileError, read_file
-from validation.goldens.acceptance import Proposal, RefusedError, load_runs
+from validation.goldens.acceptance import Proposal, RefusedError, load_runs, propose_after
 from validation.goldens.changes import changes
 from validation.goldens.environments import identity, in_words
 from validation.goldens.merge import conflict_reasons, conflicting_heads
@@ -108,15 +108,10 @@ def rebase_merge(
         shown.append(f"  the merged code against {side}: {len(moved) or 'nothing'} moved")
         shown += [f"    {change.describe()}" for change in moved[:5]]
     before = _tightest(list(goldens.values()))
-    proposal = Proposal(lane, trace, before, (), place=place)
-    if before is not None:
-        comparison = compare(before.trace, trace, before.tolerances)
-        proposal = replace(
-            proposal,
-            changed=changes(comparison),
-            compared=comparison.compared,
-            identical=comparison.identical,
-        )
+    if before is None:
+        proposal = Proposal(lane, trace, None, (), place=place)
+    else:
+        proposal = propose_after(before, trace, place)
     reason = "merge of: " + "; ".join(reason for _, reason in sides)
     return Rebase(proposal, reason, shown)
 
@@ -184,19 +179,10 @@ def rebase_environment(
 
 def _moved(store: GoldenStore, golden: Golden, trace: Trace) -> Proposal:
     """The golden moved to another environment: in its place, or in that environment's folder."""
-    comparison = compare(golden.trace, trace, golden.tolerances)
     place = golden.place and store.free_place(
         golden.lane, golden.case, environment_of(trace.provenance)
     )
-    return Proposal(
-        golden.lane,
-        trace,
-        golden,
-        changes(comparison),
-        identical=comparison.identical,
-        compared=comparison.compared,
-        place=place,
-    )
+    return propose_after(golden, trace, place)
 
 
 def _keyed(traces: Sequence[tuple[str, Trace]]) -> list[tuple[tuple[str, str], Trace]]:

@@ -40,7 +40,13 @@ def state_of(
         without: files or folders of code to leave out, besides `NO_PART_OF_RUNS`.
     """
     store = GoldenStore(root / "goldens")
-    heads = {case: digest((store.path(lane, case) / HEAD).read_bytes()) for case in sorted(cases)}
+    heads = {
+        "/".join(filter(None, (case, place))): digest(
+            (store.path(lane, case, place) / HEAD).read_bytes()
+        )
+        for case in sorted(cases)
+        for place in store.places(lane, case)
+    }
     source = source_digest(root, without=(*NO_PART_OF_RUNS, *without))
     return {"source": source, "goldens": heads}
 

@@ -16,12 +16,12 @@ _SYNTH_ROWS = "../shared/data/synth_rows_valid.jsonl"
 # Megatron adds up the router's losses over the micro-batches of a rank, so these depend on the
 # number of replicas.
 _EPSILON = 2.0**-23
-_SAMETRAINING = {
+_SAME_TRAINING = {
     "lm_loss": 64 * _EPSILON,
     "grad_norm": 512 * _EPSILON,
     "learning_rate": 0.0,
 }
-_ONE_REPLICA = {**_SAMETRAINING, "aux_loss/*": 64 * _EPSILON}
+_ONE_REPLICA = {**_SAME_TRAINING, "aux_loss/*": 64 * _EPSILON}
 # Where every rank has all layers, and where it has whole tensors.
 _BIASES = {"expert_bias/*": 0.0}
 _WHOLE = {**_BIASES, "parameter_grad_norm/*": 256 * _EPSILON}
@@ -143,7 +143,7 @@ CASES = (
         "3",
         "--micro-batch-size",
         "2",
-        law=Law(reference="tiny_moe", curves={**_SAMETRAINING, **_WHOLE}),
+        law=Law(reference="tiny_moe", curves={**_SAME_TRAINING, **_WHOLE}),
     ),
     Case(
         name="laws",
@@ -158,7 +158,7 @@ CASES = (
         preload=WARM,
         needs=Needs(modules=MODULES),
     ),
-    _layout("dp", "data parallel", same={**_SAMETRAINING, **_WHOLE}),
+    _layout("dp", "data parallel", same={**_SAME_TRAINING, **_WHOLE}),
     _layout(
         "tp",
         "tensor parallel, dense (Megatron has experts with sequence parallelism alone)",
@@ -166,7 +166,7 @@ CASES = (
         "2",
         "--moe-layer-freq",
         "([0]*4)",
-        same=_SAMETRAINING,
+        same=_SAME_TRAINING,
         reference="tiny_dense",
     ),
     _layout(
@@ -182,7 +182,7 @@ CASES = (
         "expert parallel",
         "--expert-model-parallel-size",
         "2",
-        same={**_SAMETRAINING, **_BIASES},
+        same={**_SAME_TRAINING, **_BIASES},
     ),
     _layout("pp", "pipeline parallel", "--pipeline-model-parallel-size", "2", same=_ONE_REPLICA),
     Case(

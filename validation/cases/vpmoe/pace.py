@@ -62,7 +62,7 @@ def _attach(pacer: Pacer, stack: ExitStack) -> None:
     def wrap_setup(original: Callable[..., Any]) -> Callable[..., Any]:
         def setup_model_and_optimizer(*args: Any, **kwargs: Any) -> Any:
             model, optimizer, scheduler = original(*args, **kwargs)
-            pacer.describe(**_facts(model))
+            pacer.describe(**facts(model))
             step = optimizer.step
 
             def timed_step(*words: Any, **options: Any) -> Any:
@@ -97,7 +97,7 @@ def _attach(pacer: Pacer, stack: ExitStack) -> None:
         stack.enter_context(replaced(owner, name, wrap(getattr(owner, name))))
 
 
-def _facts(model: Any) -> dict[str, Any]:
+def facts(model: Any) -> dict[str, Any]:
     """Parameters, active parameters and FLOPs of a token, of the model as built."""
     from megatron.training import get_args
 

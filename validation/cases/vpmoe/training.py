@@ -71,9 +71,12 @@ def run(recorder: Recorder, settings: Mapping[str, Any]) -> None:
 @contextlib.contextmanager
 def compiling(wanted: bool) -> Iterator[None]:
     """Lets torch compile inside, or not; Megatron's own flag comes after its decorators."""
+    if wanted:
+        yield
+        return
     import torch._dynamo.config as dynamo
 
-    with contextlib.nullcontext() if wanted else dynamo.patch(disable=True):
+    with dynamo.patch(disable=True):
         yield
 
 
