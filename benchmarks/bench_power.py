@@ -1,16 +1,17 @@
 """How often `golden bench` alarms where nothing changed, and how often it finds a known slowdown.
 
-    python -m benchmarks.bench_power --case tiny_moe --lane cpu --seconds 3600 --output power.json
-    python -m benchmarks.bench_power --case dev_moe --lane h200 --only same --output same.json
+    python -m benchmarks.bench_power measure --case tiny_moe --lane cpu --output POWER.json
+    python -m benchmarks.bench_power pool FIRST.json SECOND.json ... --output POWER.json
 
-Three experiments, each one long interleaved session of this working tree against a copy of it, cut
-into sections that are judged independently as if each were a run of its own:
+One base and three heads are resident and train in turns, all of them this working tree:
 
-    same          60 sections, nothing planted: every alarm is false
-    slow-step-3   20 sections, steps of the head 3 % slower
-    slow-step-1   20 sections, steps of the head 1 % slower
+    same          nothing planted: every alarm is false
+    slow-step-3   steps of the head 3 % slower
+    slow-step-1   steps of the head 1 % slower
 
-Sections are as long as `--seconds`, start-up included, allows. Bounds are one-sided 95 %
+A section is what a run of `golden bench` measures, `--pairs` of blocks, and is judged as one;
+sections share no block. The experiments take turns section by section. `pool` judges the sections
+of several processes (other starts, other cards, other machines) together. Bounds are one-sided 95 %
 (Clopper-Pearson). Neighbouring sections are also judged together, which shows what longer runs
 would find. Sections on a disturbed machine are counted like any other, and told.
 """
@@ -19,80 +20,106 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from validation.cases.vpmoe import CASES
 from validation.cases.vpmoe.faults.throughput import THROUGHPUT_FAULTS
 from validation.files import encode_json, write_atomically
-from validation.throughput.bench import MIN_PAIRS
-from validation.throughput.session import Quad, SessionPlan, open_session
+from validation.throughput.bench import DEFAULT_PAIRS, MIN_PAIRS
+from validation.throughput.session import SessionPlan, open_session
 from validation.throughput.statistics import ALPHA, MIN_EFFECT, at_least, at_most, judge
 from validation.throughput.telemetry import unfit, watch_for
 
 SECTIONS = {"same": 60, "slow-step-3": 20, "slow-step-1": 20}
+PLANTS = {fault.id: fault.plant for fault in THROUGHPUT_FAULTS}
 _MERGED = (1, 2, 4)
 _NOT_COPIED = (".git", ".tox", ".venv", "__pycache__", "runs", "reports", "mlruns", "shared")
 
 
-def run_experiment(
-    name: str, plan: SessionPlan, seconds: float, sections: int
-) -> tuple[list[list[Quad]], dict[str, Any]]:
-    """Measures the sections of one experiment.
-
-    Args:
-        name: of the experiment, for progress.
-        plan: of the session.
-        seconds: that it may take, start-up included.
-        sections: how many.
-
-    Returns:
-        The quads of each section, and what the head's pacer described.
-    """
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Measures sections of every experiment until there are enough, or the time is over."""
+    case = next(case for case in CASES if case.name == options.case and case.throughput)
+    names = options.only or list(SECTIONS)
+    wanted = {name: max(1, round(SECTIONS[name] * options.share)) for name in names}
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     began = time.monotonic()
-    with open_session(plan, watch_for(plan.lane)) as session:
-        session.warm_up()
-        first = time.monotonic()
-        for _ in range(2):
-            session.quad()
-        ready = time.monotonic()
-        length = int((seconds - (ready - began)) / sections / ((ready - first) / 2))
-        if length < MIN_PAIRS // 2:
-            needed = (ready - began) + sections * (MIN_PAIRS // 2) * (ready - first) / 2
-            raise SystemExit(f"{name}: {seconds:.0f} s are too few, it needs {needed:.0f} s")
-        found = []
-        for number in range(1, sections + 1):
-            found.append([session.quad() for _ in range(length)])
-            effect = judge([quad.effect for quad in found[-1]])
-            print(f"{name} {number}/{sections}: {effect.ratio:.4f}, p = {effect.p:.2g}", flush=True)
-        return found, dict(session.facts["head"])
+    with tempfile.TemporaryDirectory(prefix="bench-power-") as folder:
+        base = Path(folder) / "base"
+        shutil.copytree(Path.cwd(), base, ignore=shutil.ignore_patterns(*_NOT_COPIED))
+        plan = SessionPlan(
+            case=case,
+            lane=options.lane,
+            trees={"base": base, **dict.fromkeys(names, Path.cwd())},
+            logs=options.output.with_suffix(".logs"),
+            faults={name: PLANTS[name] for name in names if name in PLANTS},
+            block_seconds=options.block,
+        )
+        with open_session(plan, watch_for(plan.lane)) as session:
+            session.warm_up()
+            for name in names:
+                session.quad(name)  # clocks and caches settle in the rhythm of the blocks
+            ready = time.monotonic() - began
+            document = {
+                "case": case.name,
+                "lane": options.lane,
+                "pairs": options.pairs,
+                "block_steps": session.block_steps,
+                "environment": session.facts["base"]["environment"],
+                "experiments": found,
+            }
+            while (name := _next(found, wanted)) and time.monotonic() - began < options.seconds:
+                section = [session.quad(name) for _ in range(options.pairs // 2)]
+                blocks = [block for quad in section for block in quad.blocks]
+                found[name].append(
+                    {
+                        "effects": [quad.effect for quad in section],
+                        "seconds": sum(block.seconds for block in blocks),
+                        "disturbed": unfit([block.machine for block in blocks]),
+                        "blocks": [block.to_json() for block in blocks] if options.raw else [],
+                    }
+                )
+                effect = judge(found[name][-1]["effects"])
+                text = f"{effect.ratio:.4f} [{effect.low:.4f}, {effect.high:.4f}]"
+                print(f"{name} {len(found[name])}: {text}, p = {effect.p:.2g}", flush=True)
+                # After each, so that what is measured survives a machine that is taken away.
+                document["seconds"] = {"start": ready, "all": time.monotonic() - began}
+                write_atomically(options.output, encode_json(document))
+    return document
 
 
-def summarise(name: str, sections: Sequence[Sequence[Quad]], planted: bool) -> dict[str, Any]:
+def _next(found: Mapping[str, Sequence[Any]], wanted: Mapping[str, int]) -> str | None:
+    """The experiment that has the smallest part of its sections; None when all have theirs."""
+    short = [name for name in wanted if len(found[name]) < wanted[name]]
+    return min(short, key=lambda name: len(found[name]) / wanted[name], default=None)
+
+
+def summarise(name: str, sections: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Judges the sections, alone and several together."""
-    effects = [[quad.effect for quad in section] for section in sections]
-    machine = [[block.machine for quad in s for block in quad.blocks] for s in sections]
-    seconds = [sum(block.seconds for quad in s for block in quad.blocks) for s in sections]
+    effects = [section["effects"] for section in sections]
+    planted = name in PLANTS
     levels = []
     for merged in _MERGED:
         joined = [
             [effect for part in effects[i : i + merged] for effect in part]
             for i in range(0, len(effects) - merged + 1, merged)
         ]
+        if not joined:
+            continue
         judged = [judge(part) for part in joined]
         alarms = sum(judgement.slower for judgement in judged)
         levels.append(
             {
-                "quads": len(joined[0]),
-                "seconds": merged * sum(seconds) / len(seconds),
+                "pairs": 2 * len(joined[0]),
+                "seconds": merged * sum(section["seconds"] for section in sections) / len(sections),
                 "runs": len(judged),
                 "alarms": alarms,
                 "bound": (at_least if planted else at_most)(alarms, len(judged)),
-                "judgements": [dataclasses.asdict(judgement) for judgement in judged],
             }
         )
     whole = judge([effect for part in effects for effect in part])
@@ -102,72 +129,92 @@ def summarise(name: str, sections: Sequence[Sequence[Quad]], planted: bool) -> d
         "low": whole.low,
         "high": whole.high,
         "levels": levels,
-        "disturbed_sections": {
-            number: reasons for number, part in enumerate(machine, 1) if (reasons := unfit(part))
-        },
-        "quads": [[[b.to_json() for b in quad.blocks] for quad in part] for part in sections],
+        "sections": [
+            {
+                **{k: v for k, v in dataclasses.asdict(judge(part)).items() if k != "quads"},
+                "effects": [round(effect, 6) for effect in part],
+                "disturbed": section["disturbed"],
+            }
+            for part, section in zip(effects, sections, strict=True)
+        ],
     }
 
 
-def print_summary(summary: dict[str, Any], planted: bool) -> None:
-    """One line for each length of a run."""
-    interval = f"{summary['ratio']:.4f} [{summary['low']:.4f}, {summary['high']:.4f}]"
-    print(f"\n{summary['experiment']}: head / base over everything {interval}")
-    for level in summary["levels"]:
-        word, sign = ("found", ">=") if planted else ("false alarms", "<=")
-        print(
-            f"  runs of {level['quads']} quads, {level['seconds']:.1f} s of steps: {word} "
-            f"{level['alarms']} of {level['runs']}, probability {sign} {level['bound']:.3f}"
-        )
-    print(f"  disturbed sections: {len(summary['disturbed_sections'])}")
+def pool(files: Sequence[Path]) -> dict[str, Any]:
+    """The summary of what several processes measured.
+
+    Raises:
+        SystemExit: they measured different things.
+    """
+    documents = [json.loads(path.read_text()) for path in files]
+    kinds = {(d["case"], d["lane"], d["pairs"]) for d in documents}
+    if len(kinds) > 1:
+        raise SystemExit(f"different measurements do not pool: {sorted(kinds)}")
+    names = dict.fromkeys(name for d in documents for name in d["experiments"])
+    together = {n: [s for d in documents for s in d["experiments"].get(n, ())] for n in names}
+    return {
+        "case": documents[0]["case"],
+        "lane": documents[0]["lane"],
+        "alpha": ALPHA,
+        "min_effect": MIN_EFFECT,
+        "processes": [
+            {key: d[key] for key in ("environment", "block_steps", "seconds")} for d in documents
+        ],
+        "experiments": [summarise(name, part) for name, part in together.items() if part],
+    }
+
+
+def table(document: Mapping[str, Any]) -> str:
+    """A line for each experiment and length of a run, in Markdown."""
+    lines = [
+        "| planted | measured, head / base | pairs | seconds of steps | alarms | probability |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for summary in document["experiments"]:
+        name = summary["experiment"]
+        interval = f"{summary['ratio']:.4f} [{summary['low']:.4f}, {summary['high']:.4f}]"
+        sign = ">=" if name in PLANTS else "<="
+        lines += [
+            f"| {name} | {interval} | {level['pairs']} | {level['seconds']:.1f} | "
+            f"{level['alarms']} of {level['runs']} | {sign} {level['bound']:.1%} |"
+            for level in summary["levels"]
+        ]
+    seconds = sum(process["seconds"]["all"] for process in document["processes"])
+    disturbed = sum(bool(s["disturbed"]) for e in document["experiments"] for s in e["sections"])
+    lines += ["", f"{len(document['processes'])} process(es), {seconds:.0f} s in all, start-up "]
+    lines[-1] += f"included; sections on a disturbed machine: {disturbed}"
+    return "\n".join(lines)
 
 
 def main() -> None:
-    """Runs the experiments, prints the tables, writes the JSON."""
+    """Measures or pools, prints the table, writes the JSON."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--case", default="tiny_moe", help="default: tiny_moe")
-    parser.add_argument("--lane", default="cpu", help="default: cpu")
-    parser.add_argument("--seconds", type=float, default=3600.0, help="of all (default: 3600)")
-    parser.add_argument("--block", type=float, default=0.1, help="seconds of a block at least")
-    parser.add_argument("--only", action="append", choices=list(SECTIONS), metavar="EXPERIMENT")
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE")
+    commands = parser.add_subparsers(dest="command", required=True)
+    one = commands.add_parser("measure", help="measure sections in one process")
+    one.add_argument("--case", default="tiny_moe", help="default: tiny_moe")
+    one.add_argument("--lane", default="cpu", help="default: cpu")
+    one.add_argument("--pairs", type=int, default=DEFAULT_PAIRS, help="of a section")
+    one.add_argument("--block", type=float, default=0.1, help="seconds of a block at least")
+    one.add_argument("--share", type=float, default=1.0, help="of the sections (default: 1)")
+    one.add_argument("--seconds", type=float, default=3600.0, help="that it may take")
+    one.add_argument("--only", action="append", choices=list(SECTIONS), metavar="EXPERIMENT")
+    one.add_argument("--raw", action="store_true", help="keep every block")
+    several = commands.add_parser("pool", help="judge the sections of several processes")
+    several.add_argument("files", nargs="+", type=Path)
+    for command in (one, several):
+        command.add_argument("--output", type=Path, required=True, metavar="FILE")
     options = parser.parse_args()
-    case = next(case for case in CASES if case.name == options.case and case.throughput)
-    plants = {fault.id: fault.plant for fault in THROUGHPUT_FAULTS}
-    names = options.only or list(SECTIONS)
-    share = options.seconds / sum(SECTIONS[name] for name in names)
-    summaries: list[dict[str, Any]] = []
-    began = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="bench-power-") as folder:
-        base = Path(folder) / "base"
-        shutil.copytree(Path.cwd(), base, ignore=shutil.ignore_patterns(*_NOT_COPIED))
-        for name in names:
-            plan = SessionPlan(
-                case=case,
-                lane=options.lane,
-                trees={"base": base, "head": Path.cwd()},
-                logs=options.output.parent / "bench_power_logs",
-                fault=plants.get(name),
-                block_seconds=options.block,
-            )
-            sections, facts = run_experiment(name, plan, share * SECTIONS[name], SECTIONS[name])
-            summaries.append(summarise(name, sections, name in plants))
-            # After each, so that what is measured survives a machine that is taken away.
-            document = {
-                "case": case.name,
-                "lane": options.lane,
-                "alpha": ALPHA,
-                "min_effect": MIN_EFFECT,
-                "environment": facts["environment"],
-                "seconds": time.monotonic() - began,
-                "experiments": summaries,
-            }
-            write_atomically(options.output, encode_json(document))
-    for summary in summaries:
-        print_summary(summary, summary["experiment"] in plants)
-    print(f"\n{time.monotonic() - began:.0f} s in all; {options.output}")
+    if options.command == "pool":
+        document = pool(options.files)
+        write_atomically(options.output, encode_json(document))
+        print(table(document))
+        return
+    if options.pairs < MIN_PAIRS or options.pairs % 2:
+        parser.error(f"--pairs {options.pairs}: an even number, at least {MIN_PAIRS}")
+    measure(options)
+    print("\n" + table(pool([options.output])))
 
 
 if __name__ == "__main__":

@@ -95,6 +95,7 @@ class Case:
         decode: `module:function`, text of a list of token ids, for the reports.
         throughput: `module:function`, called as function(pacer, settings) to train unobserved at
             the pace of `golden bench`, until the pacer stops it.
+        paced: settings put over the case's own there; no part of the golden.
         deterministic: whether two runs of one source tree in one environment must be bit-identical.
         equivalents: name -> settings put over the case's own that change rounding and nothing else
             (another kernel, another order of sums): what a calibration on a GPU reruns.
@@ -113,6 +114,7 @@ class Case:
     law: Law | None = None
     decode: str | None = None
     throughput: str | None = None
+    paced: Mapping[str, Any] = field(default_factory=dict)
     deterministic: bool = False
     equivalents: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 

@@ -1,6 +1,6 @@
-"""Two resident trainings, one of each revision, that run in turns.
+"""Resident trainings, one of each revision, that run in turns.
 
-Only one of the two trains at any time, the other waits at the start of a step. What measures is
+Only one of them trains at any time, the others wait at the start of a step. What measures is
 this `validation` package, copied outside of both checkouts; the training code is the checkout's.
 """
 
@@ -34,7 +34,6 @@ _LOG_TAIL = 12
 # Compilation, caches, allocator and a planted fault's calibration are over by then.
 _WARM_UP_STEPS = 8
 _SIZING_STEPS = 3
-_ORDERS = (("base", "head", "head", "base"), ("head", "base", "base", "head"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +43,9 @@ class SessionPlan:
     Attributes:
         case: with a `throughput` function.
         lane: where it runs.
-        trees: side -> checkout whose code it trains.
+        trees: side -> checkout whose code it trains; `base`, and one or more heads.
         logs: folder that receives a log of each side.
-        fault: `module:function` planted in the head.
+        faults: head -> `module:function` planted in it.
         block_seconds: a block has as many steps as last this long, at least one.
         seed: of the order of the sides in each quad.
     """
@@ -55,7 +54,7 @@ class SessionPlan:
     lane: str
     trees: Mapping[str, Path]
     logs: Path
-    fault: str | None = None
+    faults: Mapping[str, str] = field(default_factory=dict)
     block_seconds: float = 0.5
     seed: int = 0
 
@@ -65,7 +64,7 @@ class Block:
     """A measured block of steps.
 
     Attributes:
-        side: `base` or `head`.
+        side: `base`, or the head's name.
         began: seconds since the session began.
         steps: how many.
         seconds: wall-clock time of all of them.
@@ -109,8 +108,9 @@ class Quad:
     @property
     def effect(self) -> float:
         """Log ratio of the head's step time to the base's, free of linear drift."""
-        signs = {"base": -0.5, "head": 0.5}
-        return sum(signs[b.side] * math.log(b.step_seconds) for b in self.blocks)
+        return sum(
+            (-0.5 if b.side == "base" else 0.5) * math.log(b.step_seconds) for b in self.blocks
+        )
 
 
 class Watch:
@@ -121,7 +121,7 @@ class Watch:
 
         Args:
             pids: their processes.
-            facts: what the head's pacer described.
+            facts: what the base's pacer described.
         """
 
     def begin(self) -> None:
@@ -136,7 +136,7 @@ class Watch:
 
 
 class Session:
-    """Two trainings that stand ready; use `open_session`."""
+    """Trainings that stand ready; use `open_session`."""
 
     def __init__(self, plan: SessionPlan, sides: Mapping[str, _Side], watch: Watch) -> None:
         self.plan = plan
@@ -148,24 +148,26 @@ class Session:
         self._orders = random.Random(plan.seed)  # noqa: S311 an experiment's order, no secret
 
     def warm_up(self) -> float:
-        """Waits until both train at their speed; returns seconds of a step, of the slower side."""
+        """Waits until all train at their speed; returns seconds of a step, of the slowest side."""
         for name, side in self._sides.items():
             self.facts[name] = side.answer(lambda: None)["ready"]
-        self._watch.started([s.pid for s in self._sides.values()], self.facts["head"])
-        for name in SIDES:
+        self._watch.started([s.pid for s in self._sides.values()], self.facts["base"])
+        for name in self._sides:
             self.block(name, _WARM_UP_STEPS)
-        slower = max(self.block(name, _SIZING_STEPS).step_seconds for name in SIDES)
-        self.block_steps = max(1, math.ceil(self.plan.block_seconds / slower))
-        return slower
+        slowest = max(self.block(name, _SIZING_STEPS).step_seconds for name in self._sides)
+        self.block_steps = max(1, math.ceil(self.plan.block_seconds / slowest))
+        return slowest
 
-    def quad(self, *, profiled: bool = False) -> Quad:
+    def quad(self, head: str = "head", *, profiled: bool = False) -> Quad:
         """Measures four blocks, beginning with either side by chance.
 
         Args:
+            head: which is compared with the base.
             profiled: with torch's profiler, a single step each: a trace of many fills the memory.
         """
         steps = 1 if profiled else self.block_steps
-        order = self._orders.choice(_ORDERS)
+        outer, inner = self._orders.choice((("base", head), (head, "base")))
+        order = (outer, inner, inner, outer)
         return Quad([self.block(name, steps, profile=profiled) for name in order])
 
     def block(self, name: str, steps: int, *, profile: bool = False) -> Block:
@@ -189,7 +191,7 @@ class Session:
 
 @contextlib.contextmanager
 def open_session(plan: SessionPlan, watch: Watch) -> Iterator[Session]:
-    """Starts both trainings; ends them and whatever they started on leaving.
+    """Starts all trainings; ends them and whatever they started on leaving.
 
     Raises:
         RunError: a side could not be started, naming it, with the end of its log.
@@ -205,7 +207,7 @@ def open_session(plan: SessionPlan, watch: Watch) -> Iterator[Session]:
         )
         sides: dict[str, _Side] = {}
         try:
-            for side in SIDES:
+            for side in plan.trees:
                 sides[side] = _Side(side, plan, gate, Path(name))
             yield Session(plan, sides, watch)
         finally:
@@ -227,9 +229,9 @@ class _Side:
         temporary.mkdir()
         job = {
             "target": plan.case.throughput,
-            "settings": dict(plan.case.settings),
+            "settings": {**plan.case.settings, **plan.case.paced},
             "lane": plan.lane,
-            "fault": plan.fault if name == "head" else None,
+            "fault": plan.faults.get(name),
         }
         write_atomically(temporary / "job.json", encode_json(job))
         plan.logs.mkdir(parents=True, exist_ok=True)

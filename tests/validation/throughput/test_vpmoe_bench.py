@@ -34,7 +34,7 @@ def test_both_sides_train_the_same_steps(repository: Path, tmp_path: Path) -> No
         lane="cpu",
         trees={"base": repository, "head": repository},
         logs=tmp_path,
-        fault=discover_throughput_faults()["slow-step-3"].plant,
+        faults={"head": discover_throughput_faults()["slow-step-3"].plant},
         block_seconds=0.01,
     )
     with open_session(plan, CpuWatch()) as session:

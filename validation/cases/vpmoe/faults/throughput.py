@@ -39,7 +39,7 @@ def _slower(share: float) -> Planted:
             nonlocal count
             if count:
                 result = original(*args, **kwargs)
-                _multiply(count)
+                _multiply(count)  # queued: a wait would cost the training more than they do
                 return result
             _wait()
             began = time.perf_counter()
@@ -58,16 +58,18 @@ def _slower(share: float) -> Planted:
 def _products(seconds: float) -> int:
     """How many products take this long."""
     _multiply(_PRODUCTS)
+    _wait()
     times = []
     for _ in range(3):
         began = time.perf_counter()
         _multiply(_PRODUCTS)
+        _wait()
         times.append((time.perf_counter() - began) / _PRODUCTS)
     return max(1, round(seconds / statistics.median(times)))
 
 
 def _multiply(count: int) -> None:
-    """That many products of a fixed size, finished."""
+    """That many products of a fixed size."""
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -75,7 +77,6 @@ def _multiply(count: int) -> None:
     product = torch.empty_like(matrix)
     for _ in range(count):
         torch.mm(matrix, matrix, out=product)
-    _wait()
 
 
 def _wait() -> None:
