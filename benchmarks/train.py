@@ -35,7 +35,7 @@ from typing import Any
 import torch
 
 from benchmarks.train_components import COMPONENTS
-from benchmarks.train_models import MODELS, flags_of
+from benchmarks.train_models import GRAPHED, MODELS, flags_of
 from validation.files import encode_json, write_atomically
 from validation.throughput.figures import PEAK_FLOPS
 
@@ -138,7 +138,7 @@ def measure(trainings: Sequence[Training], options: argparse.Namespace) -> dict[
     release = len(trainings) > 1
     for training in trainings:
         try:
-            facts = training.answer()
+            facts = training.answer()["ready"]
             began = time.monotonic()
             for number in range(options.warm_up):
                 training.block(1, release=release and number + 1 == options.warm_up)
@@ -160,7 +160,7 @@ def measure(trainings: Sequence[Training], options: argparse.Namespace) -> dict[
         print(f"round {number + 1} of {options.rounds}", file=sys.stderr, flush=True)
     for training in alive:
         try:
-            for kind in ("components", "operators"):
+            for kind in ("components", "operators")[training.model in GRAPHED :]:
                 training.block(1)
                 detail = training.block(
                     3 if kind == "components" else 1,
@@ -322,18 +322,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             for training in trainings:
                 training.end()
     machine = environment()
-    measured = {model: r for model, r in results.items() if r.get("blocks")}
-    figures = {m: summary(r, PEAK_FLOPS.get(machine["device"])) for m, r in measured.items()}
-    document = {
+    document: dict[str, Any] = {
         "environment": machine,
         "config": options.config.name,
         "layers": options.layers,
         "tokens": options.tokens,
         "rounds": options.rounds,
         "steps": options.steps,
-        "figures": figures,
         "results": results,
     }
+    write_atomically(options.output, encode_json(document))
+    measured = {model: r for model, r in results.items() if r.get("blocks")}
+    figures = {m: summary(r, PEAK_FLOPS.get(machine["device"])) for m, r in measured.items()}
+    document["figures"] = figures
     write_atomically(options.output, encode_json(document))
     print(f"{machine}; {options.config.stem}, {options.layers or 'all'} layers,")
     print(f"{options.tokens} tokens a step; {options.rounds} rounds of {options.steps} steps\n")

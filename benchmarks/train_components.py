@@ -1,4 +1,8 @@
-"""Where a training step's time goes, by component: device time between hooks on the modules."""
+"""Where a training step's time goes, by component: device time between hooks on the modules.
+
+A hook queues a marker, an empty kernel that a profile shows in its place among the others. What the
+kernels between two markers took is then known whatever the host did meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+
+_MARKER = "spin_kernel"
 
 # In the order of a step; what is left of it is "other".
 COMPONENTS = (
@@ -28,7 +34,7 @@ COMPONENTS = (
 
 
 class Components:
-    """Times a step's components while attached; hooks cost host time, so not in timed steps.
+    """Times steps' components while attached; hooks cost host time, so not in timed steps.
 
     A module's time lasts from its forward pre-hook to its forward hook, and from the gradient of
     its output to that of its input. Permutation is what the MoE layer does besides its parts; norms
@@ -36,11 +42,18 @@ class Components:
     """
 
     def __init__(self) -> None:
-        self._marks: dict[str, list[Any]] = defaultdict(list)
+        self._marks: dict[str, list[int]] = defaultdict(list)
+        self._clock: list[float] = []
         self._handles: list[Any] = []
+        self._profiler: Any = None
 
     def attach(self, model: Any) -> None:
         """Hangs hooks on a chunk's decoder, which must be whole, final norm included."""
+        if torch.cuda.is_available() and self._profiler is None:
+            self._profiler = torch.profiler.profile(
+                activities=[torch.profiler.ProfilerActivity.CUDA]
+            )
+            self._profiler.start()
         from megatron.core.transformer.utils import is_layer_window_attention
 
         decoder = model.decoder
@@ -81,8 +94,12 @@ class Components:
 
     def mark(self, name: str) -> None:
         """Begins or ends a component's time, in turns."""
-        if self._handles:
-            self._marks[name].append(_now())
+        if not self._handles:
+            return
+        self._marks[name].append(len(self._clock))
+        self._clock.append(time.perf_counter())
+        if self._profiler is not None:
+            torch.cuda._sleep(1)
 
     @contextmanager
     def span(self, name: str) -> Iterator[None]:
@@ -91,33 +108,48 @@ class Components:
         yield
         self.mark(name)
 
-    def take(self, step_seconds: float, steps: int) -> dict[str, float]:
-        """Takes the hooks off; seconds of a step by component. The device must be idle."""
+    def take(self, seconds: float, steps: int) -> dict[str, float]:
+        """Takes the hooks off; seconds of a step by component. The device must be idle.
+
+        Args:
+            seconds: of all steps by the host's clock; on a device, its kernels' time counts.
+            steps: how many there were.
+        """
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        clock = self._clock
+        if self._profiler is not None:
+            self._profiler.stop()
+            clock, seconds = _device_clock(self._profiler.events())
+            self._profiler = None
         totals = dict.fromkeys(COMPONENTS, 0.0)
         for name, marks in self._marks.items():
-            totals[name] = sum(map(_seconds, marks[::2], marks[1::2])) / steps
+            pairs = zip(marks[::2], marks[1::2], strict=True)
+            totals[name] = sum(clock[end] - clock[begin] for begin, end in pairs) / steps
         self._marks.clear()
+        self._clock = []
         moe, layers = totals.pop("MoE", 0.0), totals.pop("layers", 0.0)
         parts = ("router", "routed experts", "shared expert")
         totals["permutation"] = moe - sum(totals[part] for part in parts)
         blocks = ("attention, local", "attention, global", "dense FFN")
         totals["norms and residuals"] = layers - moe - sum(totals[block] for block in blocks)
-        totals["other"] = step_seconds - sum(totals[c] for c in COMPONENTS if c != "other")
+        known = sum(totals[component] for component in COMPONENTS if component != "other")
+        totals["other"] = seconds / steps - known
         return {name: totals[name] for name in COMPONENTS}
 
 
-def _now() -> Any:
-    if not torch.cuda.is_available():
-        return time.perf_counter()
-    event = torch.cuda.Event(enable_timing=True)
-    event.record()
-    return event
-
-
-def _seconds(start: Any, end: Any) -> float:
-    if isinstance(start, float):
-        return float(end - start)
-    return float(start.elapsed_time(end)) / 1e3
+def _device_clock(events: Any) -> tuple[list[float], float]:
+    """Seconds that kernels had taken by each marker, and in all."""
+    kernels = sorted(
+        (event.time_range.start, event.name, event.time_range.elapsed_us() / 1e6)
+        for event in events
+        if event.device_type == torch.autograd.DeviceType.CUDA
+    )
+    clock, total = [], 0.0
+    for _, name, seconds in kernels:
+        if _MARKER in name:
+            clock.append(total)
+        else:
+            total += seconds
+    return clock, total

@@ -39,7 +39,10 @@ MODELS: Mapping[str, str] = {
     "stock-window": "the same with TE's window and learnable softmax",
     "vpmoe": "vpMoE by default",
     "vpmoe-fused": "vpMoE with chunked loss, fused experts and TPA",
+    "vpmoe-graph": "the same in a CUDA graph",
 }
+GRAPHED = ("vpmoe-graph",)
+"""Hooks don't run there."""
 
 
 def flags_of(
@@ -68,7 +71,9 @@ def flags_of(
     fields["micro_batch_size"] = fields["global_batch_size"] = tokens // fields["seq_length"]
     for name in ("train_iters", "log_interval"):
         fields.pop(name)
-    extra: tuple[str, ...] = _FUSED if model == "vpmoe-fused" else ()
+    extra: tuple[str, ...] = _FUSED if model in ("vpmoe-fused", *GRAPHED) else ()
+    if model in GRAPHED:
+        extra = (*extra, "--cuda-graph-impl", "full_iteration")
     if model.startswith("stock"):
         window = _WINDOW if model == "stock" else ()
         fields = {

@@ -24,7 +24,7 @@ import torch
 
 from benchmarks.train_components import Components
 from benchmarks.train_models import providers
-from validation.cases.vpmoe.pace import facts
+from validation.cases.vpmoe.pace import facts, tokens_of_step
 from validation.throughput.meter import CpuMeter, CudaMeter
 
 
@@ -93,6 +93,7 @@ class Side:
         def train_step(original: Callable[..., Any]) -> Callable[..., Any]:
             def wrapped(*args: Any, **kwargs: Any) -> Any:
                 self.before_step()
+                self._tokens += tokens_of_step()
                 return original(*args, **kwargs)
 
             return wrapped
@@ -100,9 +101,7 @@ class Side:
         def get_batch(original: Callable[..., Any]) -> Callable[..., Any]:
             def wrapped(*args: Any, **kwargs: Any) -> Any:
                 with self._components.span("data"):
-                    batch = original(*args, **kwargs)
-                self._tokens += batch.tokens.numel()
-                return batch
+                    return original(*args, **kwargs)
 
             return wrapped
 
@@ -135,7 +134,7 @@ class Side:
             "peak_bytes": self._meter.peak_bytes(),
         }
         if command["components"]:
-            answer["components"] = self._components.take(seconds / steps, steps)
+            answer["components"] = self._components.take(seconds, steps)
         if command["profile"]:
             answer["operators"] = {k: v / steps for k, v in self._operators.items()}
         if command["release"] and torch.cuda.is_available():

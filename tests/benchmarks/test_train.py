@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from torch.autograd import DeviceType
 
 from benchmarks import train, train_components
 from benchmarks.train_components import COMPONENTS, Components
@@ -49,7 +52,7 @@ def test_tokens_must_be_whole_sequences(repository: Path) -> None:
 def test_components_add_up_to_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """Parts of a module are not counted twice, and what is left is `other`."""
     clock = iter(range(100))
-    monkeypatch.setattr(train_components, "_now", lambda: float(next(clock)))
+    monkeypatch.setattr(train_components.time, "perf_counter", lambda: float(next(clock)))
 
     class Handle:
         def remove(self) -> None:
@@ -76,6 +79,33 @@ def test_components_add_up_to_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
     assert taken["other"] == 10.0
     components.mark("data")  # the hooks are off: nothing is counted
     assert components.take(0.0, 1)["data"] == 0.0
+
+
+@dataclass
+class Kernel:
+    """A profile's event."""
+
+    name: str
+    start: float
+    seconds: float
+    device_type: Any = DeviceType.CUDA
+
+    @property
+    def time_range(self) -> Any:
+        """As the profiler has it, in microseconds."""
+        return SimpleNamespace(start=self.start, elapsed_us=lambda: self.seconds * 1e6)
+
+
+def test_the_devices_clock_counts_kernels_alone() -> None:
+    """In the order in which they ran; gaps, markers and the host's events take no time."""
+    events = [
+        Kernel("gemm", 70.0, 3.0),
+        Kernel("void spin_kernel(long)", 10.0, 0.5),
+        Kernel("copy", 20.0, 1.0),
+        Kernel("aten::mm", 15.0, 100.0, DeviceType.CPU),
+        Kernel("void spin_kernel(long)", 60.0, 0.5),
+    ]
+    assert train_components._device_clock(events) == ([0.0, 1.0], 4.0)
 
 
 def result(seconds: list[float]) -> dict[str, Any]:

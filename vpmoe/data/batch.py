@@ -7,7 +7,6 @@ iterator, counts, and sums over the data-parallel ranks; the next ones hand out 
 
 from __future__ import annotations
 
-import weakref
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -67,10 +66,9 @@ class Batch:
     step: GlobalBatch | None
 
 
-# Micro-batches taken ahead, per iterator: virtual pipeline stages have one each.
-_taken: weakref.WeakKeyDictionary[Any, deque[tuple[Sample, GlobalBatch]]] = (
-    weakref.WeakKeyDictionary()
-)
+# Micro-batches taken ahead, by the iterator's id: virtual pipeline stages have one each. Held with
+# the iterator, whose id is then no other's, until the last one is handed out.
+_taken: dict[int, tuple[Any, deque[tuple[Sample, GlobalBatch]]]] = {}
 
 
 def get_batch(data_iterator: Iterator[Sample] | None) -> Batch:
@@ -111,10 +109,13 @@ def count_spans(samples: list[Sample]) -> torch.Tensor:
 def _next(data_iterator: Iterator[Sample]) -> tuple[Sample, GlobalBatch | None]:
     if not torch.is_grad_enabled():  # an evaluation divides nothing before it has seen everything
         return _to_device(next(data_iterator)), None
-    waiting = _taken.setdefault(data_iterator, deque())
-    if not waiting:
-        waiting.extend(_take_step(data_iterator))
+    place = id(data_iterator)
+    if place not in _taken:
+        _taken[place] = (data_iterator, deque(_take_step(data_iterator)))
+    waiting = _taken[place][1]
     sample, step = waiting.popleft()
+    if not waiting:
+        del _taken[place]
     return _to_device(sample), step
 
 

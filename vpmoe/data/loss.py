@@ -90,7 +90,7 @@ def span_loss(
         report[name] = _report(total, count)
     return (
         share * (tokens * parts),
-        torch.tensor(tokens, dtype=torch.int32).to(losses.device),
+        torch.full((), tokens, dtype=torch.int32, device=losses.device),
         report,
     )
 

@@ -88,6 +88,7 @@ def validate_model_args(args: argparse.Namespace) -> None:
     _validate_support(args)
     if args.use_tpa or args.tpa_rank is not None or args.tpa_q_rank is not None:
         _validate_tpa(args)
+    _validate_graphs(args)
     _validate_positions(args)
     _validate_attention(args)
 
@@ -113,6 +114,20 @@ def _validate_support(args: argparse.Namespace) -> None:
         )
     if args.fp8 or getattr(args, "fp4", None):
         raise ValueError("--fp8-format, --fp4-format: vpMoE trains in fp32, fp16 or bf16")
+
+
+def _validate_graphs(args: argparse.Namespace) -> None:
+    kind = args.cuda_graph_impl
+    if kind not in ("none", "full_iteration"):
+        raise ValueError(
+            f"--cuda-graph-impl {kind}: it graphs Megatron's layers, not vpMoE's; full_iteration "
+            "graphs forward and backward as a whole"
+        )
+    if kind == "full_iteration" and args.num_experts and args.expert_kernel != "fused":
+        raise ValueError(
+            f"--cuda-graph-impl full_iteration: --expert-kernel {args.expert_kernel} waits for the "
+            "device in every layer, which a graph cannot hold; use fused"
+        )
 
 
 def _validate_positions(args: argparse.Namespace) -> None:

@@ -56,7 +56,6 @@ def _attach(pacer: Pacer, stack: ExitStack) -> None:
     """Puts the pacer into Megatron's loop until the stack is closed."""
     import megatron.training.training as training
 
-    import vpmoe.data.batch as data_batch
     from vpmoe.runtime.patches import replaced
 
     def wrap_setup(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -77,24 +76,25 @@ def _attach(pacer: Pacer, stack: ExitStack) -> None:
     def wrap_train_step(original: Callable[..., Any]) -> Callable[..., Any]:
         def train_step(*args: Any, **kwargs: Any) -> Any:
             pacer.before_step()
+            pacer.tokens(tokens_of_step())
             return original(*args, **kwargs)
 
         return train_step
 
-    def wrap_get_batch(original: Callable[..., Any]) -> Callable[..., Any]:
-        def get_batch(*args: Any, **kwargs: Any) -> Any:
-            batch = original(*args, **kwargs)
-            pacer.tokens(batch.tokens.numel())
-            return batch
-
-        return get_batch
-
     for owner, name, wrap in (
         (training, "setup_model_and_optimizer", wrap_setup),
         (training, "train_step", wrap_train_step),
-        (data_batch, "get_batch", wrap_get_batch),
     ):
         stack.enter_context(replaced(owner, name, wrap(getattr(owner, name))))
+
+
+def tokens_of_step() -> int:
+    """Tokens that a step trains on, on this rank."""
+    from megatron.core.num_microbatches_calculator import get_num_microbatches
+    from megatron.training import get_args
+
+    args = get_args()
+    return int(get_num_microbatches() * args.micro_batch_size * args.seq_length)
 
 
 def facts(model: Any) -> dict[str, Any]:
