@@ -1,13 +1,14 @@
 """Training speed against the tuned stock Megatron-core + Transformer Engine, on one GPU.
 
     python -m benchmarks.train --output RESULTS.json [--config configs/vpmoe-6b.toml] [--layers 8]
-        [--tokens 16384] [--models stock vpmoe-fused] [--rounds 10] [--picture FILE.svg]
+        [--tokens 16384] [--models stock vpmoe-graph] [--rounds 10] [--picture FILE.svg]
 
-Each model is a resident process that runs Megatron's `pretrain()` and waits at the start of every
-step. In every round each of them, in an order drawn anew, takes `--steps` timed steps after one
-that is not (the device's caches, and memory that the others gave back). Then come, untimed, the
-breakdown by component (device time between hooks) and the kernels of one profiled step. The table
-goes to stdout; everything to the JSON file.
+Each model is a resident process, or one for each of its GPUs, that runs Megatron's `pretrain()` and
+waits at the start of every step. In every round each of them, in an order drawn anew, takes
+`--steps` timed steps after one that is not (the device's caches, and memory that the others gave
+back). Then come, untimed, the breakdown by component (kernels between markers that hooks queue; a
+CUDA graph has none) and the kernels of one profiled step. The table goes to stdout; everything to
+the JSON file.
 
 On a machine without a GPU only vpMoE runs: `--config configs/vpmoe-tiny.toml --layers 4 --tokens
 128 --models vpmoe` is a small test of the benchmark itself.
@@ -23,6 +24,7 @@ import os
 import random
 import select
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -35,7 +37,7 @@ from typing import Any
 import torch
 
 from benchmarks.train_components import COMPONENTS
-from benchmarks.train_models import GRAPHED, MODELS, flags_of
+from benchmarks.train_models import MODELS, RANKS, environment_of, flags_of, is_graphed
 from validation.files import encode_json, write_atomically
 from validation.throughput.figures import PEAK_FLOPS
 
@@ -57,14 +59,28 @@ class Training:
     def __init__(self, model: str, flags: Sequence[str], log: Path, timeout: float) -> None:
         self.model, self._log, self._timeout = model, log, timeout
         self._received = b""
-        with log.open("wb") as output:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "benchmarks.train_side", model, *flags],
-                env={**os.environ, "PYTHONPATH": _python_path()},
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=output,
-            )
+        ranks = RANKS.get(model, 1)
+        environment = {**os.environ, **environment_of(model), "PYTHONPATH": _python_path()}
+        if ranks > 1:
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", 0))
+                port = str(probe.getsockname()[1])
+            environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            environment |= {"WORLD_SIZE": str(ranks)}
+        self._processes = []
+        for rank in range(ranks):
+            own = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if ranks > 1 else {}
+            with (log if rank == 0 else log.with_suffix(f".{rank}.log")).open("wb") as output:
+                self._processes.append(
+                    subprocess.Popen(
+                        [sys.executable, "-m", "benchmarks.train_side", model, *flags],
+                        env={**environment, **own},
+                        stdin=subprocess.DEVNULL if rank else subprocess.PIPE,
+                        stdout=subprocess.PIPE,
+                        stderr=output,
+                    )
+                )
+        self._process = self._processes[0]
 
     def answer(self) -> dict[str, Any]:
         """Waits for an answer.
@@ -110,14 +126,17 @@ class Training:
             raise self._failure("ended") from error
 
     def end(self) -> None:
-        """Ends the process."""
+        """Ends the processes."""
         assert self._process.stdin is not None
+        for other in self._processes[1:]:
+            other.kill()  # it waits for the first one's next step
         try:
             self._process.stdin.close()
             self._process.wait(30)
         except (OSError, subprocess.TimeoutExpired):
             self._process.kill()
-        self._process.wait()
+        for process in self._processes:
+            process.wait()
 
     def _failure(self, what: str) -> RuntimeError:
         if self._process.poll() is None:
@@ -160,7 +179,7 @@ def measure(trainings: Sequence[Training], options: argparse.Namespace) -> dict[
         print(f"round {number + 1} of {options.rounds}", file=sys.stderr, flush=True)
     for training in alive:
         try:
-            for kind in ("components", "operators")[training.model in GRAPHED :]:
+            for kind in ("components", "operators")[is_graphed(training.model) :]:
                 training.block(1)
                 detail = training.block(
                     3 if kind == "components" else 1,
@@ -292,7 +311,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", type=Path, default=_ROOT / "configs" / "vpmoe-6b.toml")
     parser.add_argument("--layers", type=int, help="of the model; the preset's when left out")
     parser.add_argument("--tokens", type=int, default=16384, help="of a step")
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=["stock", "vpmoe-fused"])
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=["stock", "vpmoe-graph"])
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--steps", type=int, default=3, help="timed, of each model in each round")
     parser.add_argument("--warm-up", type=int, default=5, help="steps before the first round")
@@ -333,7 +352,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     write_atomically(options.output, encode_json(document))
     measured = {model: r for model, r in results.items() if r.get("blocks")}
-    figures = {m: summary(r, PEAK_FLOPS.get(machine["device"])) for m, r in measured.items()}
+    peak = PEAK_FLOPS.get(machine["device"])
+    figures = {
+        m: summary(r, None if peak is None else peak * RANKS.get(m, 1)) for m, r in measured.items()
+    }
     document["figures"] = figures
     write_atomically(options.output, encode_json(document))
     print(f"{machine}; {options.config.stem}, {options.layers or 'all'} layers,")

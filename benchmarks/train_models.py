@@ -25,6 +25,10 @@ _COMMON = (
 _FUSED = (
     *("--expert-kernel", "fused", "--loss-kernel", "chunked", "--attention-kernel", "triton"),
 )
+_UNFUSED = ("--expert-kernel", "grouped", "--loss-kernel", "full")
+_GRAPH = ("--cuda-graph-impl", "full_iteration")
+# Gradients travel while others are computed.
+_OVERLAP = ("--overlap-grad-reduce",)
 _STOCK = (
     *("--transformer-impl", "transformer_engine", "--moe-token-dispatcher-type", "alltoall"),
     *("--moe-grouped-gemm", "--moe-permute-fusion", "--moe-router-fusion"),
@@ -37,12 +41,39 @@ _WINDOW = ("window_size", "window_attn_skip_freq")
 MODELS: Mapping[str, str] = {
     "stock": "Megatron-core + TE, tuned",
     "stock-window": "the same with TE's window and learnable softmax",
-    "vpmoe": "vpMoE by default",
-    "vpmoe-fused": "vpMoE with chunked loss, fused experts and TPA",
-    "vpmoe-graph": "the same in a CUDA graph",
+    "vpmoe-deterministic": "vpMoE in deterministic mode, as goldens are recorded",
+    "vpmoe": "vpMoE",
+    "vpmoe-graph": "vpMoE in a CUDA graph",
+    "vpmoe-graph-deterministic": "the same, deterministic",
+    "vpmoe-dp2": "the same on two GPUs, data parallel",
+    "vpmoe-ep2": "vpMoE on two GPUs, data and expert parallel",
+    "vpmoe-unfused": "vpMoE on one GPU with the kernels that expert parallelism has",
 }
-GRAPHED = ("vpmoe-graph",)
-"""Hooks don't run there."""
+RANKS: Mapping[str, int] = {"vpmoe-dp2": 2, "vpmoe-ep2": 2}
+"""Of the models that run on several GPUs."""
+_FLAGS: Mapping[str, tuple[str, ...]] = {
+    "vpmoe-deterministic": ("--deterministic-mode",),
+    "vpmoe-graph": _GRAPH,
+    "vpmoe-graph-deterministic": (*_GRAPH, *_FUSED, "--deterministic-mode"),
+    "vpmoe-dp2": (*_GRAPH, *_OVERLAP),
+    "vpmoe-ep2": (*_UNFUSED, "--expert-model-parallel-size", "2", *_OVERLAP),
+    "vpmoe-unfused": _UNFUSED,
+}
+_DETERMINISTIC: Mapping[str, str] = {
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+    "NCCL_ALGO": "Ring",
+    "NVTE_ALLOW_NONDETERMINISTIC_ALGO": "0",
+}
+
+
+def environment_of(model: str) -> Mapping[str, str]:
+    """Variables that a model's flags ask for."""
+    return _DETERMINISTIC if "--deterministic-mode" in _FLAGS.get(model, ()) else {}
+
+
+def is_graphed(model: str) -> bool:
+    """Whether hooks don't run in a model's steps."""
+    return "--cuda-graph-impl" in _FLAGS.get(model, ())
 
 
 def flags_of(
@@ -54,7 +85,7 @@ def flags_of(
         model: one of `MODELS`.
         config: a preset, whose sizes every model has.
         layers: another number of layers, the first one dense; None for the preset's.
-        tokens: of a step; whole sequences.
+        tokens: of a step on a GPU; whole sequences.
         data: folder of the dataset.
         more: further flags, put last.
 
@@ -68,12 +99,11 @@ def flags_of(
         fields["moe_layer_freq"] = f"([0]+[1]*{layers - 1})"
     if tokens % fields["seq_length"]:
         raise ValueError(f"{tokens} tokens are no whole sequences of {fields['seq_length']}")
-    fields["micro_batch_size"] = fields["global_batch_size"] = tokens // fields["seq_length"]
+    fields["micro_batch_size"] = tokens // fields["seq_length"]
+    fields["global_batch_size"] = fields["micro_batch_size"] * RANKS.get(model, 1)
     for name in ("train_iters", "log_interval"):
         fields.pop(name)
-    extra: tuple[str, ...] = _FUSED if model in ("vpmoe-fused", *GRAPHED) else ()
-    if model in GRAPHED:
-        extra = (*extra, "--cuda-graph-impl", "full_iteration")
+    extra = _FLAGS.get(model, ())
     if model.startswith("stock"):
         window = _WINDOW if model == "stock" else ()
         fields = {

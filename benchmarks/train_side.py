@@ -42,6 +42,7 @@ class Side:
 
     def __init__(self, commands: TextIO, answers: TextIO) -> None:
         self._commands, self._answers = commands, answers
+        self._leads = os.environ.get("RANK", "0") == "0"
         self._meter = CudaMeter() if torch.cuda.is_available() else CpuMeter()
         self._components = Components()
         self._command: dict[str, Any] | None = None
@@ -53,7 +54,9 @@ class Side:
         self._profile = ExitStack()
 
     def before_step(self) -> None:
-        """Waits for permission."""
+        """Waits for permission; ranks but the first wait for the first one's collectives."""
+        if not self._leads:
+            return
         if self._command is None:
             self._say({"ready": self._facts})
         elif self._left:
@@ -130,7 +133,7 @@ class Side:
         steps = command["steps"]
         answer = {
             "seconds": seconds / steps,
-            "tokens": self._tokens / steps,
+            "tokens": self._tokens * int(os.environ.get("WORLD_SIZE", "1")) / steps,
             "peak_bytes": self._meter.peak_bytes(),
         }
         if command["components"]:

@@ -103,14 +103,15 @@ def forward_step(
     if return_schedule_plan:
         raise ValueError("--overlap-moe-expert-parallel-comm is not supported by vpmoe")
     from megatron.training import get_args
+    from megatron.training.utils import unwrap_model
 
     from vpmoe.data.batch import get_batch
     from vpmoe.data.loss import loss_function, loss_weights
 
-    args = get_args()
     batch = get_batch(data_iterator)
     weights = None
-    if args.loss_kernel == "chunked":
+    if unwrap_model(model).config.loss_kernel == "chunked":
+        args = get_args()
         spans = args.kd_span_weight_reasoning, args.kd_span_weight_final
         weights = loss_weights(batch, spans)
     output = model(

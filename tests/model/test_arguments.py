@@ -19,8 +19,6 @@ ACCEPTED: dict[str, Any] = {
     "attention_dropout": 0.0,
     "fp8": None,
     "cuda_graph_impl": "none",
-    "num_experts": 16,
-    "expert_kernel": "auto",
     "num_layers": 8,
     "num_attention_heads": 8,
     "group_query_attention": True,
@@ -47,12 +45,6 @@ def test_the_architecture_is_accepted() -> None:
     validate_model_args(argparse.Namespace(**ACCEPTED))
 
 
-@pytest.mark.parametrize("experts", [{"expert_kernel": "fused"}, {"num_experts": None}])
-def test_a_graph_of_what_never_waits_is_accepted(experts: dict[str, Any]) -> None:
-    options = {**ACCEPTED, "cuda_graph_impl": "full_iteration", **experts}
-    validate_model_args(argparse.Namespace(**options))
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -64,7 +56,6 @@ def test_a_graph_of_what_never_waits_is_accepted(experts: dict[str, Any]) -> Non
         ({"attention_dropout": 0.1}, "--attention-dropout 0.1"),
         ({"fp8": "e4m3"}, "--fp8-format"),
         ({"cuda_graph_impl": "local"}, "--cuda-graph-impl local"),
-        ({"cuda_graph_impl": "full_iteration"}, "--expert-kernel auto waits for the device"),
         ({"position_embedding_type": "learned_absolute"}, "learned_absolute"),
         ({"apply_rope_fusion": True}, "apply_rope_fusion"),
         ({"flash_decode": True}, "--flash-decode"),

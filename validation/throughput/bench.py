@@ -23,7 +23,9 @@ from validation.verdict import EXIT_CODES, Verdict, jsonable, worst
 
 BENCH_FILE = "bench.json"
 DEFAULT_PAIRS = 60
-MIN_PAIRS = 2 * math.ceil(math.log2(1.0 / ALPHA))
+EACH_ALPHA = ALPHA / 2
+"""Of each of the two tests, the median step's and the whole block's."""
+MIN_PAIRS = 2 * math.ceil(math.log2(1.0 / EACH_ALPHA))
 """Fewer could not raise an alarm whatever they measured."""
 # An allocator's peak repeats on a card; resident memory depends on when pages are given back.
 MAX_GROWTH: Mapping[str, float] = {"cpu": 0.03}
@@ -68,7 +70,8 @@ class CaseBench:
         case: its name.
         verdict: PASS, FAIL, UNFIT or SKIPPED.
         message: why, when it is no PASS.
-        judgement: of the step times.
+        judgement: of the median step times.
+        whole: of the whole blocks' times, which steps that wait now and then make longer.
         figures: side -> figures.
         memory_ratio: peak memory, head over base.
         quads: all blocks.
@@ -80,6 +83,7 @@ class CaseBench:
     verdict: Verdict
     message: str = ""
     judgement: Judgement | None = None
+    whole: Judgement | None = None
     figures: Mapping[str, Figures] | None = None
     memory_ratio: float | None = None
     quads: Sequence[Quad] = ()
@@ -93,6 +97,7 @@ class CaseBench:
             "verdict": str(self.verdict),
             "message": self.message,
             "judgement": None if self.judgement is None else asdict(self.judgement),
+            "whole": None if self.whole is None else asdict(self.whole),
             "figures": {side: f.to_json() for side, f in (self.figures or {}).items()},
             "memory_ratio": self.memory_ratio,
             "operators": [change.to_json() for change in self.operators],
@@ -211,7 +216,7 @@ def _bench_case(plan: BenchPlan, session: Session, progress: Callable[[str], Non
     for number in range(1, count + 1):
         progress(f"[{number}/{count}] {case.name}: four blocks")
         quads.append(session.quad())
-    judgement = judge([quad.effect for quad in quads], min_effect=plan.min_effect)
+    judgement, whole = judge_quads(quads, plan.min_effect)
     blocks = [block for quad in quads for block in quad.blocks]
     figures = {
         side: figures_of([b for b in blocks if b.side == side], session.facts[side])
@@ -220,7 +225,7 @@ def _bench_case(plan: BenchPlan, session: Session, progress: Callable[[str], Non
     memory = figures["head"].peak_bytes / max(1, figures["base"].peak_bytes)
     disturbed = unfit([block.machine for block in blocks], plan.max_neighbours)
     verdict, message = decide(
-        judgement, memory, MAX_GROWTH.get(plan.lane, DEFAULT_GROWTH), disturbed
+        (judgement, whole), memory, MAX_GROWTH.get(plan.lane, DEFAULT_GROWTH), disturbed
     )
     operators: Sequence[OperatorChange] = ()
     if plan.profile or verdict is Verdict.FAIL:
@@ -233,6 +238,7 @@ def _bench_case(plan: BenchPlan, session: Session, progress: Callable[[str], Non
         verdict=verdict,
         message=message,
         judgement=judgement,
+        whole=whole,
         figures=figures,
         memory_ratio=memory,
         quads=quads,
@@ -241,15 +247,29 @@ def _bench_case(plan: BenchPlan, session: Session, progress: Callable[[str], Non
     )
 
 
+def judge_quads(
+    quads: Sequence[Quad], min_effect: float = MIN_EFFECT
+) -> tuple[Judgement, Judgement]:
+    """Of the median steps and of the whole blocks; either raises the alarm."""
+    step, whole = (
+        judge(effects, alpha=EACH_ALPHA, min_effect=min_effect)
+        for effects in ([q.effect for q in quads], [q.whole_effect for q in quads])
+    )
+    return step, whole
+
+
 def decide(
-    judgement: Judgement, memory_ratio: float, max_growth: float, disturbed: Sequence[str]
+    judgements: tuple[Judgement, Judgement],
+    memory_ratio: float,
+    max_growth: float,
+    disturbed: Sequence[str],
 ) -> tuple[Verdict, str]:
     """The verdict, and why it is no PASS.
 
     A disturbed machine makes step times meaningless, but not the memory that the code asks for.
 
     Args:
-        judgement: of the step times.
+        judgements: of the median steps and of the whole blocks.
         memory_ratio: peak memory, head over base.
         max_growth: relative growth of memory that passes.
         disturbed: what made the machine unfit.
@@ -260,11 +280,14 @@ def decide(
         )
     if disturbed:
         return Verdict.UNFIT, "; ".join(disturbed)
-    if judgement.slower:
-        return Verdict.FAIL, (
-            f"steps are {judgement.ratio - 1.0:.2%} slower "
-            f"[{judgement.low - 1.0:.2%}, {judgement.high - 1.0:.2%}], p = {judgement.p:.2g}"
-        )
+    for judgement, what in zip(
+        judgements, ("steps are", "blocks, waits included, are"), strict=True
+    ):
+        if judgement.slower:
+            return Verdict.FAIL, (
+                f"{what} {judgement.ratio - 1.0:.2%} slower "
+                f"[{judgement.low - 1.0:.2%}, {judgement.high - 1.0:.2%}], p = {judgement.p:.2g}"
+            )
     return Verdict.PASS, ""
 
 

@@ -14,6 +14,7 @@ import random
 import select
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -91,8 +92,8 @@ class Block:
 
     @property
     def step_seconds(self) -> float:
-        """Wall-clock time of a step."""
-        return self.seconds / self.steps
+        """Median time of a step, which a hiccup of the host hardly moves."""
+        return statistics.median(self.laps)
 
     def to_json(self) -> dict[str, Any]:
         """Every attribute."""
@@ -107,10 +108,17 @@ class Quad:
 
     @property
     def effect(self) -> float:
-        """Log ratio of the head's step time to the base's, free of linear drift."""
-        return sum(
-            (-0.5 if b.side == "base" else 0.5) * math.log(b.step_seconds) for b in self.blocks
-        )
+        """Log ratio of the head's median step time to the base's, free of linear drift."""
+        return self._contrast([block.step_seconds for block in self.blocks])
+
+    @property
+    def whole_effect(self) -> float:
+        """The same of whole blocks: a step in many that waits is in it, and so is any hiccup."""
+        return self._contrast([block.seconds for block in self.blocks])
+
+    def _contrast(self, seconds: Sequence[float]) -> float:
+        signs = [-0.5 if block.side == "base" else 0.5 for block in self.blocks]
+        return sum(sign * math.log(each) for sign, each in zip(signs, seconds, strict=True))
 
 
 class Watch:

@@ -42,8 +42,12 @@ def _case_lines(case: CaseBench) -> list[str]:
     smallest = "nothing" if detectable is None else f"{detectable - 1.0:.2%} slower"
     return [
         *_aligned(rows),
-        f"head / base: {judgement.ratio:.4f} [{judgement.low:.4f}, {judgement.high:.4f}], "
-        f"p = {judgement.p:.2g}, {judgement.quads} quads",
+        *(
+            f"{what}, head / base: {each.ratio:.4f} [{each.low:.4f}, {each.high:.4f}], "
+            f"p = {each.p:.2g}, {each.quads} quads"
+            for what, each in (("median step", judgement), ("whole block", case.whole))
+            if each is not None
+        ),
         f"peak memory, head / base: {case.memory_ratio:.4f}",
         f"this run would find, with 90 % power: {smallest}",
         *_operator_lines(case.operators),

@@ -11,7 +11,7 @@ from vpmoe.model.window import parse_window_size
 
 ATTENTION_KERNELS = ("auto", "eager", "triton", "te")
 EXPERT_KERNELS = ("auto", "sequential", "grouped", "fused")
-LOSS_KERNELS = ("full", "chunked")
+LOSS_KERNELS = ("auto", "full", "chunked")
 
 
 def add_model_args(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -60,21 +60,23 @@ def add_model_args(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         choices=ATTENTION_KERNELS,
         default="auto",
         help="Attention backend: eager is the fp32 reference, triton the fused CUDA kernel, te "
-        "Transformer Engine's; auto takes the fastest that can do the layer.",
+        "Transformer Engine's; auto takes the fastest that can do the layer. With triton, and with "
+        "auto outside deterministic mode, TPA's factors become rotated heads in one kernel.",
     )
     group.add_argument(
         "--expert-kernel",
         choices=EXPERT_KERNELS,
         default="auto",
         help="Routed experts one by one (sequential), in one grouped matrix product (grouped), or "
-        "grouped with routing and permutation in fused kernels (fused); auto is grouped on a GPU.",
+        "grouped with routing and permutation in fused kernels (fused); on a GPU auto is fused, "
+        "and grouped in deterministic mode or where fused cannot.",
     )
     group.add_argument(
         "--loss-kernel",
         choices=LOSS_KERNELS,
-        default="full",
+        default="auto",
         help="Output layer and loss over all logits (full, Megatron's) or a chunk of tokens at a "
-        "time (chunked).",
+        "time (chunked); auto is chunked on a GPU, and full in deterministic mode.",
     )
     return parser
 
@@ -117,16 +119,10 @@ def _validate_support(args: argparse.Namespace) -> None:
 
 
 def _validate_graphs(args: argparse.Namespace) -> None:
-    kind = args.cuda_graph_impl
-    if kind not in ("none", "full_iteration"):
+    if args.cuda_graph_impl not in ("none", "full_iteration"):
         raise ValueError(
-            f"--cuda-graph-impl {kind}: it graphs Megatron's layers, not vpMoE's; full_iteration "
-            "graphs forward and backward as a whole"
-        )
-    if kind == "full_iteration" and args.num_experts and args.expert_kernel != "fused":
-        raise ValueError(
-            f"--cuda-graph-impl full_iteration: --expert-kernel {args.expert_kernel} waits for the "
-            "device in every layer, which a graph cannot hold; use fused"
+            f"--cuda-graph-impl {args.cuda_graph_impl}: it graphs Megatron's layers, not vpMoE's; "
+            "full_iteration graphs forward and backward as a whole"
         )
 
 

@@ -12,6 +12,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from vpmoe.model.config import VpmoeConfig
 from vpmoe.model.gpt_model import VpmoeModel
 from vpmoe.model.initialization import initialize_weights
+from vpmoe.model.kernels import resolve_kernels
 from vpmoe.model.layer_specs import block_spec
 
 
@@ -30,8 +31,7 @@ def config_from_args(args: argparse.Namespace) -> VpmoeConfig:
         fusions.gradient_accumulation_fusion = False
     # Drawn by initialize_weights, after the modules exist.
     fusions.perform_initialization = False
-    config: VpmoeConfig = core_transformer_config_from_args(fusions, VpmoeConfig)
-    return config
+    return resolve_kernels(core_transformer_config_from_args(fusions, VpmoeConfig))
 
 
 def model_provider(

@@ -25,7 +25,7 @@ class VpmoeConfig(TransformerConfig):
         tpa_q_rank: rank of the query factors.
         attention_kernel: "auto", "eager", "triton" or "te".
         expert_kernel: "auto", "sequential", "grouped" or "fused".
-        loss_kernel: "full" or "chunked".
+        loss_kernel: "full" or "chunked"; "auto" until `kernels.resolve_kernels`.
     """
 
     position_embedding_type: str = "none"

@@ -203,9 +203,10 @@ class TPASelfAttention(VpmoeSelfAttention):
         """Whether one kernel takes the factors to attention's inputs."""
         config = self.config
         channels = config.kv_channels
+        fastest = config.attention_kernel == "auto" and not config.deterministic_mode
         return (
             hidden_states.is_cuda
-            and config.attention_kernel == "triton"
+            and (fastest or config.attention_kernel == "triton")
             and config.position_embedding_type == "grapem"
             and not config.grapem_per_head
             and config.rotates(self.layer_number)

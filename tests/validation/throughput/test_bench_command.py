@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 # Blocks of a few steps; effects that only a plant has; whatever else this machine does.
-QUICK = ("--pairs", "16", "--block", "0.02", "--min-effect", "0.1")
+QUICK = ("--pairs", "18", "--block", "0.02", "--min-effect", "0.1")
 ANYHOW = (*QUICK, "--max-neighbours", "1")
 
 
@@ -41,7 +41,7 @@ def test_the_same_code_is_measured_and_leaves_its_blocks(paced_project: Any) -> 
         assert figures["peak_bytes"] > 2**20
     assert case["judgement"]["detectable"] - 1 > 0
     kept = bench_file(project.root)["cases"][0]["quads"]
-    assert len(kept) == 8
+    assert len(kept) == 9
     assert {tuple(block["side"] for block in quad) for quad in kept} == {
         ("base", "head", "head", "base"),
         ("head", "base", "base", "head"),
@@ -111,7 +111,7 @@ def test_what_is_refused(paced_project: Any) -> None:
         (("--base", "no-such-revision"), "no-such-revision"),
         (("plain_loss", "--base", "HEAD"), "plain_loss"),
         (("--base", "HEAD", "--pairs", "17"), "even"),
-        (("--base", "HEAD", "--pairs", "14"), "at least 16"),
+        (("--base", "HEAD", "--pairs", "16"), "at least 18"),
         (("--base", "HEAD", "--block", "0"), "--block"),
         (("--base", "HEAD", "--fault", "wide_window"), "there are: slow"),
         ((), "--base"),

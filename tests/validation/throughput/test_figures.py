@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from validation.cases.vpmoe.pace import mean_keys
-from validation.throughput.bench import decide
+from validation.throughput.bench import decide, judge_quads
 from validation.throughput.figures import figures_of, operator_changes
 from validation.throughput.session import Block, Quad
 from validation.throughput.statistics import judge
@@ -73,15 +73,31 @@ def test_operators_are_told_by_what_they_cost_more() -> None:
     assert changes[0].base is None
 
 
+def test_a_steps_hiccup_is_seen_in_the_block_and_not_in_the_median() -> None:
+    """One step of five waits: its block takes longer, its median step does not."""
+    steps = {"base": [0.1] * 5, "head": [0.1, 0.1, 0.2, 0.1, 0.1]}
+    blocks = [
+        block(side, sum(steps[side]), steps=5, laps=steps[side])
+        for side in ("base", "head", "head", "base")
+    ]
+    assert Quad(blocks).effect == 0.0
+    assert Quad(blocks).whole_effect == pytest.approx(math.log(1.2))
+    step, whole = judge_quads([Quad(blocks)] * 12)
+    assert (step.slower, whole.slower) == (False, True)
+    verdict, message = decide((step, whole), 1.0, 0.01, [])
+    assert verdict is Verdict.FAIL
+    assert message.startswith("blocks, waits included, are 20.00% slower")
+
+
 def test_verdicts() -> None:
     same, slower = judge([0.0, 0.001, -0.001] * 4), judge([0.05 + i / 1e4 for i in range(12)])
-    assert decide(same, 1.0, 0.01, []) == (Verdict.PASS, "")
-    verdict, message = decide(slower, 1.0, 0.01, [])
+    assert decide((same, same), 1.0, 0.01, []) == (Verdict.PASS, "")
+    verdict, message = decide((slower, same), 1.0, 0.01, [])
     assert verdict is Verdict.FAIL
-    assert "5.1" in message
-    assert decide(slower, 1.0, 0.01, ["hot"]) == (Verdict.UNFIT, "hot")
-    assert decide(same, 1.02, 0.01, ["hot"])[0] is Verdict.FAIL
-    assert decide(same, 0.5, 0.01, [])[0] is Verdict.PASS
+    assert "steps are 5.1" in message
+    assert decide((slower, slower), 1.0, 0.01, ["hot"]) == (Verdict.UNFIT, "hot")
+    assert decide((same, same), 1.02, 0.01, ["hot"])[0] is Verdict.FAIL
+    assert decide((same, same), 0.5, 0.01, [])[0] is Verdict.PASS
 
 
 @pytest.mark.parametrize(("window", "skip"), [(None, None), ((15, 0), 4), ((15, 0), None)])

@@ -22,10 +22,14 @@ _NOT_COMPILED = {"compiled": False}
 
 _EAGER = ("--attention-kernel", "eager")
 
-# As it is trained where speed counts: 16,384 tokens a step keep the device busy.
+_FUSED = (
+    *("--attention-kernel", "triton", "--expert-kernel", "fused", "--loss-kernel", "chunked"),
+)
+
+# As it is trained where speed counts: 16,384 tokens a step and a graph keep the device busy.
 _FAST = (
     *("--micro-batch-size", "8", "--global-batch-size", "8"),
-    *("--loss-kernel", "chunked", "--expert-kernel", "fused", "--attention-kernel", "triton"),
+    *("--cuda-graph-impl", "full_iteration", "--no-check-for-nan-in-loss-and-grad"),
 )
 
 # Another layout sums bf16 numbers in another order, and rounds the sums; nothing else may differ.
@@ -113,6 +117,11 @@ def _on_two(
     )
 
 
+_WIDE = (
+    *("--num-layers", "2", "--moe-layer-freq", "([1]*2)"),
+    *("--window-attn-skip-freq", "2", "--no-rope-freq", "2"),
+    *("--train-iters", "4", "--micro-batch-size", "1", "--global-batch-size", "2"),
+)
 _SHORT = ("--train-iters", "4", "--micro-batch-size", "2", "--global-batch-size", "4")
 
 CASES = (
@@ -127,10 +136,16 @@ CASES = (
         "wide_pair",
         "a local and a global layer of vpMoE-6B, 256 experts each, in bf16 on one GPU",
         "configs/vpmoe-6b.toml",
-        *("--num-layers", "2", "--moe-layer-freq", "([1]*2)"),
-        *("--window-attn-skip-freq", "2", "--no-rope-freq", "2"),
-        *("--train-iters", "4", "--micro-batch-size", "1", "--global-batch-size", "2"),
+        *_WIDE,
         paced=_FAST,
+    ),
+    _training(
+        "wide_fast",
+        "wide_pair on the fused paths that training takes outside deterministic mode",
+        "configs/vpmoe-6b.toml",
+        *_WIDE,
+        *_FUSED,
+        law=Law(reference="wide_pair", curves=_SAME_TRAINING),
     ),
     Case(
         name="kernels",
