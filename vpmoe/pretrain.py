@@ -102,8 +102,8 @@ def forward_step(
     """
     if return_schedule_plan:
         raise ValueError("--overlap-moe-expert-parallel-comm is not supported by vpmoe")
+    from megatron.core.utils import unwrap_model
     from megatron.training import get_args
-    from megatron.training.utils import unwrap_model
 
     from vpmoe.data.batch import get_batch
     from vpmoe.data.loss import loss_function, loss_weights
