@@ -18,8 +18,11 @@ import torch
 import triton
 import triton.language as tl
 
-# Tokens of a program of the backward pass, whose sums over tokens are written once a program.
-_TOKENS = 16
+# One warp holds all channels of its tokens, one head at a time: sums over heads stay in registers,
+# those over channels in the warp.
+_FORWARD = {"TOKENS": 2, "num_warps": 1}
+# Sums over tokens are written once for all tiles of a program. 168 registers: 12 warps at once.
+_BACKWARD = {"TOKENS": 2, "TILES": 4, "num_warps": 1, "maxnreg": 168}
 
 
 @dataclass(frozen=True)
@@ -58,49 +61,74 @@ class TensorProductShape:
 
 
 @triton.jit
-def _compose(
-    a_ptr, b_ptr, heads, planes, HEADS: tl.constexpr, RANK: tl.constexpr, HALF: tl.constexpr
-):
-    """Both halves [HEADS, HALF] of the mean over the ranks of a[h, r] b[r]."""
-    rows = tl.arange(0, HEADS)
-    first = tl.zeros([HEADS, HALF], tl.float32)
-    second = tl.zeros([HEADS, HALF], tl.float32)
-    for r in tl.static_range(RANK):
-        a = tl.load(a_ptr + rows * RANK + r, mask=rows < heads, other=0.0).to(tl.float32)
-        low = tl.load(b_ptr + r * 2 * HALF + planes).to(tl.float32)
-        high = tl.load(b_ptr + r * 2 * HALF + HALF + planes).to(tl.float32)
-        first += a[:, None] * low[None, :]
-        second += a[:, None] * high[None, :]
-    return first / RANK, second / RANK
+def _load_halves(ptr, inside, COUNT: tl.constexpr, HALF: tl.constexpr):
+    """Both halves of COUNT vectors of each token, as they are stored: 2 COUNT tiles [TOKENS, HALF].
+
+    ptr [TOKENS, HALF] points to the first vector's first half. A pointer to numbers of each token,
+    such as a's, is [TOKENS, 1].
+    """
+    halves = ()
+    for i in tl.static_range(2 * COUNT):
+        halves += (tl.load(ptr + i * HALF, mask=inside, other=0.0),)  # type: ignore[assignment]
+    return halves
 
 
 @triton.jit
-def _store_factor_gradients(
-    a_ptr,
-    b_ptr,
-    da_ptr,
-    db_ptr,
-    first,
-    second,
-    heads,
-    planes,
-    HEADS: tl.constexpr,
-    RANK: tl.constexpr,
-    HALF: tl.constexpr,
-):
-    """Gradients of a and b from those of the composed halves."""
-    rows = tl.arange(0, HEADS)
+def _store_halves(ptr, halves, inside, COUNT: tl.constexpr, HALF: tl.constexpr):
+    """The inverse of `_load_halves`."""
+    for i in tl.static_range(2 * COUNT):
+        tl.store(ptr + i * HALF, halves[i].to(ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _load_factors(a_ptr, inside, RANK: tl.constexpr):
+    """One head's a / RANK: RANK tiles [TOKENS, 1]."""
+    a = ()
     for r in tl.static_range(RANK):
-        a = tl.load(a_ptr + rows * RANK + r, mask=rows < heads, other=0.0).to(tl.float32) / RANK
-        low = tl.load(b_ptr + r * 2 * HALF + planes).to(tl.float32)
-        high = tl.load(b_ptr + r * 2 * HALF + HALF + planes).to(tl.float32)
-        da = tl.sum(first * low[None, :] + second * high[None, :], axis=1) / RANK
-        element = da_ptr.dtype.element_ty
-        tl.store(da_ptr + rows * RANK + r, da.to(element), mask=rows < heads)
-        d_low = tl.sum(first * a[:, None], axis=0)
-        d_high = tl.sum(second * a[:, None], axis=0)
-        tl.store(db_ptr + r * 2 * HALF + planes, d_low.to(element))
-        tl.store(db_ptr + r * 2 * HALF + HALF + planes, d_high.to(element))
+        a += (tl.load(a_ptr + r, mask=inside, other=0.0).to(tl.float32) / RANK,)  # type: ignore[assignment]
+    return a
+
+
+@triton.jit
+def _compose(a, b, RANK: tl.constexpr):
+    """Both halves of one head, the mean over the ranks of a[r] b[r]."""
+    first = 0.0
+    second = 0.0
+    for r in tl.static_range(RANK):
+        first += a[r] * b[2 * r].to(tl.float32)
+        second += a[r] * b[2 * r + 1].to(tl.float32)
+    return first, second
+
+
+@triton.jit
+def _scale(first, second, epsilon, HALF: tl.constexpr):
+    """What divides one head by its root mean square, [TOKENS, 1]."""
+    squares = tl.sum(first * first + second * second, axis=1, keep_dims=True) / (2 * HALF)
+    return tl.rsqrt(squares + epsilon)
+
+
+@triton.jit
+def _factor_gradients(da_ptr, a, b, d_b, first, second, inside, RANK: tl.constexpr):
+    """Stores the gradient of one head's a; returns d_b with the head's part added to it.
+
+    first and second are the gradient of the composed halves.
+    """
+    sums = ()
+    for r in tl.static_range(RANK):
+        products = first * b[2 * r].to(tl.float32) + second * b[2 * r + 1].to(tl.float32)
+        da = tl.sum(products, axis=1, keep_dims=True) / RANK
+        tl.store(da_ptr + r, da.to(da_ptr.dtype.element_ty), mask=inside)
+        sums += (d_b[2 * r] + first * a[r], d_b[2 * r + 1] + second * a[r])  # type: ignore[assignment]
+    return sums
+
+
+@triton.jit
+def _zeros(COUNT: tl.constexpr, TOKENS: tl.constexpr, HALF: tl.constexpr):
+    """2 COUNT tiles of zeros."""
+    halves = ()
+    for _ in tl.static_range(2 * COUNT):
+        halves += (tl.zeros([TOKENS, HALF], tl.float32),)  # type: ignore[assignment]
+    return halves
 
 
 @triton.jit
@@ -111,25 +139,22 @@ def _store_rotated(
     out_ptr,
     cos,
     sin,
-    heads,
+    inside,
     epsilon,
     HEADS: tl.constexpr,
     RANK: tl.constexpr,
     HALF: tl.constexpr,
 ):
-    """Composes, normalises, rotates and stores one token's heads."""
-    planes = tl.arange(0, HALF)
-    rows = tl.arange(0, HEADS)
-    first, second = _compose(a_ptr, b_ptr, heads, planes, HEADS, RANK, HALF)
-    squares = tl.sum(first * first + second * second, axis=1) / (2 * HALF)
-    scale = (1.0 / tl.sqrt(squares + epsilon))[:, None]
-    first = first * scale * tl.load(weight_ptr + planes).to(tl.float32)[None, :]
-    second = second * scale * tl.load(weight_ptr + HALF + planes).to(tl.float32)[None, :]
-    place = rows[:, None] * 2 * HALF + planes[None, :]
-    inside = rows[:, None] < heads
-    element = out_ptr.dtype.element_ty
-    tl.store(out_ptr + place, (first * cos - second * sin).to(element), mask=inside)
-    tl.store(out_ptr + place + HALF, (second * cos + first * sin).to(element), mask=inside)
+    """Composes, normalises, rotates and stores the heads of some tokens."""
+    b = _load_halves(b_ptr, inside, RANK, HALF)
+    low = tl.load(weight_ptr).to(tl.float32)
+    high = tl.load(weight_ptr + HALF).to(tl.float32)
+    for h in range(HEADS):
+        first, second = _compose(_load_factors(a_ptr + h * RANK, inside, RANK), b, RANK)
+        scale = _scale(first, second, epsilon, HALF)
+        first, second = first * scale * low, second * scale * high
+        rotated = (first * cos - second * sin, second * cos + first * sin)
+        _store_halves(out_ptr + h * 2 * HALF, rotated, inside, 1, HALF)
 
 
 @triton.jit
@@ -142,38 +167,57 @@ def _rotated_gradient(
     grad_ptr,
     cos,
     sin,
-    heads,
+    d_cos,
+    d_sin,
+    d_low,
+    d_high,
+    inside,
     epsilon,
     HEADS: tl.constexpr,
     RANK: tl.constexpr,
+    TOKENS: tl.constexpr,
     HALF: tl.constexpr,
 ):
-    """Stores the factors' gradients; returns those of cos, sin and both halves of the weight."""
-    planes = tl.arange(0, HALF)
-    rows = tl.arange(0, HEADS)
-    place = rows[:, None] * 2 * HALF + planes[None, :]
-    inside = rows[:, None] < heads
-    grad_first = tl.load(grad_ptr + place, mask=inside, other=0.0).to(tl.float32)
-    grad_second = tl.load(grad_ptr + place + HALF, mask=inside, other=0.0).to(tl.float32)
-    first, second = _compose(a_ptr, b_ptr, heads, planes, HEADS, RANK, HALF)
-    squares = tl.sum(first * first + second * second, axis=1) / (2 * HALF)
-    scale = (1.0 / tl.sqrt(squares + epsilon))[:, None]
-    first, second = first * scale, second * scale
-    low = tl.load(weight_ptr + planes).to(tl.float32)[None, :]
-    high = tl.load(weight_ptr + HALF + planes).to(tl.float32)[None, :]
-    d_cos = tl.sum(grad_first * first * low + grad_second * second * high, axis=0)
-    d_sin = tl.sum(grad_second * first * low - grad_first * second * high, axis=0)
-    back_first = grad_first * cos + grad_second * sin
-    back_second = grad_second * cos - grad_first * sin
-    d_low = tl.sum(back_first * first, axis=0)
-    d_high = tl.sum(back_second * second, axis=0)
-    back_first, back_second = back_first * low, back_second * high
-    mean = tl.sum(back_first * first + back_second * second, axis=1) / (2 * HALF)
-    back_first = scale * (back_first - first * mean[:, None])
-    back_second = scale * (back_second - second * mean[:, None])
-    _store_factor_gradients(
-        a_ptr, b_ptr, da_ptr, db_ptr, back_first, back_second, heads, planes, HEADS, RANK, HALF
-    )
+    """Stores the factors' gradients; adds to those of cos, sin and the halves of the weight.
+
+    With x a head before its norm, s its scale, w the weight and g = s times the gradient of the
+    rotated head, the gradient of x is y - x s^2 mean(x y), where y is w times g rotated back. The
+    other gradients need nothing of a head but the products of g's halves with x's.
+    """
+    following = _load_halves(grad_ptr, inside, 1, HALF)
+    b = _load_halves(b_ptr, inside, RANK, HALF)
+    low = tl.load(weight_ptr).to(tl.float32)
+    high = tl.load(weight_ptr + HALF).to(tl.float32)
+    cos_low, sin_low, cos_high, sin_high = cos * low, sin * low, cos * high, sin * high
+    d_b = _zeros(RANK, TOKENS, HALF)
+    same_first, same_second = _zeros(1, TOKENS, HALF)
+    cross_first, cross_second = _zeros(1, TOKENS, HALF)
+    for h in range(HEADS):
+        grads = following
+        # Asked for before this head's stores, which no later load overtakes.
+        grad_ptr += 2 * HALF
+        following = _load_halves(grad_ptr, inside & (h + 1 < HEADS), 1, HALF)
+        a = _load_factors(a_ptr + h * RANK, inside, RANK)
+        first, second = _compose(a, b, RANK)
+        scale = _scale(first, second, epsilon, HALF)
+        grad_first = grads[0].to(tl.float32) * scale
+        grad_second = grads[1].to(tl.float32) * scale
+        same_first += grad_first * first
+        same_second += grad_second * second
+        cross_first += grad_second * first
+        cross_second += grad_first * second
+        back_first = grad_first * cos_low + grad_second * sin_low
+        back_second = grad_second * cos_high - grad_first * sin_high
+        products = back_first * first + back_second * second
+        mean = tl.sum(products, axis=1, keep_dims=True) / (2 * HALF)
+        back_first -= first * (scale * scale * mean)
+        back_second -= second * (scale * scale * mean)
+        d_b = _factor_gradients(da_ptr + h * RANK, a, b, d_b, back_first, back_second, inside, RANK)
+    _store_halves(db_ptr, d_b, inside, RANK, HALF)
+    d_cos += low * same_first + high * same_second
+    d_sin += low * cross_first - high * cross_second
+    d_low += cos * same_first + sin * cross_first
+    d_high += cos * same_second - sin * cross_second
     return d_cos, d_sin, d_low, d_high
 
 
@@ -188,40 +232,40 @@ def _forward_kernel(
     v_ptr,
     tokens,
     epsilon,
-    heads,
-    groups,
-    a_k,
-    a_v,
-    b_q,
-    b_k,
-    b_v,
-    width,
     HEADS: tl.constexpr,
     GROUPS: tl.constexpr,
     Q_RANK: tl.constexpr,
     RANK: tl.constexpr,
     HALF: tl.constexpr,
+    A_K: tl.constexpr,
+    A_V: tl.constexpr,
+    B_Q: tl.constexpr,
+    B_K: tl.constexpr,
+    B_V: tl.constexpr,
+    WIDTH: tl.constexpr,
+    TOKENS: tl.constexpr,
 ):
-    """One token."""
-    token = tl.program_id(0).to(tl.int64)
-    planes = tl.arange(0, HALF)
-    factors = factors_ptr + token * width
-    cos = tl.load(cos_sin_ptr + token * HALF + planes)[None, :]
-    sin = tl.load(cos_sin_ptr + (tokens + token) * HALF + planes)[None, :]
+    """TOKENS tokens."""
+    token = tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)[:, None]
+    inside = token < tokens
+    planes = tl.broadcast_to(tl.arange(0, HALF)[None, :], [TOKENS, HALF])
+    a = factors_ptr + token * WIDTH
+    b = a + planes
+    cos = tl.load(cos_sin_ptr + token * HALF + planes, mask=inside, other=0.0)
+    sin = tl.load(cos_sin_ptr + (tokens + token) * HALF + planes, mask=inside, other=0.0)
     _store_rotated(
-        factors, factors + b_q, q_weight_ptr, q_ptr + token * heads * 2 * HALF,
-        cos, sin, heads, epsilon, HEADS, Q_RANK, HALF,
+        a, b + B_Q, q_weight_ptr + planes, q_ptr + token * HEADS * 2 * HALF + planes,
+        cos, sin, inside, epsilon, HEADS, Q_RANK, HALF,
     )  # fmt: skip
     _store_rotated(
-        factors + a_k, factors + b_k, k_weight_ptr, k_ptr + token * groups * 2 * HALF,
-        cos, sin, groups, epsilon, GROUPS, RANK, HALF,
+        a + A_K, b + B_K, k_weight_ptr + planes, k_ptr + token * GROUPS * 2 * HALF + planes,
+        cos, sin, inside, epsilon, GROUPS, RANK, HALF,
     )  # fmt: skip
-    first, second = _compose(factors + a_v, factors + b_v, groups, planes, GROUPS, RANK, HALF)
-    rows = tl.arange(0, GROUPS)
-    place = token * groups * 2 * HALF + rows[:, None] * 2 * HALF + planes[None, :]
-    inside = rows[:, None] < groups
-    tl.store(v_ptr + place, first.to(v_ptr.dtype.element_ty), mask=inside)
-    tl.store(v_ptr + place + HALF, second.to(v_ptr.dtype.element_ty), mask=inside)
+    values = _load_halves(b + B_V, inside, RANK, HALF)
+    target = v_ptr + token * GROUPS * 2 * HALF + planes
+    for g in range(GROUPS):
+        factors = _load_factors(a + A_V + g * RANK, inside, RANK)
+        _store_halves(target + g * 2 * HALF, _compose(factors, values, RANK), inside, 1, HALF)
 
 
 @triton.jit
@@ -238,62 +282,67 @@ def _backward_kernel(
     d_weights_ptr,
     tokens,
     epsilon,
-    heads,
-    groups,
-    a_k,
-    a_v,
-    b_q,
-    b_k,
-    b_v,
-    width,
     HEADS: tl.constexpr,
     GROUPS: tl.constexpr,
     Q_RANK: tl.constexpr,
     RANK: tl.constexpr,
     HALF: tl.constexpr,
+    A_K: tl.constexpr,
+    A_V: tl.constexpr,
+    B_Q: tl.constexpr,
+    B_K: tl.constexpr,
+    B_V: tl.constexpr,
+    WIDTH: tl.constexpr,
     TOKENS: tl.constexpr,
+    TILES: tl.constexpr,
 ):
-    """TOKENS tokens; d_weights [programs, 4, HALF] gets their parts of both norms' gradients."""
-    planes = tl.arange(0, HALF)
-    q_low = tl.zeros([HALF], tl.float32)
-    q_high = tl.zeros([HALF], tl.float32)
-    k_low = tl.zeros([HALF], tl.float32)
-    k_high = tl.zeros([HALF], tl.float32)
-    begin = tl.program_id(0).to(tl.int64) * TOKENS
-    for index in range(0, tl.minimum(TOKENS, tokens - begin)):
-        token = begin + index
-        factors = factors_ptr + token * width
-        d_factors = d_factors_ptr + token * width
-        cos = tl.load(cos_sin_ptr + token * HALF + planes)[None, :]
-        sin = tl.load(cos_sin_ptr + (tokens + token) * HALF + planes)[None, :]
-        d_cos, d_sin, low, high = _rotated_gradient(
-            factors, factors + b_q, d_factors, d_factors + b_q, q_weight_ptr,
-            dq_ptr + token * heads * 2 * HALF, cos, sin, heads, epsilon, HEADS, Q_RANK, HALF,
+    """TILES times TOKENS tokens; d_weights [programs, 4, HALF] gets their parts of both norms'."""
+    planes = tl.broadcast_to(tl.arange(0, HALF)[None, :], [TOKENS, HALF])
+    q_low = tl.zeros([TOKENS, HALF], tl.float32)
+    q_high = tl.zeros([TOKENS, HALF], tl.float32)
+    k_low = tl.zeros([TOKENS, HALF], tl.float32)
+    k_high = tl.zeros([TOKENS, HALF], tl.float32)
+    for tile in range(TILES):
+        token = (tl.program_id(0).to(tl.int64) * TILES + tile) * TOKENS
+        token += tl.arange(0, TOKENS)[:, None]
+        inside = token < tokens
+        a = factors_ptr + token * WIDTH
+        b = a + planes
+        da = d_factors_ptr + token * WIDTH
+        db = da + planes
+        angles = token * HALF + planes
+        cos = tl.load(cos_sin_ptr + angles, mask=inside, other=0.0)
+        sin = tl.load(cos_sin_ptr + tokens * HALF + angles, mask=inside, other=0.0)
+        d_cos = tl.zeros([TOKENS, HALF], tl.float32)
+        d_sin = tl.zeros([TOKENS, HALF], tl.float32)
+        d_cos, d_sin, q_low, q_high = _rotated_gradient(
+            a, b + B_Q, da, db + B_Q, q_weight_ptr + planes,
+            dq_ptr + token * HEADS * 2 * HALF + planes, cos, sin, d_cos, d_sin, q_low, q_high,
+            inside, epsilon, HEADS, Q_RANK, TOKENS, HALF,
         )  # fmt: skip
-        q_low += low
-        q_high += high
-        more_cos, more_sin, low, high = _rotated_gradient(
-            factors + a_k, factors + b_k, d_factors + a_k, d_factors + b_k, k_weight_ptr,
-            dk_ptr + token * groups * 2 * HALF, cos, sin, groups, epsilon, GROUPS, RANK, HALF,
+        d_cos, d_sin, k_low, k_high = _rotated_gradient(
+            a + A_K, b + B_K, da + A_K, db + B_K, k_weight_ptr + planes,
+            dk_ptr + token * GROUPS * 2 * HALF + planes, cos, sin, d_cos, d_sin, k_low, k_high,
+            inside, epsilon, GROUPS, RANK, TOKENS, HALF,
         )  # fmt: skip
-        k_low += low
-        k_high += high
-        tl.store(d_cos_sin_ptr + token * HALF + planes, d_cos + more_cos)
-        tl.store(d_cos_sin_ptr + (tokens + token) * HALF + planes, d_sin + more_sin)
-        rows = tl.arange(0, GROUPS)
-        place = token * groups * 2 * HALF + rows[:, None] * 2 * HALF + planes[None, :]
-        inside = rows[:, None] < groups
-        first = tl.load(dv_ptr + place, mask=inside, other=0.0).to(tl.float32)
-        second = tl.load(dv_ptr + place + HALF, mask=inside, other=0.0).to(tl.float32)
-        _store_factor_gradients(
-            factors + a_v, factors + b_v, d_factors + a_v, d_factors + b_v,
-            first, second, groups, planes, GROUPS, RANK, HALF,
-        )  # fmt: skip
-    target = d_weights_ptr + tl.program_id(0) * 4 * HALF + planes
-    tl.store(target, q_low)
-    tl.store(target + HALF, q_high)
-    tl.store(target + 2 * HALF, k_low)
-    tl.store(target + 3 * HALF, k_high)
+        tl.store(d_cos_sin_ptr + angles, d_cos, mask=inside)
+        tl.store(d_cos_sin_ptr + tokens * HALF + angles, d_sin, mask=inside)
+        grad_ptr = dv_ptr + token * GROUPS * 2 * HALF + planes
+        values = _load_halves(b + B_V, inside, RANK, HALF)
+        d_values = _zeros(RANK, TOKENS, HALF)
+        for g in range(GROUPS):
+            first, second = _load_halves(grad_ptr + g * 2 * HALF, inside, 1, HALF)
+            factors = _load_factors(a + A_V + g * RANK, inside, RANK)
+            d_values = _factor_gradients(
+                da + A_V + g * RANK, factors, values, d_values,
+                first.to(tl.float32), second.to(tl.float32), inside, RANK,
+            )  # fmt: skip
+        _store_halves(db + B_V, d_values, inside, RANK, HALF)
+    target = d_weights_ptr + tl.program_id(0) * 4 * HALF + tl.arange(0, HALF)
+    tl.store(target, tl.sum(q_low, axis=0))
+    tl.store(target + HALF, tl.sum(q_high, axis=0))
+    tl.store(target + 2 * HALF, tl.sum(k_low, axis=0))
+    tl.store(target + 3 * HALF, tl.sum(k_high, axis=0))
 
 
 class _ComposeNormRotate(torch.autograd.Function):
@@ -315,9 +364,9 @@ class _ComposeNormRotate(torch.autograd.Function):
             for heads in (shape.heads, shape.groups, shape.groups)
         )
         tokens = factors.numel() // shape.width
-        _forward_kernel[(tokens,)](
+        _forward_kernel[(triton.cdiv(tokens, _FORWARD["TOKENS"]),)](
             factors, cos_sin, q_weight, k_weight, query, key, value,
-            **_arguments(tokens, shape), num_warps=4,
+            **_arguments(tokens, shape), **_FORWARD,
         )  # fmt: skip
         ctx.save_for_backward(factors, q_weight, k_weight, cos_sin)
         ctx.shape = shape
@@ -328,13 +377,13 @@ class _ComposeNormRotate(torch.autograd.Function):
         factors, q_weight, k_weight, cos_sin = ctx.saved_tensors
         shape: TensorProductShape = ctx.shape
         tokens = factors.numel() // shape.width
-        programs = triton.cdiv(tokens, _TOKENS)
+        programs = triton.cdiv(tokens, _BACKWARD["TOKENS"] * _BACKWARD["TILES"])
         d_factors, d_cos_sin = torch.empty_like(factors), torch.empty_like(cos_sin)
         d_weights = cos_sin.new_empty((programs, 2, shape.channels))
         _backward_kernel[(programs,)](
             factors, cos_sin, q_weight, k_weight, *(grad.contiguous() for grad in grads),
             d_factors, d_cos_sin, d_weights,
-            **_arguments(tokens, shape), TOKENS=_TOKENS, num_warps=4,
+            **_arguments(tokens, shape), **_BACKWARD,
         )  # fmt: skip
         d_q_weight, d_k_weight = d_weights.sum(0).to(q_weight.dtype)
         return d_factors, d_q_weight, d_k_weight, d_cos_sin, None
@@ -368,17 +417,15 @@ def _arguments(tokens: int, shape: TensorProductShape) -> dict[str, Any]:
     return {
         "tokens": tokens,
         "epsilon": shape.epsilon,
-        "heads": shape.heads,
-        "groups": shape.groups,
-        "a_k": a_k,
-        "a_v": a_v,
-        "b_q": b_q,
-        "b_k": b_k,
-        "b_v": b_v,
-        "width": shape.width,
-        "HEADS": triton.next_power_of_2(shape.heads),
-        "GROUPS": triton.next_power_of_2(shape.groups),
+        "HEADS": shape.heads,
+        "GROUPS": shape.groups,
         "Q_RANK": shape.q_rank,
         "RANK": shape.rank,
         "HALF": shape.channels // 2,
+        "A_K": a_k,
+        "A_V": a_v,
+        "B_Q": b_q,
+        "B_K": b_k,
+        "B_V": b_v,
+        "WIDTH": shape.width,
     }
