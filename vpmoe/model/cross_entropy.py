@@ -171,9 +171,13 @@ def _chunks(hidden: torch.Tensor, weight: torch.Tensor) -> list[slice]:
 def _gradient_buffers(
     hidden: torch.Tensor, weight: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of hidden, and of the weight in at least fp32, since chunks are added up in it."""
+    """Of hidden, and of the weight in at least fp32, since chunks are added up in it.
+
+    The first chunk fills the weight's, if there is one.
+    """
     wide = torch.promote_types(weight.dtype, torch.float32)
-    return torch.empty_like(hidden), torch.zeros_like(weight, dtype=wide)
+    make = torch.empty_like if len(hidden) else torch.zeros_like
+    return torch.empty_like(hidden), make(weight, dtype=wide)
 
 
 def _accumulate_gradients(
@@ -185,10 +189,12 @@ def _accumulate_gradients(
 ) -> None:
     d_hidden, d_weight = gradients
     torch.mm(d_logits, weight, out=d_hidden[chunk])
-    if d_weight.dtype == d_logits.dtype:
-        d_weight.addmm_(d_logits.t(), hidden)
+    # An fp32 sum of bf16 products has to be asked for; a CPU cannot.
+    wide: dict[str, Any] = {} if d_weight.dtype == d_logits.dtype else {"out_dtype": d_weight.dtype}
+    if chunk.start == 0:
+        torch.mm(d_logits.t(), hidden, **wide, out=d_weight)
     else:
-        torch.addmm(d_weight, d_logits.t(), hidden, out_dtype=d_weight.dtype, out=d_weight)
+        torch.addmm(d_weight, d_logits.t(), hidden, **wide, out=d_weight)
 
 
 def _statistics(
@@ -268,4 +274,8 @@ def _common_factor(grad: torch.Tensor, loss_weights: torch.Tensor) -> torch.Tens
 
 def _scaled(tensor: torch.Tensor, factor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """tensor * factor, rounded to dtype, in one pass."""
+    if tensor.is_cuda:
+        from vpmoe.model.cross_entropy_kernel import scaled
+
+        return scaled(tensor, factor, dtype)
     return torch.mul(tensor, factor, out=torch.empty_like(tensor, dtype=dtype))

@@ -1,4 +1,8 @@
-"""Softmax statistics and gradients of rows of logits, in Triton: one pass over the logits each."""
+"""The chunked loss's passes over memory in Triton, one kernel each.
+
+Softmax statistics of rows of logits, the gradient in the logits' place, and the finished gradients
+times the factor that the backward pass brings.
+"""
 
 # Triton kernels take pointers and constexprs, which have no Python types.
 # mypy: allow-untyped-defs
@@ -53,6 +57,16 @@ def _gradient_kernel(
     tl.store(logits, gradient.to(logits_ptr.dtype.element_ty), mask=columns < vocab)
 
 
+@triton.jit
+def _scale_kernel(tensor_ptr, factor_ptr, out_ptr, count, BLOCK: tl.constexpr):
+    """One block of elements times the factor."""
+    places = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    x = tl.load(tensor_ptr + places, mask=places < count)
+    factor = tl.load(factor_ptr)
+    product = x.to(factor.dtype) * factor
+    tl.store(out_ptr + places, product.to(out_ptr.dtype.element_ty), mask=places < count)
+
+
 def row_statistics(
     logits: torch.Tensor, labels: torch.Tensor, first: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -96,3 +110,21 @@ def differentiate_rows_(
         logits, labels, normaliser, upstream.contiguous(), logits.stride(0), first, vocab,
         BLOCK=_BLOCK, num_warps=_WARPS,
     )  # fmt: skip
+
+
+def scaled(tensor: torch.Tensor, factor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """tensor * factor in the factor's dtype, rounded to dtype.
+
+    torch.mul does not vectorise operands of several dtypes.
+
+    Args:
+        tensor: any shape, its elements without gaps.
+        factor: one element, fp32 or wider.
+        dtype: of the result.
+    """
+    out = torch.empty_like(tensor, dtype=dtype)
+    count = tensor.numel()
+    _scale_kernel[(triton.cdiv(count, _BLOCK),)](
+        tensor, factor, out, count, BLOCK=_BLOCK, num_warps=_WARPS
+    )
+    return out
