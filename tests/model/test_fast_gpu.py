@@ -170,14 +170,14 @@ def test_experts_agree_with_fp32_and_wait_for_nothing() -> None:
 
 
 def test_tensor_products_agree_with_fp64() -> None:
-    """vpmoe-6b's shape: one rounding to bf16."""
+    """vpmoe-6b's shape and tokens that no tile divides: one rounding to bf16."""
     from vpmoe.model.tpa_kernel import TensorProductShape, compose_norm_rotate
 
     shape = TensorProductShape(8, 2, 4, 2, 128, 1e-5)
     torch.manual_seed(0)
-    angles = torch.rand(100, 2, 1, 64, device="cuda") * 6
+    angles = torch.rand(67, 3, 1, 64, device="cuda") * 6
     leaves = [
-        torch.randn(100, 2, shape.width, device="cuda").bfloat16(),
+        torch.randn(67, 3, shape.width, device="cuda").bfloat16(),
         torch.rand(128, device="cuda").bfloat16(),
         torch.rand(128, device="cuda").bfloat16(),
         torch.stack((angles.cos(), angles.sin())),
@@ -194,7 +194,7 @@ def test_tensor_products_agree_with_fp64() -> None:
         query = rotate(functional.rms_norm(query, (128,), q_weight, 1e-5), r)
         return [query, rotate(functional.rms_norm(key, (128,), k_weight, 1e-5), r), value]
 
-    upstream = [torch.randn(100, 2, heads, 128, device="cuda").bfloat16() for heads in (8, 2, 2)]
+    upstream = [torch.randn(67, 3, heads, 128, device="cuda").bfloat16() for heads in (8, 2, 2)]
     found = differentiated(lambda *x: compose_norm_rotate(*x, shape), leaves, upstream)
     wide = [leaf.double().requires_grad_() for leaf in leaves]
     outputs = unfused(*wide)
