@@ -3,11 +3,12 @@
     python -m benchmarks.bench_power measure --case tiny_moe --lane cpu --output POWER.json
     python -m benchmarks.bench_power pool FIRST.json SECOND.json ... --output POWER.json
 
-One base and three heads are resident and train in turns, all of them this working tree:
+A base and a head are resident and train in turns, both of this working tree. The head's steps are
+made longer, or not, by the plant that `golden bench --fault` plants, switched from outside:
 
-    same          nothing planted: every alarm is false
-    slow-step-3   steps of the head 3 % slower
-    slow-step-1   steps of the head 1 % slower
+    same          not at all: every alarm is false
+    slow-step-3   by 3 %
+    slow-step-1   by 1 %
 
 A section is what a run of `golden bench` measures, `--pairs` of blocks, and is judged as one;
 sections share no block. The experiments take turns section by section. `pool` judges the sections
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import tempfile
 import time
@@ -28,7 +30,8 @@ from pathlib import Path
 from typing import Any
 
 from validation.cases.vpmoe import CASES
-from validation.cases.vpmoe.faults.throughput import THROUGHPUT_FAULTS
+from validation.cases.vpmoe.faults.planting import Planted
+from validation.cases.vpmoe.faults.throughput import slower
 from validation.files import encode_json, write_atomically
 from validation.throughput.bench import DEFAULT_PAIRS, EACH_ALPHA, MIN_PAIRS, judge_quads
 from validation.throughput.session import SessionPlan, open_session
@@ -36,10 +39,17 @@ from validation.throughput.statistics import ALPHA, MIN_EFFECT, at_least, at_mos
 from validation.throughput.telemetry import unfit, watch_for
 
 SECTIONS = {"same": 60, "slow-step-3": 20, "slow-step-1": 20}
-PLANTS = {fault.id: fault.plant for fault in THROUGHPUT_FAULTS}
+SHARES = {"same": 0.0, "slow-step-3": 0.03, "slow-step-1": 0.01}
+_SWITCH = "VPMOE_BENCH_POWER_SWITCH"
 _KINDS = ("effects", "whole_effects")
 _MERGED = (1, 2, 4)
 _NOT_COPIED = (".git", ".tox", ".venv", "__pycache__", "runs", "reports", "mlruns", "shared")
+
+
+def switched() -> Planted:
+    """The plant: the share stands in a file, which the parent writes."""
+    switch = Path(os.environ[_SWITCH])
+    return slower(lambda: float(switch.read_text()))
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -48,33 +58,37 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     names = options.only or list(SECTIONS)
     wanted = {name: max(1, round(SECTIONS[name] * options.share)) for name in names}
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    document: dict[str, Any] = {}
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="bench-power-") as folder:
-        base = Path(folder) / "base"
+        base, switch = Path(folder) / "base", Path(folder) / "share"
         shutil.copytree(Path.cwd(), base, ignore=shutil.ignore_patterns(*_NOT_COPIED))
+        write_atomically(switch, b"0.0")
+        os.environ[_SWITCH] = str(switch)
         plan = SessionPlan(
             case=case,
             lane=options.lane,
-            trees={"base": base, **dict.fromkeys(names, Path.cwd())},
+            trees={"base": base, "head": Path.cwd()},
             logs=options.output.with_suffix(".logs"),
-            faults={name: PLANTS[name] for name in names if name in PLANTS},
+            fault=f"benchmarks.bench_power:{switched.__name__}",
             block_seconds=options.block,
         )
         with open_session(plan, watch_for(plan.lane)) as session:
             session.warm_up()
-            for name in names:
-                session.quad(name)  # clocks and caches settle in the rhythm of the blocks
+            session.quad()  # clocks and caches settle in the rhythm of the blocks
             ready = time.monotonic() - began
-            document = {
+            document |= {
                 "case": case.name,
                 "lane": options.lane,
                 "pairs": options.pairs,
                 "block_steps": session.block_steps,
                 "environment": session.facts["base"]["environment"],
                 "experiments": found,
+                "seconds": None,
             }
             while (name := _next(found, wanted)) and time.monotonic() - began < options.seconds:
-                section = [session.quad(name) for _ in range(options.pairs // 2)]
+                write_atomically(switch, str(SHARES[name]).encode())
+                section = [session.quad() for _ in range(options.pairs // 2)]
                 blocks = [block for quad in section for block in quad.blocks]
                 found[name].append(
                     {
@@ -103,7 +117,7 @@ def _next(found: Mapping[str, Sequence[Any]], wanted: Mapping[str, int]) -> str 
 
 def summarise(name: str, sections: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Judges the sections, alone and several together."""
-    planted = name in PLANTS
+    planted = SHARES[name] > 0
     levels = []
     for merged in _MERGED:
         joined = [sections[i : i + merged] for i in range(0, len(sections) - merged + 1, merged)]
@@ -179,7 +193,7 @@ def table(document: Mapping[str, Any]) -> str:
     for summary in document["experiments"]:
         name = summary["experiment"]
         interval = f"{summary['ratio']:.4f} [{summary['low']:.4f}, {summary['high']:.4f}]"
-        sign = ">=" if name in PLANTS else "<="
+        sign = ">=" if SHARES[name] else "<="
         lines += [
             f"| {name} | {interval} | {level['pairs']} | {level['seconds']:.1f} | "
             f"{level['alarms']} of {level['runs']} | {sign} {level['bound']:.1%} |"
@@ -219,7 +233,8 @@ def main() -> None:
         return
     if options.pairs < MIN_PAIRS or options.pairs % 2:
         parser.error(f"--pairs {options.pairs}: an even number, at least {MIN_PAIRS}")
-    measure(options)
+    if not measure(options)["seconds"]:
+        raise SystemExit(f"no section was measured in {options.seconds:g} s")
     print("\n" + table(pool([options.output])))
 
 

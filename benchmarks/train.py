@@ -30,7 +30,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -147,10 +147,19 @@ class Training:
         return RuntimeError(f"the training of {self.model} {what}\n{tail}")
 
 
-def measure(trainings: Sequence[Training], options: argparse.Namespace) -> dict[str, Any]:
+def measure(
+    trainings: Sequence[Training],
+    options: argparse.Namespace,
+    save: Callable[[dict[str, Any]], None],
+) -> dict[str, Any]:
     """Warms up, measures rounds, then components and kernels.
 
     A training that fails is reported and left out; the others go on.
+
+    Args:
+        trainings: as they start.
+        options: of the command line.
+        save: keeps what is known so far.
     """
     results: dict[str, Any] = {}
     alive: list[Training] = []
@@ -177,6 +186,7 @@ def measure(trainings: Sequence[Training], options: argparse.Namespace) -> dict[
             block = training.block(options.steps, release=release)
             results[training.model]["blocks"].append(block)
         print(f"round {number + 1} of {options.rounds}", file=sys.stderr, flush=True)
+    save(results)
     for training in alive:
         try:
             for kind in ("components", "operators")[is_graphed(training.model) :]:
@@ -191,6 +201,7 @@ def measure(trainings: Sequence[Training], options: argparse.Namespace) -> dict[
         except RuntimeError as error:
             print(error, file=sys.stderr)
             results[training.model]["error"] = str(error)
+        save(results)
     return results
 
 
@@ -326,6 +337,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     if stock and importlib.util.find_spec("transformer_engine") is None:
         parser.error(f"{', '.join(stock)} need Transformer Engine; leave them out of --models")
     options.output.parent.mkdir(parents=True, exist_ok=True)
+    machine = environment()
+    document: dict[str, Any] = {
+        "environment": machine,
+        "config": options.config.name,
+        "layers": options.layers,
+        "tokens": options.tokens,
+        "rounds": options.rounds,
+        "steps": options.steps,
+    }
+
+    def save(results: dict[str, Any]) -> None:
+        # At once: a machine can be taken away.
+        write_atomically(options.output, encode_json({**document, "results": results}))
+
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "data"
         build_data(data)
@@ -336,28 +361,17 @@ def main(argv: Sequence[str] | None = None) -> int:
                 flags = flags_of(model, options.config, options.layers, options.tokens, data, more)
                 log = options.output.with_suffix(f".{model}.log")
                 trainings.append(Training(model, flags, log, options.timeout))
-            results = measure(trainings, options)
+            results = measure(trainings, options, save)
         finally:
             for training in trainings:
                 training.end()
-    machine = environment()
-    document: dict[str, Any] = {
-        "environment": machine,
-        "config": options.config.name,
-        "layers": options.layers,
-        "tokens": options.tokens,
-        "rounds": options.rounds,
-        "steps": options.steps,
-        "results": results,
-    }
-    write_atomically(options.output, encode_json(document))
     measured = {model: r for model, r in results.items() if r.get("blocks")}
     peak = PEAK_FLOPS.get(machine["device"])
     figures = {
         m: summary(r, None if peak is None else peak * RANKS.get(m, 1)) for m, r in measured.items()
     }
     document["figures"] = figures
-    write_atomically(options.output, encode_json(document))
+    save(results)
     print(f"{machine}; {options.config.stem}, {options.layers or 'all'} layers,")
     print(f"{options.tokens} tokens a step; {options.rounds} rounds of {options.steps} steps\n")
     if figures:

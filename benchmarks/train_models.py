@@ -25,7 +25,7 @@ _COMMON = (
 _FUSED = (
     *("--expert-kernel", "fused", "--loss-kernel", "chunked", "--attention-kernel", "triton"),
 )
-_UNFUSED = ("--expert-kernel", "grouped", "--loss-kernel", "full")
+_UNFUSED = ("--expert-kernel", "grouped")
 _GRAPH = ("--cuda-graph-impl", "full_iteration")
 # Gradients travel while others are computed.
 _OVERLAP = ("--overlap-grad-reduce",)

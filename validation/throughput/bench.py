@@ -188,7 +188,7 @@ def run_bench(
                 lane=plan.lane,
                 trees={"base": tree, "head": plan.root},
                 logs=logs / case.name,
-                faults={} if plan.fault is None else {"head": plan.fault},
+                fault=plan.fault,
                 block_seconds=plan.block_seconds,
             )
             with open_session(session_plan, watch_for(plan.lane)) as session:

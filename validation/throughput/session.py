@@ -1,6 +1,6 @@
-"""Resident trainings, one of each revision, that run in turns.
+"""Two resident trainings, one of each revision, that run in turns.
 
-Only one of them trains at any time, the others wait at the start of a step. What measures is
+Only one of the two trains at any time, the other waits at the start of a step. What measures is
 this `validation` package, copied outside of both checkouts; the training code is the checkout's.
 """
 
@@ -35,6 +35,7 @@ _LOG_TAIL = 12
 # Compilation, caches, allocator and a planted fault's calibration are over by then.
 _WARM_UP_STEPS = 8
 _SIZING_STEPS = 3
+_ORDERS = (("base", "head", "head", "base"), ("head", "base", "base", "head"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +45,9 @@ class SessionPlan:
     Attributes:
         case: with a `throughput` function.
         lane: where it runs.
-        trees: side -> checkout whose code it trains; `base`, and one or more heads.
+        trees: side -> checkout whose code it trains.
         logs: folder that receives a log of each side.
-        faults: head -> `module:function` planted in it.
+        fault: `module:function` planted in the head.
         block_seconds: a block has as many steps as last this long, at least one.
         seed: of the order of the sides in each quad.
     """
@@ -55,7 +56,7 @@ class SessionPlan:
     lane: str
     trees: Mapping[str, Path]
     logs: Path
-    faults: Mapping[str, str] = field(default_factory=dict)
+    fault: str | None = None
     block_seconds: float = 0.5
     seed: int = 0
 
@@ -65,7 +66,7 @@ class Block:
     """A measured block of steps.
 
     Attributes:
-        side: `base`, or the head's name.
+        side: `base` or `head`.
         began: seconds since the session began.
         steps: how many.
         seconds: wall-clock time of all of them.
@@ -129,7 +130,7 @@ class Watch:
 
         Args:
             pids: their processes.
-            facts: what the base's pacer described.
+            facts: what the head's pacer described.
         """
 
     def begin(self) -> None:
@@ -144,7 +145,7 @@ class Watch:
 
 
 class Session:
-    """Trainings that stand ready; use `open_session`."""
+    """Two trainings that stand ready; use `open_session`."""
 
     def __init__(self, plan: SessionPlan, sides: Mapping[str, _Side], watch: Watch) -> None:
         self.plan = plan
@@ -156,26 +157,24 @@ class Session:
         self._orders = random.Random(plan.seed)  # noqa: S311 an experiment's order, no secret
 
     def warm_up(self) -> float:
-        """Waits until all train at their speed; returns seconds of a step, of the slowest side."""
+        """Waits until both train at their speed; returns seconds of a step, of the slower side."""
         for name, side in self._sides.items():
             self.facts[name] = side.answer(lambda: None)["ready"]
-        self._watch.started([s.pid for s in self._sides.values()], self.facts["base"])
-        for name in self._sides:
+        self._watch.started([s.pid for s in self._sides.values()], self.facts["head"])
+        for name in SIDES:
             self.block(name, _WARM_UP_STEPS)
-        slowest = max(self.block(name, _SIZING_STEPS).step_seconds for name in self._sides)
-        self.block_steps = max(1, math.ceil(self.plan.block_seconds / slowest))
-        return slowest
+        slower = max(self.block(name, _SIZING_STEPS).step_seconds for name in SIDES)
+        self.block_steps = max(1, math.ceil(self.plan.block_seconds / slower))
+        return slower
 
-    def quad(self, head: str = "head", *, profiled: bool = False) -> Quad:
+    def quad(self, *, profiled: bool = False) -> Quad:
         """Measures four blocks, beginning with either side by chance.
 
         Args:
-            head: which is compared with the base.
             profiled: with torch's profiler, a single step each: a trace of many fills the memory.
         """
         steps = 1 if profiled else self.block_steps
-        outer, inner = self._orders.choice((("base", head), (head, "base")))
-        order = (outer, inner, inner, outer)
+        order = self._orders.choice(_ORDERS)
         return Quad([self.block(name, steps, profile=profiled) for name in order])
 
     def block(self, name: str, steps: int, *, profile: bool = False) -> Block:
@@ -199,7 +198,7 @@ class Session:
 
 @contextlib.contextmanager
 def open_session(plan: SessionPlan, watch: Watch) -> Iterator[Session]:
-    """Starts all trainings; ends them and whatever they started on leaving.
+    """Starts both trainings; ends them and whatever they started on leaving.
 
     Raises:
         RunError: a side could not be started, naming it, with the end of its log.
@@ -215,7 +214,7 @@ def open_session(plan: SessionPlan, watch: Watch) -> Iterator[Session]:
         )
         sides: dict[str, _Side] = {}
         try:
-            for side in plan.trees:
+            for side in SIDES:
                 sides[side] = _Side(side, plan, gate, Path(name))
             yield Session(plan, sides, watch)
         finally:
@@ -239,7 +238,7 @@ class _Side:
             "target": plan.case.throughput,
             "settings": {**plan.case.settings, **plan.case.paced},
             "lane": plan.lane,
-            "fault": plan.faults.get(name),
+            "fault": plan.fault if name == "head" else None,
         }
         write_atomically(temporary / "job.json", encode_json(job))
         plan.logs.mkdir(parents=True, exist_ok=True)

@@ -34,7 +34,7 @@ def test_both_sides_train_the_same_steps(repository: Path, tmp_path: Path) -> No
         lane="cpu",
         trees={"base": repository, "head": repository},
         logs=tmp_path,
-        faults={"head": discover_throughput_faults()["slow-step-3"].plant},
+        fault=discover_throughput_faults()["slow-step-3"].plant,
         block_seconds=0.01,
     )
     with open_session(plan, CpuWatch()) as session:
@@ -59,16 +59,17 @@ def test_a_slowdown_is_counted_out_once(monkeypatch: pytest.MonkeyPatch) -> None
     with detect_lane().activate():
         import megatron.training.training as training
 
-    shares, counts = [], []
+    seconds_of_a_step: list[float] = []
+    counts: list[int] = []
 
-    def products(seconds: float) -> int:
-        shares.append(seconds)
-        return 7
+    def products(seconds: float) -> float:
+        seconds_of_a_step.append(seconds)
+        return 200.0
 
     monkeypatch.setattr(slowdowns, "_products", products)
     monkeypatch.setattr(slowdowns, "_multiply", counts.append)
     monkeypatch.setattr(training, "train_step", lambda step: step)
     with slowdowns.slow_step_3():
         assert [training.train_step(step) for step in range(10)] == list(range(10))
-    assert len(shares) == 1
-    assert counts == [7, 7, 7, 7]
+    assert len(seconds_of_a_step) == 1
+    assert counts == [6, 6, 6, 6]

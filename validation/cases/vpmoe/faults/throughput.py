@@ -22,24 +22,27 @@ _PRODUCTS = 50
 
 def slow_step_3() -> Planted:
     """Every step takes 3 % longer."""
-    return _slower(0.03)
+    return slower(lambda: 0.03)
 
 
 def slow_step_1() -> Planted:
     """Every step takes 1 % longer."""
-    return _slower(0.01)
+    return slower(lambda: 0.01)
 
 
-def _slower(share: float) -> Planted:
+def slower(share: Callable[[], float]) -> Planted:
+    """Steps take longer by a share, which is asked for before each."""
+
     def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
         times: list[float] = []
-        count = 0
+        whole = 0.0  # products that take as long as a step
 
         def train_step(*args: Any, **kwargs: Any) -> Any:
-            nonlocal count
-            if count:
+            nonlocal whole
+            if whole:
                 result = original(*args, **kwargs)
-                _multiply(count)  # queued: a wait would cost the training more than they do
+                # Queued: a wait would cost the training more than they do.
+                _multiply(round(share() * whole))
                 return result
             _wait()
             began = time.perf_counter()
@@ -47,7 +50,7 @@ def _slower(share: float) -> Planted:
             _wait()
             times.append(time.perf_counter() - began)
             if len(times) == _SKIPPED + _MEASURED:
-                count = _products(share * statistics.median(times[_SKIPPED:]))
+                whole = _products(statistics.median(times[_SKIPPED:]))
             return result
 
         return train_step
@@ -55,7 +58,7 @@ def _slower(share: float) -> Planted:
     return patched("megatron.training.training", "train_step", wrap)
 
 
-def _products(seconds: float) -> int:
+def _products(seconds: float) -> float:
     """How many products take this long."""
     _multiply(_PRODUCTS)
     _wait()
@@ -65,7 +68,7 @@ def _products(seconds: float) -> int:
         _multiply(_PRODUCTS)
         _wait()
         times.append((time.perf_counter() - began) / _PRODUCTS)
-    return max(1, round(seconds / statistics.median(times)))
+    return seconds / statistics.median(times)
 
 
 def _multiply(count: int) -> None:
