@@ -1,24 +1,28 @@
 """The fused kernels of a training step by themselves, at vpmoe-6b's sizes: needs a GPU.
 
-    python -m benchmarks.train_kernels [--milliseconds 120]
+    python -m benchmarks.train_kernels [--calls 20]
 
-16,384 tokens, bf16, random data. Medians of `triton.testing.do_bench`, whose launches are queued: a
-kernel that takes less than its launch shows the launch.
+16,384 tokens, bf16, random data. Device time: what the kernels of a call take together, by the
+profiler, whatever the host needs to queue them. Medians and extremes of three profiles.
 """
 
 from __future__ import annotations
 
 import argparse
+import statistics
 from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch.nn import functional
-from triton.testing import do_bench
+from torch.profiler import ProfilerActivity, profile
 
+from vpmoe.model.attention.pattern import AttentionPattern
+from vpmoe.model.attention.triton_kernel import triton_attention
 from vpmoe.model.cross_entropy import chunked_cross_entropy
 from vpmoe.model.cross_entropy_kernel import differentiate_rows_, row_statistics
 from vpmoe.model.experts import grouped_linear
+from vpmoe.model.grape import alibi_slopes
 from vpmoe.model.moe.permutation_kernel import (
     collect,
     plan_permutation,
@@ -138,17 +142,54 @@ def tensor_products() -> Work:
     }
 
 
+def attention() -> Work:
+    """A local and a global layer's attention with learnable softmax offset, 4 x 4,096 tokens."""
+    query = random(4096, 4, 8, 128)
+    key, value = (random(4096, 4, 2, 128) for _ in range(2))
+    offset = torch.randn(8, device="cuda", requires_grad=True)
+    upstream = random(4096, 4, 1024, trains=False)
+
+    def train(pattern: AttentionPattern) -> object:
+        out = triton_attention(query, key, value, offset, None, pattern)
+        return torch.autograd.grad(out, (query, key, value, offset), upstream)
+
+    return {
+        "attention, local": partial(train, AttentionPattern(128**-0.5, 128, None, True)),
+        "attention, global": partial(
+            train, AttentionPattern(128**-0.5, None, alibi_slopes(8), True)
+        ),
+    }
+
+
+def device_milliseconds(work: Callable[[], object], calls: int) -> float:
+    """What the kernels of a call take together."""
+    work()
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        for _ in range(calls):
+            work()
+        torch.cuda.synchronize()
+    return sum(e.self_device_time_total for e in profiler.key_averages()) / calls / 1e3
+
+
 def main() -> None:
     """Prints one table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--milliseconds", type=int, default=120, help="of measurements, each")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--calls", type=int, default=20, help="of a profile (default: 20)")
     options = parser.parse_args()
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}\n")
-    print("| forward and backward unless stated | ms |\n| --- | --- |")
-    for family in (loss, experts, tensor_products):
+    print("| forward and backward unless stated | ms | least | most |")
+    print("| --- | --- | --- | --- |")
+    for family in (loss, experts, tensor_products, attention):
         for name, work in family().items():
-            median = do_bench(work, warmup=30, rep=options.milliseconds, return_mode="median")
-            print(f"| {name} | {median:.3f} |", flush=True)
+            times = [device_milliseconds(work, options.calls) for _ in range(3)]
+            print(
+                f"| {name} | {statistics.median(times):.3f} | {min(times):.3f} | "
+                f"{max(times):.3f} |",
+                flush=True,
+            )
         torch.cuda.empty_cache()
 
 

@@ -21,8 +21,8 @@ import triton.language as tl
 # One warp holds all channels of its tokens, one head at a time: sums over heads stay in registers,
 # those over channels in the warp.
 _FORWARD = {"TOKENS": 2, "num_warps": 1}
-# Sums over tokens are written once for all tiles of a program. 168 registers: 12 warps at once.
-_BACKWARD = {"TOKENS": 2, "TILES": 4, "num_warps": 1, "maxnreg": 168}
+# Sums over tokens are written once for all tiles of a program. 128 registers: 16 warps at once.
+_BACKWARD = {"TOKENS": 1, "TILES": 8, "num_warps": 1, "maxnreg": 128}
 
 
 @dataclass(frozen=True)
