@@ -1,14 +1,15 @@
 """Training speed against the tuned stock Megatron-core + Transformer Engine, on one GPU.
 
     python -m benchmarks.train --output RESULTS.json [--config configs/vpmoe-6b.toml] [--layers 8]
-        [--tokens 16384] [--models stock vpmoe-graph] [--rounds 10] [--picture FILE.svg]
+        [--tokens 16384] [--models stock vpmoe-graph] [--rounds 10]
+    python -m benchmarks.train_show RESULTS.json ... [--picture FILE.svg]
 
 Each model is a resident process, or one for each of its GPUs, that runs Megatron's `pretrain()` and
 waits at the start of every step. In every round each of them, in an order drawn anew, takes
 `--steps` timed steps after one that is not (the device's caches, and memory that the others gave
 back). Then come, untimed, the breakdown by component (kernels between markers that hooks queue; a
-CUDA graph has none) and the kernels of one profiled step. The table goes to stdout; everything to
-the JSON file.
+CUDA graph has none) and the kernels of one profiled step. The tables go to stdout; everything to
+the JSON file, which `train_show` shows again, with others if there are some.
 
 On a machine without a GPU only vpMoE runs: `--config configs/vpmoe-tiny.toml --layers 4 --tokens
 128 --models vpmoe` is a small test of the benchmark itself.
@@ -25,7 +26,6 @@ import random
 import select
 import signal
 import socket
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -36,13 +36,11 @@ from typing import Any
 
 import torch
 
-from benchmarks.train_components import COMPONENTS
 from benchmarks.train_models import MODELS, RANKS, environment_of, flags_of, is_graphed
+from benchmarks.train_show import longest, show
 from validation.files import encode_json, write_atomically
-from validation.throughput.figures import PEAK_FLOPS
 
 _ROOT = Path(__file__).resolve().parent.parent
-_KERNELS = 25
 _STACK_SECONDS = 1.0
 
 
@@ -197,93 +195,14 @@ def measure(
                     profile=kind == "operators",
                     release=release,
                 )
-                results[training.model][kind] = detail[kind]
+                results[training.model][kind] = (
+                    detail[kind] if kind == "components" else longest(detail[kind])
+                )
         except RuntimeError as error:
             print(error, file=sys.stderr)
             results[training.model]["error"] = str(error)
         save(results)
     return results
-
-
-def summary(result: dict[str, Any], peak_flops: float | None) -> dict[str, float]:
-    """Median figures of a model's blocks; spread is (p90 - p10) / median of a step's seconds."""
-    blocks = result["blocks"]
-    seconds = sorted(block["seconds"] for block in blocks)
-    median = statistics.median(seconds)
-    speed = statistics.median(block["tokens"] / block["seconds"] for block in blocks)
-    figures = {
-        "milliseconds": median * 1e3,
-        "spread": (seconds[-1 - len(seconds) // 10] - seconds[len(seconds) // 10]) / median,
-        "tokens_per_second": speed,
-        "peak_gib": max(block["peak_bytes"] for block in blocks) / 2**30,
-    }
-    if peak_flops is not None:
-        figures["mfu"] = speed * result["facts"]["flops_per_token"] / peak_flops
-    return figures
-
-
-def tables(results: dict[str, Any], figures: dict[str, dict[str, float]]) -> str:
-    """Both tables, in Markdown."""
-    base = figures.get("stock")
-    lines = [
-        "| model | ms a step | spread | tokens/s | against stock | MFU | peak memory, GiB |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for model, f in figures.items():
-        ratio = f"{f['tokens_per_second'] / base['tokens_per_second']:.2f} x" if base else ""
-        mfu = f"{f['mfu']:.1%}" if "mfu" in f else ""
-        lines.append(
-            f"| {MODELS[model]} | {f['milliseconds']:.1f} | {f['spread']:.1%} | "
-            f"{f['tokens_per_second']:,.0f} | {ratio} | {mfu} | {f['peak_gib']:.1f} |"
-        )
-    broken = [model for model in figures if "components" in results[model]]
-    if broken:
-        lines += [
-            "",
-            f"| ms of a step | {' | '.join(MODELS[model] for model in broken)} |",
-            f"| --- |{' --- |' * len(broken)}",
-        ]
-        for component in COMPONENTS:
-            cells = (f"{results[m]['components'][component] * 1e3:.2f}" for m in broken)
-            lines.append(f"| {component} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def kernels(results: dict[str, Any], model: str) -> str:
-    """The kernels that took longest in the profiled step of a model."""
-    operators = results.get(model, {}).get("operators")
-    if not operators:
-        return ""
-    total = sum(operators.values())
-    lines = [f"| kernel of {MODELS[model]} | ms | share |", "| --- | --- | --- |"]
-    for name, seconds in sorted(operators.items(), key=lambda x: -x[1])[:_KERNELS]:
-        lines.append(f"| `{name[:90]}` | {seconds * 1e3:.2f} | {seconds / total:.1%} |")
-    return "\n".join(lines)
-
-
-def picture(results: dict[str, Any], figures: dict[str, dict[str, float]], path: Path) -> None:
-    """A bar of components for each model."""
-    from matplotlib import colormaps
-    from matplotlib.figure import Figure
-
-    shown = [model for model in figures if "components" in results[model]]
-    drawing = Figure(figsize=(9, 1.2 + 0.6 * len(shown)), layout="constrained")
-    axes = drawing.subplots()
-    left = [0.0] * len(shown)
-    for index, component in enumerate(COMPONENTS):
-        widths = [max(0.0, results[m]["components"][component]) * 1e3 for m in shown]
-        axes.barh(
-            [MODELS[m] for m in shown],
-            widths,
-            left=left,
-            label=component,
-            color=colormaps["tab20"](index),
-        )
-        left = [a + b for a, b in zip(left, widths, strict=True)]
-    axes.invert_yaxis()
-    axes.set_xlabel("milliseconds of a step")
-    drawing.legend(loc="outside lower center", ncols=4, frameon=False, fontsize="small")
-    drawing.savefig(path)
 
 
 def environment() -> dict[str, Any]:
@@ -330,17 +249,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--timeout", type=float, default=300, help="seconds of a start or a block of steps"
     )
     parser.add_argument("--output", type=Path, required=True, help="JSON; logs go beside it")
-    parser.add_argument("--picture", type=Path, help="SVG of the components")
     parser.add_argument("--flags", nargs=argparse.REMAINDER, default=[], help="of vpMoE's models")
     options = parser.parse_args(argv)
     stock = [model for model in options.models if model.startswith("stock")]
     if stock and importlib.util.find_spec("transformer_engine") is None:
         parser.error(f"{', '.join(stock)} need Transformer Engine; leave them out of --models")
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    machine = environment()
-    document: dict[str, Any] = {
-        "environment": machine,
-        "config": options.config.name,
+    description: dict[str, Any] = {
+        "environment": environment(),
+        "config": options.config.stem,
         "layers": options.layers,
         "tokens": options.tokens,
         "rounds": options.rounds,
@@ -349,7 +266,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def save(results: dict[str, Any]) -> None:
         # At once: a machine can be taken away.
-        write_atomically(options.output, encode_json({**document, "results": results}))
+        write_atomically(options.output, encode_json({**description, "results": results}))
 
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "data"
@@ -365,21 +282,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         finally:
             for training in trainings:
                 training.end()
-    measured = {model: r for model, r in results.items() if r.get("blocks")}
-    peak = PEAK_FLOPS.get(machine["device"])
-    figures = {
-        m: summary(r, None if peak is None else peak * RANKS.get(m, 1)) for m, r in measured.items()
-    }
-    document["figures"] = figures
-    save(results)
-    print(f"{machine}; {options.config.stem}, {options.layers or 'all'} layers,")
-    print(f"{options.tokens} tokens a step; {options.rounds} rounds of {options.steps} steps\n")
-    if figures:
-        print(tables(results, figures))
-    for model in figures:
-        print("\n" + kernels(results, model))
-    if figures and options.picture is not None:
-        picture(results, figures, options.picture)
+    show({**description, "results": results})
     return int(any("error" in result for result in results.values()))
 
 

@@ -25,7 +25,7 @@ _COMMON = (
 _FUSED = (
     *("--expert-kernel", "fused", "--loss-kernel", "chunked", "--attention-kernel", "triton"),
 )
-_UNFUSED = ("--expert-kernel", "grouped")
+_UNFUSED = ("--expert-kernel", "grouped", "--loss-kernel", "full")
 _GRAPH = ("--cuda-graph-impl", "full_iteration")
 # Gradients travel while others are computed.
 _OVERLAP = ("--overlap-grad-reduce",)
@@ -40,14 +40,14 @@ _WINDOW = ("window_size", "window_attn_skip_freq")
 
 MODELS: Mapping[str, str] = {
     "stock": "Megatron-core + TE, tuned",
-    "stock-window": "the same with TE's window and learnable softmax",
+    "stock-window": "Megatron-core + TE with its window and learnable softmax",
     "vpmoe-deterministic": "vpMoE in deterministic mode, as goldens are recorded",
     "vpmoe": "vpMoE",
     "vpmoe-graph": "vpMoE in a CUDA graph",
-    "vpmoe-graph-deterministic": "the same, deterministic",
-    "vpmoe-dp2": "the same on two GPUs, data parallel",
+    "vpmoe-graph-deterministic": "vpMoE in a CUDA graph, deterministic",
+    "vpmoe-dp2": "vpMoE in a CUDA graph on two GPUs, data parallel",
+    "vpmoe-unfused": "vpMoE with grouped experts and all logits",
     "vpmoe-ep2": "vpMoE on two GPUs, data and expert parallel",
-    "vpmoe-unfused": "vpMoE on one GPU with the kernels that expert parallelism has",
 }
 RANKS: Mapping[str, int] = {"vpmoe-dp2": 2, "vpmoe-ep2": 2}
 """Of the models that run on several GPUs."""

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from torch.autograd import DeviceType
 
-from benchmarks import train, train_components
+from benchmarks import train_components, train_show
 from benchmarks.train_components import COMPONENTS, Components
 from benchmarks.train_models import MODELS, RANKS, flags_of
 
@@ -117,11 +117,24 @@ def result(seconds: list[float]) -> dict[str, Any]:
 def test_figures_and_table() -> None:
     slow, fast = result([1.0, 1.2, 0.8]), result([0.2, 0.2, 0.2])
     fast["components"] = dict.fromkeys(COMPONENTS, 0.01)
-    figures = {m: train.summary(r, 1000.0) for m, r in {"stock": slow, "vpmoe": fast}.items()}
+    figures = {m: train_show.summary(r, 1000.0) for m, r in {"stock": slow, "vpmoe": fast}.items()}
     assert figures["stock"]["milliseconds"] == pytest.approx(1000)
     assert figures["stock"]["spread"] == pytest.approx(0.4)
     assert figures["vpmoe"]["tokens_per_second"] == pytest.approx(500)
     assert figures["vpmoe"]["mfu"] == pytest.approx(2.5)
-    table = train.tables({"stock": slow, "vpmoe": fast}, figures)
+    table = train_show.tables({"stock": slow, "vpmoe": fast}, figures)
     assert "| vpMoE | 200.0 | 0.0% | 500 | 5.00 x |" in table
     assert "| router | 10.00 |" in table
+    assert "| all that the device computes | 120.00 |" in table
+    assert "| device idle | 80.00 |" in table
+
+
+def test_the_longest_kernels_are_kept_with_the_time_of_all() -> None:
+    """The host's entries, which span kernels, are none of them."""
+    operators = {"Optimizer.step#NorMuon.step": 9.0} | {f"kernel {i}": 1.0 + i for i in range(30)}
+    kept = train_show.longest(operators)
+    assert kept["all kernels"] == sum(range(1, 31))
+    assert list(kept)[1:3] == ["kernel 29", "kernel 28"]
+    assert len(kept) == 26
+    table = train_show.kernels({"vpmoe": {"operators": kept}}, "vpmoe")
+    assert "| `kernel 29` | 30000.00 | 6.5% |" in table

@@ -124,6 +124,19 @@ def _validate_graphs(args: argparse.Namespace) -> None:
             f"--cuda-graph-impl {args.cuda_graph_impl}: it graphs Megatron's layers, not vpMoE's; "
             "full_iteration graphs forward and backward as a whole"
         )
+    if args.cuda_graph_impl == "none":
+        return
+    # A replay repeats what was captured, with what then stood on the host.
+    if args.fp16:
+        raise ValueError(
+            "--cuda-graph-impl full_iteration: it would keep the loss scale of its capture; use "
+            "--bf16"
+        )
+    if args.rampup_batch_size is not None:
+        raise ValueError(
+            "--cuda-graph-impl full_iteration: it would keep the number of micro-batches of its "
+            "capture; leave out --rampup-batch-size"
+        )
 
 
 def _validate_positions(args: argparse.Namespace) -> None:

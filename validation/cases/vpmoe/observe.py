@@ -73,6 +73,14 @@ class _Observation:
 
     def wrap_setup(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def setup_model_and_optimizer(*args: Any, **kwargs: Any) -> Any:
+            from megatron.training import get_args
+
+            graph = get_args().cuda_graph_impl
+            if graph != "none":
+                raise RuntimeError(
+                    f"--cuda-graph-impl {graph}: replays of a graph run no hooks, so most of a "
+                    "trace would be missing; record without it"
+                )
             model, optimizer, scheduler = original(*args, **kwargs)
             self._attach(model, optimizer)
             return model, optimizer, scheduler
