@@ -6,12 +6,13 @@ import argparse
 import json
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from validation.cases import Case, CaseError, discover_cases, discover_throughput_faults
 from validation.check import new_run_folder
-from validation.cli.common import Progress, add_selection, chosen_cases, chosen_lane
+from validation.cli.common import Progress, add_selection, chosen_cases, chosen_lane, publish
 from validation.environment import gpu_count
 from validation.execution import RunError
 from validation.files import encode_json, write_atomically
@@ -21,7 +22,8 @@ from validation.throughput.bench import BENCH_FILE, DEFAULT_PAIRS, MIN_PAIRS, Be
 from validation.throughput.statistics import MIN_EFFECT
 from validation.throughput.table import render_bench, render_trend, trend_json
 from validation.throughput.telemetry import MAX_NEIGHBOURS
-from validation.throughput.trend import read_series
+from validation.throughput.trend import Point, read_series
+from validation.tracking.bench import TREND_FILE
 
 
 def add_commands(commands: Any) -> None:
@@ -75,6 +77,7 @@ def add_commands(commands: Any) -> None:
     )
     parser.add_argument("--fault", metavar="ID", help="plant a known slowdown in the head")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
+    parser.add_argument("--report", type=Path, metavar="DIR", help="also write trend.html to DIR")
     parser.set_defaults(func=bench)
 
 
@@ -112,12 +115,17 @@ def bench(options: argparse.Namespace) -> int:
     except RunError as error:
         raise RefusedError(f"{error}\nlogs: {folder.path / 'logs'}") from error
     write_atomically(folder.path / BENCH_FILE, encode_json(result.to_json(raw=True)))
+    try:
+        draw_trend(lane, read_series(root / "runs", lane), [folder.path, options.report])
+    except Exception as error:  # a page that cannot be drawn never changes a verdict
+        progress(f"warning: no {TREND_FILE}: {type(error).__name__}: {error}")
     if options.json:
         json.dump(result.to_json(), sys.stdout, allow_nan=False)
         print()
     else:
         print(render_bench(result))
         print(f"run: {folder.path.relative_to(root)}")
+    publish(folder.path, progress)
     return result.exit_code
 
 
@@ -128,12 +136,24 @@ def trend(options: argparse.Namespace, lane: str, names: Sequence[str]) -> int:
         for case, points in read_series(find_root() / "runs", lane).items()
         if case in names
     }
+    draw_trend(lane, series, [options.report])
     if options.json:
         json.dump({"lane": lane, "cases": trend_json(series)}, sys.stdout, allow_nan=False)
         print()
     else:
         print(render_trend(series))
     return 0
+
+
+def draw_trend(
+    lane: str, series: Mapping[str, Sequence[Point]], folders: Sequence[Path | None]
+) -> None:
+    """Writes the trend's page into each folder that is given."""
+    from validation.report.trend import write_trend
+
+    for folder in folders:
+        if folder is not None:
+            write_trend(lane, series, folder / TREND_FILE)
 
 
 def paced_cases(names: Sequence[str], lane: str) -> list[Case]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import sys
 from collections.abc import Sequence
@@ -30,7 +29,14 @@ from validation.check import (
     record_case,
     run_check,
 )
-from validation.cli.common import Progress, add_selection, chosen_cases, chosen_lane, lane_to_run
+from validation.cli.common import (
+    Progress,
+    add_selection,
+    chosen_cases,
+    chosen_lane,
+    lane_to_run,
+    publish,
+)
 from validation.environment import gpu_count, here
 from validation.execution import RunError, RunOptions
 from validation.files import encode_json, write_atomically
@@ -124,7 +130,7 @@ def check(options: argparse.Namespace) -> int:
 
         print_check(result)
         print(f"run: {folder.path.relative_to(root)}")
-    publish(folder, progress)
+    publish(folder.path, progress)
     return result.exit_code
 
 
@@ -152,17 +158,6 @@ def write_sinks(
         write_report(result, folder.path, report / "report.html")
     if junit:
         write_junit(result, junit)
-
-
-def publish(folder: RunFolder, progress: Progress) -> None:
-    """Logs the run to MLflow where that is installed; the verdict is fixed by then."""
-    if os.environ.get("GOLDEN_MLFLOW") == "0":
-        return
-    from validation.tracking.publish import publish_run
-
-    outcome = publish_run(folder.path, store=None)
-    if not outcome.sent:
-        progress(f"warning: not logged to MLflow: {outcome.message}; send it later: golden publish")
 
 
 def calibrate(options: argparse.Namespace) -> int:

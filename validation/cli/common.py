@@ -1,12 +1,14 @@
-"""What the commands share: choosing cases and lanes, progress."""
+"""What the commands share: choosing cases and lanes, progress, MLflow."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import rich.progress
 from rich.console import Console
@@ -107,3 +109,14 @@ class Progress:
                 self._bar.update(task, completed=number - 1, total=total, description=what)
             else:
                 self._bar.update(self._bar.task_ids[0], description=text)
+
+
+def publish(run_dir: Path, progress: Progress) -> None:
+    """Logs a run folder to MLflow where that is installed; the verdict is fixed by then."""
+    if os.environ.get("GOLDEN_MLFLOW") == "0":
+        return
+    from validation.tracking.publish import publish_run
+
+    outcome = publish_run(run_dir, store=None)
+    if not outcome.sent:
+        progress(f"warning: not logged to MLflow: {outcome.message}; send it later: golden publish")

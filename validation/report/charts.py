@@ -5,6 +5,7 @@ and labels are HTML beside the drawing, so a chart is readable on a phone.  Noth
 text from a trace: paths are made of numbers alone.
 """
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -156,6 +157,58 @@ def curve_chart(
         marker_percent=marker,
         single_step=len(xs) == 1,
     )
+
+
+@dataclass(frozen=True)
+class TrendChart:
+    """A series with its levels.
+
+    Attributes:
+        plot: `actual` is the series, `golden` its levels.
+        x_ticks: Labels from the left, counted from 1.
+        marks: Position in percent and text of each change of level.
+    """
+
+    plot: Plot
+    x_ticks: tuple[Tick, ...]
+    marks: tuple[Tick, ...]
+
+
+def trend_chart(values: Sequence[float], changes: Sequence[tuple[int, float]]) -> TrendChart:
+    """Lay out a series of positive values in order of time.
+
+    Args:
+        values: At least one.
+        changes: Index of each new level's first value, ascending, and the new level over the one
+            before.
+    """
+    xs = range(1, len(values) + 1)
+    shown = [_finite(value) for value in values]
+    x_axis, y_axis = Axis(1.0, float(len(values))), _value_axis(shown)
+    bounds = [0, *(index for index, _ in changes), len(values)]
+    levels = [
+        _path(xs[a:b], [_mean(shown[a:b])] * (b - a), x_axis, y_axis)
+        for a, b in itertools.pairwise(bounds)
+    ]
+    # A level changes between two points.
+    marks = [Tick(100 * x_axis.unit(i + 0.5), f"{ratio - 1:+.2%}") for i, ratio in changes]
+    return TrendChart(
+        plot=Plot(
+            golden="".join(levels),
+            actual=_path(xs, shown, x_axis, y_axis),
+            band="",
+            limit="",
+            y_ticks=tuple(y_axis.ticks()),
+        ),
+        x_ticks=tuple(x_axis.ticks(8, integers=True)),
+        marks=tuple(marks),
+    )
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    """Return the geometric mean of the values that are there."""
+    logs = [math.log(value) for value in values if value]
+    return math.exp(sum(logs) / len(logs)) if logs else None
 
 
 def _deviation_plot(

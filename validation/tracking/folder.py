@@ -1,9 +1,7 @@
-"""Reads a run folder (`verdict.json`, `traces/`, `evidence/`) into what MLflow shall hold."""
+"""Reads a check's folder (`verdict.json`, `traces/`, `evidence/`) into what MLflow shall hold."""
 
 import contextlib
 import hashlib
-import math
-import statistics
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -15,7 +13,7 @@ from validation.report import JUNIT_FILE, REPORT_FILE
 from validation.report.evidence import CaseEvidence, CurveEvidence
 from validation.report.gather import load_evidence
 from validation.report.wording import counted, flat, headline, number_text, share, where
-from validation.tracking.record import CheckRecord, MetricPoint, RunRecord
+from validation.tracking.record import CheckRecord, MetricPoint, RunRecord, markdown_cell
 from validation.verdict import Canary, CaseResult, CheckResult, Divergence, Verdict
 
 VERDICT_FILE = "verdict.json"
@@ -68,7 +66,7 @@ def _read_case(case: Mapping[str, Any], path: Path) -> CaseResult:
 
 
 def read_check(run_dir: Path) -> CheckRecord:
-    """Return the MLflow runs of a run folder.
+    """Return the MLflow runs of a check's folder.
 
     Raises:
         DamagedFileError: the folder has no whole verdict, or a file of it is damaged.
@@ -102,7 +100,7 @@ def read_check(run_dir: Path) -> CheckRecord:
                 **_check_tags(result, shared),
             },
             note=_note(result),
-            metrics=list(_check_metrics(result, provenance)),
+            metrics=list(_check_metrics(result)),
             artifacts=_artifacts(run_dir),
         ),
         cases=[
@@ -198,9 +196,7 @@ def _divergence_tags(case: CaseResult) -> dict[str, str]:
     return tags
 
 
-def _check_metrics(
-    result: CheckResult, provenance: Mapping[str, Mapping[str, Any]]
-) -> Iterator[MetricPoint]:
+def _check_metrics(result: CheckResult) -> Iterator[MetricPoint]:
     compared = sum(case.compared for case in result.cases)
     identical = sum(case.identical for case in result.cases)
     verdicts = Counter(case.verdict for case in result.cases)
@@ -213,19 +209,6 @@ def _check_metrics(
     for case in result.cases:
         if case.skipped_because is None:
             yield MetricPoint(f"seconds/{case.case}", case.seconds)
-            for name, value in _performance(provenance[case.case]).items():
-                yield MetricPoint(f"{name}/{case.case}", value)
-
-
-def _performance(provenance: Mapping[str, Any]) -> dict[str, float]:
-    """Return measured throughput and memory: a number, or the median of a list of them."""
-    measured = provenance.get("performance")
-    numbers: dict[str, float] = {}
-    for name, value in measured.items() if isinstance(measured, dict) else ():
-        values = value if isinstance(value, list) else [value]
-        if values and all(isinstance(v, int | float) and math.isfinite(v) for v in values):
-            numbers[str(name)] = float(statistics.median(values))
-    return numbers
 
 
 def _case_record(
@@ -240,7 +223,6 @@ def _case_record(
         "seconds": case.seconds,
         "records_compared": float(case.compared),
         "records_identical": float(case.identical),
-        **_performance(provenance),
     }
     return RunRecord(
         key=f"{key}/{case.case}",
@@ -292,12 +274,13 @@ def _note(result: CheckResult) -> str:
     compared = sum(case.compared for case in result.cases)
     identical = sum(case.identical for case in result.cases)
     rows = [
-        f"| {_cell(c.case)} | {c.verdict} | {c.compared:,} | {share(c.identical, c.compared)} |"
+        f"| {markdown_cell(c.case)} | {c.verdict} | {c.compared:,} | "
+        f"{share(c.identical, c.compared)} |"
         for c in result.cases
     ]
     return "\n".join(
         [
-            f"**{result.verdict}** {_cell(headline(result))}",
+            f"**{result.verdict}** {markdown_cell(headline(result))}",
             "",
             f"{counted(compared, 'record')} compared, {share(identical, compared)} bit-identical. "
             f"Full report: artifact `{REPORT_FILE}`.",
@@ -310,19 +293,13 @@ def _note(result: CheckResult) -> str:
 
 
 def _case_note(case: CaseResult) -> str:
-    lines = [f"**{case.verdict}** {_cell(case.message)}".rstrip()]
+    lines = [f"**{case.verdict}** {markdown_cell(case.message)}".rstrip()]
     divergence = case.first_divergence
     if divergence is not None:
-        lines.append(f"First divergence: {_cell(where(divergence))}.")
+        lines.append(f"First divergence: {markdown_cell(where(divergence))}.")
         if divergence.relative_error is not None:
             lines.append(
                 f"Relative error {number_text(divergence.relative_error)}, "
                 f"tolerance {number_text(divergence.tolerance)}."
             )
     return "\n\n".join(lines)
-
-
-def _cell(text: str) -> str:
-    """Return text that Markdown shows as it is, in a table or a line."""
-    escaped = "".join(f"\\{c}" if c in "\\`*_{}[]<>#|!" else c for c in text)
-    return " ".join(escaped.split())

@@ -1,8 +1,9 @@
 """Send run folders to MLflow, once each, however often and from wherever it is asked.
 
-A run's key is a digest of its evidence (verdict and traces), so publishing again finds what is
-there, completes what a dead server left half-written, and adds nothing twice.  A run that cannot
-be sent stays where it is; `publish.json` in its folder says why, and `golden publish` tries again.
+A run's key is a digest of its evidence (verdict and traces, or a benchmark's blocks), so that
+publishing again finds what is there, completes what a dead server left half-written, and adds
+nothing twice.  A run that cannot be sent stays where it is; `publish.json` in its folder says why,
+and `golden publish` tries again.
 """
 
 import json
@@ -15,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 import filelock
 
 from validation.files import write_atomically
-from validation.tracking.folder import read_check
+from validation.throughput.bench import BENCH_FILE
+from validation.tracking.bench import read_bench
+from validation.tracking.folder import VERDICT_FILE, read_check
 from validation.tracking.record import CheckRecord, RunRecord, safe_name, safe_value
 from validation.tracking.store import Store, TrackingError, quiet_client, resolve_store
 
@@ -30,7 +33,8 @@ _COMPLETE_TAG = "golden.complete"
 # MLflow's pages otherwise open on the traces of language-model calls.
 _EXPERIMENT_TAGS = {
     "mlflow.experimentKind": "custom_model_development",
-    "mlflow.note.content": "Golden checks of one lane: a run per check, a nested run per case.",
+    "mlflow.note.content": "Golden checks and benchmarks of one lane: a run each, a nested run per "
+    "case.",
 }
 _METRICS_PER_BATCH = 500
 _ENTRIES_PER_BATCH = 90
@@ -67,7 +71,7 @@ def publish_run(run_dir: Path, *, store: str | None = None) -> PublishResult:
     """
     target = resolve_store(store)
     try:
-        record = read_check(run_dir)
+        record = read_run(run_dir)
     except (OSError, ValueError) as error:
         return PublishResult(run_dir, target.uri, False, None, f"not a readable run: {error}")
     try:
@@ -90,11 +94,25 @@ def publish_run(run_dir: Path, *, store: str | None = None) -> PublishResult:
     return result
 
 
+def read_run(run_dir: Path) -> CheckRecord:
+    """Return the MLflow runs of a run folder, a check's or a benchmark's.
+
+    Raises:
+        DamagedFileError: a file of it is missing or damaged.
+    """
+    return (read_bench if (run_dir / BENCH_FILE).exists() else read_check)(run_dir)
+
+
 def pending(runs_dir: Path, *, store: str | None = None) -> list[Path]:
     """Return the run folders under `runs_dir` that `store` does not hold yet, oldest first."""
     target = resolve_store(store).uri
-    folders = sorted(path.parent for path in runs_dir.glob("*/verdict.json"))
-    return [folder for folder in folders if _state(folder).get(target, {}).get("sent") is not True]
+    files = (VERDICT_FILE, BENCH_FILE)
+    folders = {path.parent for name in files for path in runs_dir.glob(f"*/{name}")}
+    return [
+        folder
+        for folder in sorted(folders)
+        if _state(folder).get(target, {}).get("sent") is not True
+    ]
 
 
 def send(check: CheckRecord, store: Store) -> str:
@@ -216,11 +234,12 @@ def _fill(
 def _changes_since_pass(
     client: "MlflowClient", experiment: str, check: CheckRecord
 ) -> dict[str, str]:
-    """Return tags that say which parameters differ from the last check that passed before."""
+    """Return tags that say which parameters differ from the last of its kind that passed before."""
+    kind = check.parent.tags["golden.kind"]
     found = client.search_runs(
         [experiment],
         filter_string=(
-            "tags.\"golden.kind\" = 'check' and tags.\"golden.verdict\" = 'PASS' and "
+            f"tags.\"golden.kind\" = '{kind}' and tags.\"golden.verdict\" = 'PASS' and "
             f"tags.\"{_COMPLETE_TAG}\" = 'true' and attributes.start_time < {check.started_ms}"
         ),
         max_results=1,

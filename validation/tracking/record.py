@@ -47,14 +47,14 @@ class RunRecord:
 
 @dataclass(frozen=True)
 class CheckRecord:
-    """A check: the parent run, one nested run per case, and when it happened.
+    """A check or a benchmark: the parent run, one nested run per case, and when it happened.
 
     Attributes:
         experiment: Name of the experiment: one per lane.
         started_ms: Start, milliseconds since the epoch.
         ended_ms: End, milliseconds since the epoch.
         passed: Whether MLflow shall show the run as finished rather than failed.
-        parent: The check.
+        parent: The check or benchmark; its tag `golden.kind` says which.
         cases: Its cases.
     """
 
@@ -77,3 +77,9 @@ def safe_value(value: object) -> str:
     """Return `value` as text of a length that every MLflow store keeps."""
     text = str(value)
     return text if len(text) <= _MAX_TAG else text[: _MAX_TAG - 1] + "…"
+
+
+def markdown_cell(text: str) -> str:
+    """Return text that Markdown shows as it is, in a table or a line."""
+    escaped = "".join(f"\\{c}" if c in "\\`*_{}[]<>#|!" else c for c in text)
+    return " ".join(escaped.split())

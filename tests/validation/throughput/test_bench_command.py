@@ -51,6 +51,29 @@ def test_the_same_code_is_measured_and_leaves_its_blocks(paced_project: Any) -> 
     assert not project.git("status", "--porcelain")
 
 
+def test_a_benchmark_is_drawn_and_published(paced_project: Any, tmp_path: Path) -> None:
+    pytest.importorskip("mlflow")
+    project = paced_project
+    store = {"GOLDEN_MLFLOW": "1", "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}
+    answer = project.golden("bench", "--base", "HEAD", *ANYHOW, "--report", "reports", **store)
+    assert answer.code in (0, 1), answer.err
+    assert "warning" not in answer.err
+    (run,) = (project.root / "runs").iterdir()
+    assert (run / "trend.html").read_bytes() == (project.root / "reports/trend.html").read_bytes()
+    (sent,) = json.loads((run / "publish.json").read_text())["stores"].values()
+    assert sent["sent"]
+    assert project.golden("publish", **store).out == "0 sent, 0 still waiting\n"
+    # A store that cannot be written costs no verdict.
+    blocked = {**store, "MLFLOW_TRACKING_URI": f"sqlite:///{run}/bench.json/mlflow.db"}
+    answer = project.golden("bench", "--base", "HEAD", *ANYHOW, **blocked)
+    assert answer.code in (0, 1), answer.err
+    assert "warning: not logged to MLflow" in answer.err
+    answer = project.golden("bench", "--trend", "--report", "past")
+    page = (project.root / "past/trend.html").read_text()
+    assert answer.code == 0
+    assert page.count('<td class="mono">20') == answer.out.count("-cpu-") == 2
+
+
 def test_a_slower_head_fails_with_what_got_slower(paced_project: Any) -> None:
     project = paced_project
     project.edit("STEP = 0.004", "STEP = 0.006", "paced_loop.py")

@@ -88,7 +88,7 @@ def test_pages_in_a_browser_and_a_clean_end(store: Store, tmp_path: Path) -> Non
                 check=True,
             ).stdout
             assert "check-of-today" in page
-            assert "Golden checks of one lane" in page
+            assert "Golden checks and benchmarks of one lane" in page
         servers = children(process.pid)
         assert servers
         process.send_signal(signal.SIGINT)
