@@ -1,7 +1,8 @@
 """GPU minutes per case: `python ci/gpu_minutes.py FOLDER... [--json FILE]`.
 
 Sums `seconds` of every verdict.json below the folders that a GPU lane left, times the lane's GPUs.
-What a lane spends outside its cases (the canary, reports) is shown as one row.
+What a lane spends outside its cases (the canary, reports) is shown as one row, and what a job spent
+on other steps (`--lane LANE --step NAME SECONDS`) as a row each.
 """
 
 from __future__ import annotations
@@ -27,11 +28,16 @@ def main() -> int:
     )
     parser.add_argument("folder", nargs="+", type=Path)
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
+    parser.add_argument("--lane", default="cpu", help="where the steps ran (default: cpu)")
+    parser.add_argument(
+        "--step", nargs=2, action="append", default=[], metavar=("NAME", "SECONDS"), dest="steps"
+    )
     options = parser.parse_args()
     files = sorted({path for folder in options.folder for path in folder.rglob("verdict.json")})
     try:
         verdicts = [json.loads(path.read_text()) for path in files if path.stat().st_size]
-        minutes = gpu_minutes(verdicts)
+        steps = {name: float(seconds) for name, seconds in options.steps}
+        minutes = gpu_minutes(verdicts, options.lane, steps)
     except (VerdictError, ValueError, OSError) as error:
         print(f"gpu_minutes: {error}", file=sys.stderr)
         return 2
@@ -41,8 +47,15 @@ def main() -> int:
     return 0
 
 
-def gpu_minutes(verdicts: Iterable[Any]) -> dict[tuple[str, str], float]:
+def gpu_minutes(
+    verdicts: Iterable[Any], lane: str = "cpu", steps: Mapping[str, float] | None = None
+) -> dict[tuple[str, str], float]:
     """GPU minutes of (lane, case), most expensive first.
+
+    Args:
+        verdicts: of checks.
+        lane: where the steps ran.
+        steps: other steps of the job to their seconds.
 
     Raises:
         VerdictError: not what `golden check --json` prints.
@@ -57,6 +70,9 @@ def gpu_minutes(verdicts: Iterable[Any]) -> dict[tuple[str, str], float]:
             spent[table.lane, row.case] += row.seconds * gpus / 60
             in_cases += row.seconds
         spent[table.lane, OUTSIDE] += max(0.0, table.seconds - in_cases) * gpus / 60
+    for name, seconds in (steps or {}).items():
+        if GPUS.get(lane, 0):
+            spent[lane, f"({name})"] += seconds * GPUS[lane] / 60
     return dict(sorted(spent.items(), key=lambda item: -item[1]))
 
 

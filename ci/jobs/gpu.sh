@@ -4,16 +4,22 @@
 #   ci/jobs/gpu.sh LANE [BASE] [OUTPUT]
 #
 # LANE is h200 or h200-x2. BASE and what is left in OUTPUT (reports/LANE) are as in pre_merge.sh, and
-# gpu-minutes.json says what each case cost. Exits as `golden check` does.
+# gpu-minutes.json says what each case cost. With the variable COMMIT, a full commit id, nothing of a
+# checkout that is not at it is run. Exits as `golden check` does.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "$0")/common.sh"
 
 if [ $# -lt 1 ]; then
-    sed -n '2,7p' "$0" | cut -c3- >&2
+    sed -n '2,8p' "$0" | cut -c3- >&2
     exit 2
 fi
 lane=$1 output=${3:-reports/$1}
+# A branch that somebody named instead of an id can have moved since it was approved.
+if [ -n "${COMMIT:-}" ] && [ "$(git rev-parse HEAD)" != "$COMMIT" ]; then
+    echo "gpu: $COMMIT is not the id of the commit that is checked out" >&2
+    exit 2
+fi
 prepare
 status=0
 gate "$lane" "${2:-}" "$output" || status=$?

@@ -5,8 +5,9 @@
 #   ci/jobs/nightly.sh [LANE] [OUTPUT]
 #
 # LANE is h200 by default. Leaves verdict.json, faults.json, bench-release.json, bench-night.json,
-# trend.json, attribution/CASE.json and gpu-minutes.json in OUTPUT (reports/nightly). Every step runs,
-# whatever the others gave. Exits with the worst of golden's exit codes.
+# trend.json, trend.html, attribution/CASE.json and gpu-minutes.json in OUTPUT (reports/nightly). The
+# trend is of the benchmarks in runs/, which a fresh machine gets from the last night that left any
+# (past.sh). Every step runs, whatever the others gave. Exits with the worst of golden's exit codes.
 #
 #   NIGHT_BASE      the previous night's revision (default: the first parent of 24 hours ago)
 #   RELEASE_BASE    the last release (default: the latest tag v* before HEAD)
@@ -20,16 +21,20 @@ prepare
 mkdir -p "$output"
 night=${NIGHT_BASE:-$(git rev-list -1 --first-parent --before='24 hours ago' HEAD)}
 release=${RELEASE_BASE:-$(git describe --tags --abbrev=0 --match 'v*' HEAD^ 2>/dev/null || true)}
-codes=()
+codes=() spent=()
 
-# step NAME COMMAND... notes the exit code and goes on.
+# step NAME COMMAND... notes the exit code and the time, and goes on.
 step() {
-    local name=$1 code=0
+    local name=$1 code=0 began=$SECONDS
     shift
     echo "== $name" >&2
     "$@" || code=$?
     echo "== $name: exit $code" >&2
     codes+=("$code")
+    # What the goldens took is in their verdict, by case.
+    if [ "$name" != goldens ]; then
+        spent+=(--step "$name" "$((SECONDS - began))")
+    fi
 }
 
 # shellcheck disable=SC2329 # by step
@@ -49,10 +54,11 @@ bench() {
 
 # shellcheck disable=SC2329 # by step
 trend() {
-    golden bench --lane "$lane" --trend --json >"$output/trend.json"
+    golden bench --lane "$lane" --trend --json --report "$output" >"$output/trend.json"
 }
 
 # attribute follows each case that failed to its cause; it does not change the verdict.
+# shellcheck disable=SC2329 # by step
 attribute() {
     local case
     local -a words=(--lane "$lane" --good "$night")
@@ -71,8 +77,9 @@ step "bench against the last release" bench release "$release"
 step "bench against the previous night" bench night "$night"
 step trend trend
 if [ -s "$output/verdict.json" ] && [ -n "$night" ]; then
-    attribute
+    step attribution attribute
 fi
 golden publish || echo "not all runs are in MLflow; they wait in runs/" >&2
-python3 "$CI_DIRECTORY/gpu_minutes.py" "$output" --json "$output/gpu-minutes.json"
+python3 "$CI_DIRECTORY/gpu_minutes.py" "$output" --lane "$lane" "${spent[@]}" \
+    --json "$output/gpu-minutes.json"
 exit "$(worst "${codes[@]}")"

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Accepts new goldens of several lanes, in three parts that run on different machines.
 #
-#   ci/jobs/update.sh record LANE           on a runner of each lane; leaves its run in runs/
+#   ci/jobs/update.sh record LANE           on a runner of each lane; leaves its run in runs/, and
+#                                           what each case cost in OUTPUT/gpu-minutes.json
 #   ci/jobs/update.sh accept [RUN_DIR...]   anywhere; leaves goldens.patch and change.txt in OUTPUT
 #   ci/jobs/update.sh propose               with a token that may push; runs none of the branch's code
 #
@@ -23,6 +24,9 @@ record() {
     mkdir -p "$output"
     check "$lane" "$output" "${cases[@]}" || status=$?
     summarise "$output"
+    if [ "$lane" != cpu ]; then
+        python3 "$CI_DIRECTORY/gpu_minutes.py" "$output" --json "$output/gpu-minutes.json"
+    fi
     case $status in
     0 | 1 | 3) ;;
     *) exit "$status" ;;
@@ -82,7 +86,7 @@ record) record "${2:?a lane}" ;;
 accept) accept "${@:2}" ;;
 propose) propose ;;
 *)
-    sed -n '2,13p' "$0" | cut -c3- >&2
+    sed -n '2,14p' "$0" | cut -c3- >&2
     exit 2
     ;;
 esac

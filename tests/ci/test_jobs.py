@@ -132,22 +132,31 @@ def stubbed(repository: Path, project_type: Any, tmp_path: Path) -> Runner:
     return made
 
 
+@pytest.mark.parametrize("verdict", ["PASS", "FAIL"])
 def test_pre_merge_in_a_fresh_clone_says_what_golden_check_says(
-    golden_project: Any, tmp_path: Path
+    golden_project: Any, project_type: Any, tmp_path: Path, verdict: str
 ) -> None:
-    runner = make_runner(golden_project.copy(tmp_path / "clone"), tmp_path / "tools")
-    (runner.project.root / ".git/info/exclude").write_text("reports/\n")
+    origin, root = golden_project, tmp_path / "clone"
+    if verdict == "FAIL":
+        origin.edit("WIDTH**-0.5", "WIDTH**-0.5 * 1.01")
+        origin.commit("sharper attention")
+    subprocess.run(["git", "clone", "-q", origin.root, root], check=True)
+    runner = make_runner(project_type(root, origin.site), tmp_path / "tools")
+    (root / ".git/info/exclude").write_text("reports/\n")
     job = runner.run("pre_merge.sh")
-    assert job.code == 0, job.err
+    assert job.code == ["PASS", "FAIL"].index(verdict), job.err
     of_job = runner.verdict("reports/pre-merge")
     direct = runner.project.golden("check", "--lane", "cpu", "--json").json()
-    for verdict in (of_job, direct):
-        for part in (verdict, *verdict["cases"]):
+    for document in (of_job, direct):
+        for part in (document, *document["cases"]):
             del part["seconds"]
     assert of_job == direct
+    assert of_job["verdict"] == verdict
+    divergences = [case["first_divergence"] for case in of_job["cases"]]
+    assert all(d is None for d in divergences) == (verdict == "PASS")
     files = {path.name for path in (runner.project.root / "reports/pre-merge").iterdir()}
     assert files == {"verdict.json", "verdict.md", "report.html", "junit.xml"}
-    assert "golden cpu: PASS" in job.out
+    assert f"golden cpu: {verdict}" in job.out
 
 
 def test_every_case_is_checked_without_a_base(stubbed: Runner) -> None:
@@ -200,6 +209,18 @@ def test_gpu_minutes_are_left_beside_the_verdict(stubbed: Runner) -> None:
     assert "h200-x2/plain_seed" in job.out
 
 
+def test_a_gpu_runs_the_approved_commit_alone(stubbed: Runner) -> None:
+    answer(stubbed, "check", 0, {**_VERDICT, "lane": "h200", "verdict": "PASS"})
+    head = stubbed.project.git("rev-parse", "HEAD").strip()
+    parent = stubbed.project.git("rev-parse", "HEAD~1").strip()
+    for wrong in (parent, head[:12], "main", "HEAD"):
+        job = stubbed.run("gpu.sh", "h200", COMMIT=wrong)
+        assert job.code == 2
+        assert "not the id of the commit" in job.err
+    assert recorded(stubbed) == []
+    assert stubbed.run("gpu.sh", "h200", COMMIT=head).code == 0
+
+
 @pytest.mark.parametrize(
     ("codes", "expected"),
     [("0 4", 4), ("4 1", 1), ("1 3 0", 3), ("3 2", 2), ("0 137 2", 137), ("", 3), ("0 0", 0)],
@@ -225,7 +246,7 @@ def test_the_night_does_every_step_and_ends_with_the_worst(stubbed: Runner) -> N
         ["faults", *lane, "--json"],
         ["bench", *lane, "--base", "v9.9.9", "--json"],
         ["bench", *lane, "--base", "HEAD~1", "--json"],
-        ["bench", *lane, "--trend", "--json"],
+        ["bench", *lane, "--trend", "--json", "--report", "reports/nightly"],
         ["publish"],
     ]
     files = {path.name for path in (project.root / "reports/nightly").iterdir()}
@@ -238,6 +259,17 @@ def test_the_night_does_every_step_and_ends_with_the_worst(stubbed: Runner) -> N
         "trend.json",
         "gpu-minutes.json",
     }
+    minutes = json.loads((project.root / "reports/nightly/gpu-minutes.json").read_text())
+    steps = [row["case"] for row in minutes["cases"] if row["case"].startswith("(")]
+    assert set(steps) == {
+        "(outside cases)",
+        "(faults)",
+        "(bench against the last release)",
+        "(bench against the previous night)",
+        "(trend)",
+        "(attribution)",
+    }
+    assert "h200/(faults)" in job.out
     # The case of the stub's verdict is no case of this repository.
     assert "plain_seed: not attributed" in job.err
 
@@ -247,6 +279,46 @@ def test_the_night_after_the_first_commit_has_nothing_to_bench_against(stubbed: 
         answer(stubbed, command, 0, {**_VERDICT, "verdict": "PASS", "lane": "h200", "cases": []})
     job = stubbed.run("nightly.sh", "h200", NIGHT_BASE="HEAD", RELEASE_BASE="")
     assert job.code == 0, job.err
+
+
+_GH = f"""#!{sys.executable}
+import json, sys
+from pathlib import Path
+here = Path(__file__).parent
+words = sys.argv[1:]
+with (here / "gh-calls").open("a") as log:
+    log.write(json.dumps(words) + "\\n")
+place = next(word for word in words if word.startswith("repos/"))
+answers = json.loads((here / "gh-answers").read_text())
+print(answers[place.removeprefix("repos/o/r/actions/")])
+"""
+
+
+@pytest.mark.parametrize(
+    ("left", "found"), [({"31": 0, "30": 1, "29": 1}, "30"), ({"31": 0}, ""), ({}, "")]
+)
+def test_the_latest_night_that_left_its_benchmarks(
+    stubbed: Runner, left: dict[str, int], found: str
+) -> None:
+    answers = {"workflows/nightly.yml/runs": "\n".join(left)}
+    answers |= {f"runs/{run}/artifacts": str(count) for run, count in left.items()}
+    stubbed.install("gh", _GH)
+    (stubbed.tools / "gh-answers").write_text(json.dumps(answers))
+    outputs = stubbed.tools / "outputs"
+    job = stubbed.run(
+        "past.sh",
+        "nightly.yml",
+        "main",
+        "benches",
+        GITHUB_REPOSITORY="o/r",
+        GITHUB_OUTPUT=str(outputs),
+    )
+    assert job.code == 0, job.err
+    assert job.out == outputs.read_text() == f"run={found}\n"
+    first, *rest = map(json.loads, (stubbed.tools / "gh-calls").read_text().splitlines())
+    assert {"branch=main", "status=completed"} <= set(first)
+    assert all("name=benches" in words for words in rest)
+    assert stubbed.run("past.sh", "nightly.yml").code == 2
 
 
 def test_runs_of_elsewhere_are_accepted_into_a_patch_that_is_proposed(

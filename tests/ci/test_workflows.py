@@ -108,6 +108,30 @@ def test_gpu_jobs_take_an_approved_commit_id(workflow: Any) -> None:
                 assert "head_ref" not in ref
 
 
+def test_a_gpu_is_told_the_commit_that_was_approved() -> None:
+    gpu = yaml.safe_load((REPOSITORY / ".github/workflows/gpu.yml").read_text())
+    gate = gpu["jobs"]["gate"]
+    (run,) = [step for step in gate["steps"] if "run" in step]
+    (head,) = [s for s in gate["steps"] if s.get("with", {}).get("path") == "head"]
+    assert run["env"]["COMMIT"] == head["with"]["ref"] == "${{ inputs.sha }}"
+    assert "${{ inputs.sha }}" in gpu["run-name"]
+
+
+def test_every_lane_runs_at_night_and_the_trend_has_a_past() -> None:
+    night = yaml.safe_load((REPOSITORY / ".github/workflows/nightly.yml").read_text())
+    labels = [job["runs-on"] for job in night["jobs"].values()]
+    lanes = {label[-1] for label in labels if isinstance(label, list)}
+    assert lanes == {"h200", "h200-x2"}
+    found = list(steps(night))
+    (down,) = [s for s in found if "download-artifact" in s.get("uses", "")]
+    (up,) = [s for s in found if s.get("with", {}).get("name") == "benches" and s is not down]
+    assert down["with"]["name"] == "benches"
+    # An artifact's root is what its paths have in common before their first wildcard.
+    assert all(p.startswith(f"{down['with']['path']}/*/") for p in up["with"]["path"].split())
+    (find,) = [s for s in found if "past.sh" in s.get("run", "")]
+    assert find["run"].split()[1:] == ["nightly.yml", '"$BRANCH"', "benches"]
+
+
 def test_comment_reads_the_workflow_that_makes_its_artifact() -> None:
     comment = yaml.safe_load((REPOSITORY / ".github/workflows/comment.yml").read_text())
     gate = yaml.safe_load((REPOSITORY / ".github/workflows/pre-merge.yml").read_text())
