@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,54 @@ def test_pre_merge_in_a_fresh_clone_says_what_golden_check_says(
     files = {path.name for path in (runner.project.root / "reports/pre-merge").iterdir()}
     assert files == {"verdict.json", "verdict.md", "report.html", "junit.xml"}
     assert f"golden cpu: {verdict}" in job.out
+
+
+def _disarmed(name: str) -> Callable[[Any], None]:
+    """A way of `test_red.py` to plant a bug, or to disarm a change's own copy of the gate."""
+    path = CI.parent / "tests/validation/upkeep/test_red.py"
+    spec = importlib.util.spec_from_file_location("ways_to_disarm", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return getattr(module, name)  # type: ignore[no-any-return]
+
+
+def _choose_another_case(project: Any) -> None:
+    """The change's own copy of the gate never runs the case that would see it."""
+    project.edit('    print("\\n".join(chosen))', '    print("plain_seed")', "ci/select_cases.py")
+
+
+@pytest.mark.parametrize(
+    ("disarm", "code"),
+    [
+        (_disarmed("widen_the_tolerance"), 1),
+        (_disarmed("invert_the_comparator"), 1),
+        (_disarmed("delete_the_case"), 3),
+        (_disarmed("delete_the_case_and_its_golden"), 3),
+        (_choose_another_case, 1),
+        (None, 0),
+    ],
+)
+def test_a_pull_request_that_disarms_the_gate_stays_red(
+    golden_project: Any, tmp_path: Path, disarm: Callable[[Any], None] | None, code: int
+) -> None:
+    runner = make_runner(golden_project, tmp_path / "tools")
+    project = runner.project
+    for folder in ("ci", "validation"):
+        shutil.copytree(
+            CI.parent / folder, project.root / folder, ignore=shutil.ignore_patterns("__pycache__")
+        )
+    base = project.commit("the gate")
+    if disarm is not None:
+        _disarmed("plant")(project)
+        disarm(project)
+        project.commit("a harmless refactor")
+    job = runner.run("pre_merge.sh", base)
+    assert job.code == code, job.out + job.err
+    assert (
+        runner.verdict("reports/pre-merge")["verdict"] == {0: "PASS", 1: "FAIL", 3: "INVALID"}[code]
+    )
 
 
 def test_every_case_is_checked_without_a_base(stubbed: Runner) -> None:
@@ -376,6 +425,36 @@ def test_a_patch_that_reaches_outside_the_goldens_is_not_proposed(stubbed: Runne
     job = stubbed.run("update.sh", "propose", **words)
     assert job.code == 2
     assert "outside goldens/: README.md" in job.err
+
+
+def test_slurm_starts_one_torchrun_on_each_node(stubbed: Runner) -> None:
+    stubbed.install("scontrol", "#!/bin/sh\nprintf 'node7\\nnode8\\n'\n")
+    stubbed.install(
+        "srun", f"#!{sys.executable}\nimport json, sys\nprint(json.dumps(sys.argv[1:]))\n"
+    )
+    job = {
+        "SLURM_JOB_ID": "41234",
+        "SLURM_JOB_NODELIST": "node[7-8]",
+        "SLURM_JOB_NUM_NODES": "2",
+        "SLURM_GPUS_ON_NODE": "8",
+    }
+    script, flags = "../slurm/train.sbatch", ["--train-iters", "3", "--title", "two words"]
+    done = stubbed.run(script, "configs/vpmoe-6b.toml", "data dir", *flags, **job)
+    assert done.code == 0, done.err
+    words = json.loads(done.out)
+    torchrun = words[words.index("torchrun") :]
+    options = dict(zip(torchrun[1:13:2], torchrun[2:13:2], strict=True))
+    assert options == {
+        "--nnodes": "2",
+        "--nproc-per-node": "8",
+        "--rdzv-id": "41234",
+        "--rdzv-backend": "c10d",
+        "--rdzv-endpoint": "node7:21234",
+        "--max-restarts": "0",
+    }
+    module = ["-m", "vpmoe.pretrain", "--config", "configs/vpmoe-6b.toml"]
+    assert torchrun[13:] == [*module, "--synth-kd-data", "data dir", *flags]
+    assert stubbed.run(script, "configs/vpmoe-6b.toml", **job).code == 2
 
 
 def test_an_offline_runner_leaves_its_own_run_alone(golden_project: Any, tmp_path: Path) -> None:

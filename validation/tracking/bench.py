@@ -162,7 +162,7 @@ def _block_metrics(quads: Sequence[Sequence[Mapping[str, Any]]]) -> Iterator[Met
         times = {**block, "step_seconds": block["seconds"] / block["steps"]}
         for name in _BLOCK_METRICS:
             metric = _METRICS.get(name, name)
-            yield MetricPoint(f"block/{metric}/{side}", float(times[name]), number)
+            yield MetricPoint(f"block/{side}/{metric}", float(times[name]), number)
         for name, value in block["machine"].items():
             if value is not None:
                 yield MetricPoint(f"machine/{name}", float(value), number)

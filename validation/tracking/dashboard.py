@@ -26,6 +26,8 @@ from validation.tracking.store import Store, TrackingError, require_mlflow, reso
 _START_SECONDS = 90.0
 _STOP_SECONDS = 10.0
 _LOG_LINES = 15
+# Otherwise MLflow shows the pages that it has for language-model calls.
+_MODE = "workflowType=machine_learning"
 
 
 @dataclass(frozen=True)
@@ -149,8 +151,8 @@ def _landing_page(url: str) -> str:
     except (OSError, ValueError):
         return url
     if len(lanes) == 1:
-        return f"{url}/#/experiments/{int(lanes[0]['experiment_id'])}/runs"
-    return f"{url}/#/experiments"
+        return f"{url}/#/experiments/{int(lanes[0]['experiment_id'])}/runs?{_MODE}"
+    return f"{url}/#/experiments?{_MODE}"
 
 
 @contextmanager

@@ -103,9 +103,9 @@ def test_figures_blocks_and_telemetry_are_metrics(tmp_path: Path) -> None:
     assert of_case["base/step_seconds", 0] == pytest.approx(0.5)
     assert of_case["base/peak_memory_bytes", 0] > 1000
     # The second block of the first quad is the head's.
-    assert of_case["block/step_seconds/head", 2] == pytest.approx(0.51)
-    assert of_case["block/peak_memory_bytes/base", 1] == 1000
-    assert ("block/step_seconds/base", 2) not in of_case
+    assert of_case["block/head/step_seconds", 2] == pytest.approx(0.51)
+    assert of_case["block/base/peak_memory_bytes", 1] == 1000
+    assert ("block/base/step_seconds", 2) not in of_case
     assert [of_case["machine/watts", n] for n in (1, 2, 64)] == [600, 601, 663]
     assert not [name for name, _ in of_case if name == "machine/celsius"]
     assert case.params["flops_per_token"] == "7.0"

@@ -68,7 +68,9 @@ def test_pages_in_a_browser_and_a_clean_end(store: Store, tmp_path: Path) -> Non
     try:
         assert process.stdout is not None
         line = process.stdout.readline()
-        match = re.fullmatch(r"MLflow: (http://127\.0\.0\.1:\d+)(/#/experiments/\d+/runs)\n", line)
+        match = re.fullmatch(
+            r"MLflow: (http://127\.0\.0\.1:\d+)(/#/experiments/\d+/runs\?\S+)\n", line
+        )
         assert match is not None, line
         if CHROMIUM is not None:
             page = subprocess.run(
@@ -88,6 +90,8 @@ def test_pages_in_a_browser_and_a_clean_end(store: Store, tmp_path: Path) -> Non
                 check=True,
             ).stdout
             assert "check-of-today" in page
+            assert "Training runs" in page
+            assert "Evaluation runs" not in page
             assert "Golden checks and benchmarks of one lane" in page
         servers = children(process.pid)
         assert servers
