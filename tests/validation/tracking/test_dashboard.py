@@ -90,7 +90,7 @@ def test_pages_in_a_browser_and_a_clean_end(store: Store, tmp_path: Path) -> Non
                 check=True,
             ).stdout
             assert "check-of-today" in page
-            assert "Training runs" in page
+            assert "Model registry" in page
             assert "Evaluation runs" not in page
             assert "Golden checks and benchmarks of one lane" in page
         servers = children(process.pid)
