@@ -103,8 +103,8 @@ def test_pages_in_a_browser_and_a_clean_end(store: Store, tmp_path: Path) -> Non
             time.sleep(0.1)
         assert not [pid for pid in servers if alive(pid)]
     finally:
-        process.kill()
-        process.wait()
+        process.terminate()  # and not kill, which would leave the server behind
+        process.wait(timeout=60)
 
 
 def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
