@@ -11,7 +11,8 @@ made longer, or not, by the plant that `golden bench --fault` plants, switched f
     slow-step-1   by 1 %
 
 A section is what a run of `golden bench` measures, `--pairs` of blocks, and is judged as one;
-sections share no block. The experiments take turns section by section. `pool` judges the sections
+sections share no block. As there, both sides are started twice, and every section has quads of both
+starts. The experiments take turns section by section. `pool` judges the sections
 of several processes (other starts, other cards, other machines) together. Bounds are one-sided 95 %
 (Clopper-Pearson). Neighbouring sections are also judged together, which shows what longer runs
 would find. Sections on a disturbed machine are counted like any other, and told.
@@ -21,8 +22,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shutil
+import statistics
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -33,9 +36,16 @@ from validation.cases.vpmoe import CASES
 from validation.cases.vpmoe.faults.planting import Planted
 from validation.cases.vpmoe.faults.throughput import slower
 from validation.files import encode_json, write_atomically
-from validation.throughput.bench import DEFAULT_PAIRS, EACH_ALPHA, MIN_PAIRS, judge_quads
-from validation.throughput.session import SessionPlan, open_session
-from validation.throughput.statistics import ALPHA, MIN_EFFECT, at_least, at_most, judge
+from validation.throughput.bench import DEFAULT_PAIRS, EACH_ALPHA, MIN_PAIRS, STARTS
+from validation.throughput.session import SIDES, Quad, SessionPlan, open_session
+from validation.throughput.statistics import (
+    ALPHA,
+    MIN_EFFECT,
+    Judgement,
+    at_least,
+    at_most,
+    judge,
+)
 from validation.throughput.telemetry import unfit, watch_for
 
 SECTIONS = {"same": 60, "slow-step-3": 20, "slow-step-1": 20}
@@ -57,85 +67,96 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     case = next(case for case in CASES if case.name == options.case and case.throughput)
     names = options.only or list(SECTIONS)
     wanted = {name: max(1, round(SECTIONS[name] * options.share)) for name in names}
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    found: dict[str, list[list[dict[str, Any]]]] = {name: [] for name in names}
     document: dict[str, Any] = {}
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="bench-power-") as folder:
         base, switch = Path(folder) / "base", Path(folder) / "share"
         shutil.copytree(Path.cwd(), base, ignore=shutil.ignore_patterns(*_NOT_COPIED))
-        write_atomically(switch, b"0.0")
         os.environ[_SWITCH] = str(switch)
-        plan = SessionPlan(
-            case=case,
-            lane=options.lane,
-            trees={"base": base, "head": Path.cwd()},
-            logs=options.output.with_suffix(".logs"),
-            fault=f"benchmarks.bench_power:{switched.__name__}",
-            block_seconds=options.block,
-        )
-        with open_session(plan, watch_for(plan.lane)) as session:
-            session.warm_up()
-            session.quad()  # clocks and caches settle in the rhythm of the blocks
-            ready = time.monotonic() - began
-            document |= {
-                "case": case.name,
-                "lane": options.lane,
-                "pairs": options.pairs,
-                "block_steps": session.block_steps,
-                "environment": session.facts["base"]["environment"],
-                "experiments": found,
-                "seconds": None,
-            }
-            while (name := _next(found, wanted)) and time.monotonic() - began < options.seconds:
-                write_atomically(switch, str(SHARES[name]).encode())
-                section = [session.quad() for _ in range(options.pairs // 2)]
-                blocks = [block for quad in section for block in quad.blocks]
-                found[name].append(
-                    {
-                        "effects": [quad.effect for quad in section],
-                        "whole_effects": [quad.whole_effect for quad in section],
-                        "seconds": sum(block.seconds for block in blocks),
-                        "disturbed": unfit([block.machine for block in blocks]),
-                        "blocks": [block.to_json() for block in blocks] if options.raw else [],
+        for number in range(STARTS):
+            write_atomically(switch, b"0.0")
+            plan = SessionPlan(
+                case=case,
+                lane=options.lane,
+                trees={"base": base, "head": Path.cwd()},
+                logs=options.output.with_suffix(".logs"),
+                fault=f"benchmarks.bench_power:{switched.__name__}",
+                block_seconds=options.block,
+                seed=number,
+                first=SIDES[number % len(SIDES)],
+            )
+            until = began + options.seconds * (number + 1) / STARTS
+            done = dict.fromkeys(names, 0)
+            if number:  # what the first start had no time for has no second half
+                wanted = {name: len(found[name]) for name in names}
+            with open_session(plan, watch_for(plan.lane)) as session:
+                session.warm_up()
+                session.quad()  # clocks and caches settle in the rhythm of the blocks
+                while (name := _next(done, wanted)) and time.monotonic() < until:
+                    write_atomically(switch, str(SHARES[name]).encode())
+                    part = _part([session.quad() for _ in range(options.pairs // 2 // STARTS)])
+                    if not number:
+                        found[name].append([])
+                    found[name][done[name]].append(part)
+                    done[name] += 1
+                    ratio = math.exp(statistics.median(part["effects"]))
+                    print(f"start {number + 1}, {name} {done[name]}: {ratio:.4f}", flush=True)
+                    # After each, so that what is measured survives a machine that is taken away.
+                    document = {
+                        "case": case.name,
+                        "lane": options.lane,
+                        "pairs": options.pairs,
+                        "block_steps": session.block_steps,
+                        "environment": session.facts["base"]["environment"],
+                        "experiments": {
+                            n: [s for s in found[n] if len(s) == STARTS] for n in names
+                        },
+                        "seconds": time.monotonic() - began,
                     }
-                )
-                step, whole = judge_quads(section)
-                text = f"{step.ratio:.4f} [{step.low:.4f}, {step.high:.4f}], p = {step.p:.2g}; "
-                text += f"whole {whole.ratio:.4f}, p = {whole.p:.2g}"
-                print(f"{name} {len(found[name])}: {text}", flush=True)
-                # After each, so that what is measured survives a machine that is taken away.
-                document["seconds"] = {"start": ready, "all": time.monotonic() - began}
-                write_atomically(options.output, encode_json(document))
+                    write_atomically(options.output, encode_json(document))
     return document
 
 
-def _next(found: Mapping[str, Sequence[Any]], wanted: Mapping[str, int]) -> str | None:
+def _part(quads: Sequence[Quad]) -> dict[str, Any]:
+    """One start's part of a section."""
+    blocks = [block for quad in quads for block in quad.blocks]
+    return {
+        "effects": [quad.effect for quad in quads],
+        "whole_effects": [quad.whole_effect for quad in quads],
+        "seconds": sum(block.seconds for block in blocks),
+        "disturbed": unfit([block.machine for block in blocks]),
+    }
+
+
+def _next(done: Mapping[str, int], wanted: Mapping[str, int]) -> str | None:
     """The experiment that has the smallest part of its sections; None when all have theirs."""
-    short = [name for name in wanted if len(found[name]) < wanted[name]]
-    return min(short, key=lambda name: len(found[name]) / wanted[name], default=None)
+    short = [name for name in wanted if done[name] < wanted[name]]
+    return min(short, key=lambda name: done[name] / wanted[name], default=None)
 
 
-def summarise(name: str, sections: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def summarise(name: str, sections: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
     """Judges the sections, alone and several together."""
     planted = SHARES[name] > 0
+    seconds = sum(part["seconds"] for section in sections for part in section) / len(sections)
     levels = []
     for merged in _MERGED:
-        joined = [sections[i : i + merged] for i in range(0, len(sections) - merged + 1, merged)]
-        if not joined:
+        runs = [sections[i : i + merged] for i in range(0, len(sections) - merged + 1, merged)]
+        if not runs:
             continue
-        alarms = [_alarms(part) for part in joined]
+        alarms = [{kind: _judged(run, kind).slower for kind in _KINDS} for run in runs]
         raised = sum(any(kinds.values()) for kinds in alarms)
         levels.append(
             {
-                "pairs": 2 * sum(len(section["effects"]) for section in joined[0]),
-                "seconds": merged * sum(section["seconds"] for section in sections) / len(sections),
-                "runs": len(joined),
+                "pairs": 2 * sum(len(part["effects"]) for section in runs[0] for part in section),
+                "seconds": merged * seconds,
+                "runs": len(runs),
                 "alarms": raised,
                 "by": {kind: sum(kinds[kind] for kinds in alarms) for kind in _KINDS},
-                "bound": (at_least if planted else at_most)(raised, len(joined)),
+                "bound": (at_least if planted else at_most)(raised, len(runs)),
             }
         )
-    whole = judge([effect for section in sections for effect in section["effects"]])
+    whole = _judged(sections, "effects")
     return {
         "experiment": name,
         "ratio": whole.ratio,
@@ -143,21 +164,22 @@ def summarise(name: str, sections: Sequence[Mapping[str, Any]]) -> dict[str, Any
         "high": whole.high,
         "levels": levels,
         "sections": [
-            {
-                **{kind: [round(effect, 6) for effect in section[kind]] for kind in _KINDS},
-                "disturbed": section["disturbed"],
-            }
+            [
+                {
+                    **{kind: [round(effect, 6) for effect in part[kind]] for kind in _KINDS},
+                    "disturbed": part["disturbed"],
+                }
+                for part in section
+            ]
             for section in sections
         ],
     }
 
 
-def _alarms(sections: Sequence[Mapping[str, Any]]) -> dict[str, bool]:
-    """Which of the two tests find a slowdown in sections taken together."""
-    return {
-        kind: judge([e for section in sections for e in section[kind]], alpha=EACH_ALPHA).slower
-        for kind in _KINDS
-    }
+def _judged(sections: Sequence[Sequence[Mapping[str, Any]]], kind: str) -> Judgement:
+    """Of sections taken together, start by start."""
+    starts = [[e for part in parts for e in part[kind]] for parts in zip(*sections, strict=True)]
+    return judge(starts, alpha=EACH_ALPHA)
 
 
 def pool(files: Sequence[Path]) -> dict[str, Any]:
@@ -199,8 +221,12 @@ def table(document: Mapping[str, Any]) -> str:
             f"{level['alarms']} of {level['runs']} | {sign} {level['bound']:.1%} |"
             for level in summary["levels"]
         ]
-    seconds = sum(process["seconds"]["all"] for process in document["processes"])
-    disturbed = sum(bool(s["disturbed"]) for e in document["experiments"] for s in e["sections"])
+    seconds = sum(process["seconds"] for process in document["processes"])
+    disturbed = sum(
+        any(part["disturbed"] for part in section)
+        for summary in document["experiments"]
+        for section in summary["sections"]
+    )
     lines += ["", f"{len(document['processes'])} process(es), {seconds:.0f} s in all, start-up "]
     lines[-1] += f"included; sections on a disturbed machine: {disturbed}"
     return "\n".join(lines)
@@ -216,11 +242,10 @@ def main() -> None:
     one.add_argument("--case", default="tiny_moe", help="default: tiny_moe")
     one.add_argument("--lane", default="cpu", help="default: cpu")
     one.add_argument("--pairs", type=int, default=DEFAULT_PAIRS, help="of a section")
-    one.add_argument("--block", type=float, default=0.1, help="seconds of a block at least")
+    one.add_argument("--block", type=float, default=0.5, help="seconds of a block at least")
     one.add_argument("--share", type=float, default=1.0, help="of the sections (default: 1)")
     one.add_argument("--seconds", type=float, default=3600.0, help="that it may take")
     one.add_argument("--only", action="append", choices=list(SECTIONS), metavar="EXPERIMENT")
-    one.add_argument("--raw", action="store_true", help="keep every block")
     several = commands.add_parser("pool", help="judge the sections of several processes")
     several.add_argument("files", nargs="+", type=Path)
     for command in (one, several):
@@ -231,9 +256,9 @@ def main() -> None:
         write_atomically(options.output, encode_json(document))
         print(table(document))
         return
-    if options.pairs < MIN_PAIRS or options.pairs % 2:
-        parser.error(f"--pairs {options.pairs}: an even number, at least {MIN_PAIRS}")
-    if not measure(options)["seconds"]:
+    if options.pairs < MIN_PAIRS or options.pairs % (2 * STARTS):
+        parser.error(f"--pairs {options.pairs}: a multiple of {2 * STARTS}, at least {MIN_PAIRS}")
+    if not any(measure(options).get("experiments", {}).values()):
         raise SystemExit(f"no section was measured in {options.seconds:g} s")
     print("\n" + table(pool([options.output])))
 

@@ -7,7 +7,7 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ BENCH_FILE = "bench.json"
 DEFAULT_PAIRS = 60
 EACH_ALPHA = ALPHA / 2
 """Of each of the two tests, the median step's and the whole block's."""
+STARTS = 2
+"""How often both sides start anew in a run, which of them first in turns."""
 MIN_PAIRS = 2 * math.ceil(math.log2(1.0 / EACH_ALPHA))
 """Fewer could not raise an alarm whatever they measured."""
 # An allocator's peak repeats on a card; resident memory depends on when pages are given back.
@@ -74,7 +76,7 @@ class CaseBench:
         whole: of the whole blocks' times, which steps that wait now and then make longer.
         figures: side -> figures.
         memory_ratio: peak memory, head over base.
-        quads: all blocks.
+        quads: all blocks, start after start.
         operators: what got slower, profiled; empty unless profiled.
         facts: side -> what its pacer described.
     """
@@ -191,8 +193,7 @@ def run_bench(
                 fault=plan.fault,
                 block_seconds=plan.block_seconds,
             )
-            with open_session(session_plan, watch_for(plan.lane)) as session:
-                results.append(_bench_case(plan, session, progress))
+            results.append(_bench_case(plan, session_plan, progress))
     return BenchResult(
         verdict=worst(result.verdict for result in results),
         lane=plan.lane,
@@ -206,17 +207,49 @@ def run_bench(
     )
 
 
-def _bench_case(plan: BenchPlan, session: Session, progress: Callable[[str], None]) -> CaseBench:
-    case, count = session.plan.case, plan.pairs // 2
-    progress(f"{case.name}: starting both trainings")
+def _bench_case(
+    plan: BenchPlan, session_plan: SessionPlan, progress: Callable[[str], None]
+) -> CaseBench:
+    name, starts = session_plan.case.name, []
+    for number, count in enumerate(_shares(plan.pairs // 2, STARTS)):
+        starting = replace(session_plan, seed=number, first=SIDES[number % len(SIDES)])
+        with open_session(starting, watch_for(plan.lane)) as session:
+            starts.append(_measure(session, count, f"start {number + 1}, {name}", progress))
+            if number + 1 < STARTS:
+                continue
+            judged = _judge(plan, name, starts, session)
+            if plan.profile or judged.verdict is Verdict.FAIL:
+                progress(f"{name}: profiling")
+                profiled = [session.quad(profiled=True) for _ in range(_PROFILED_QUADS)]
+                blocks = [block for quad in profiled for block in quad.blocks]
+                judged = replace(judged, operators=operator_changes(blocks))
+    return judged
+
+
+def _shares(whole: int, parts: int) -> list[int]:
+    """A number in parts that are as equal as may be."""
+    return [(whole + part) // parts for part in range(parts)]
+
+
+def _measure(
+    session: Session, count: int, name: str, progress: Callable[[str], None]
+) -> list[Quad]:
+    progress(f"{name}: both trainings")
     slower = session.warm_up()
-    progress(f"{case.name}: {slower:.3f} s a step, blocks of {session.block_steps}")
+    progress(f"{name}: {slower:.3f} s a step, blocks of {session.block_steps}")
     session.quad()  # clocks and caches settle in the rhythm of the blocks
     quads = []
     for number in range(1, count + 1):
-        progress(f"[{number}/{count}] {case.name}: four blocks")
+        progress(f"[{number}/{count}] {name}: four blocks")
         quads.append(session.quad())
-    judgement, whole = judge_quads(quads, plan.min_effect)
+    return quads
+
+
+def _judge(
+    plan: BenchPlan, name: str, starts: Sequence[Sequence[Quad]], session: Session
+) -> CaseBench:
+    judgement, whole = judge_quads(starts, plan.min_effect)
+    quads = [quad for start in starts for quad in start]
     blocks = [block for quad in quads for block in quad.blocks]
     figures = {
         side: figures_of([b for b in blocks if b.side == side], session.facts[side])
@@ -227,14 +260,8 @@ def _bench_case(plan: BenchPlan, session: Session, progress: Callable[[str], Non
     verdict, message = decide(
         (judgement, whole), memory, MAX_GROWTH.get(plan.lane, DEFAULT_GROWTH), disturbed
     )
-    operators: Sequence[OperatorChange] = ()
-    if plan.profile or verdict is Verdict.FAIL:
-        progress(f"{case.name}: profiling")
-        operators = operator_changes(
-            [block for _ in range(_PROFILED_QUADS) for block in session.quad(profiled=True).blocks]
-        )
     return CaseBench(
-        case=case.name,
+        case=name,
         verdict=verdict,
         message=message,
         judgement=judgement,
@@ -242,18 +269,25 @@ def _bench_case(plan: BenchPlan, session: Session, progress: Callable[[str], Non
         figures=figures,
         memory_ratio=memory,
         quads=quads,
-        operators=operators,
         facts=session.facts,
     )
 
 
 def judge_quads(
-    quads: Sequence[Quad], min_effect: float = MIN_EFFECT
+    starts: Sequence[Sequence[Quad]], min_effect: float = MIN_EFFECT
 ) -> tuple[Judgement, Judgement]:
-    """Of the median steps and of the whole blocks; either raises the alarm."""
+    """Of the median steps and of the whole blocks; either raises the alarm.
+
+    Args:
+        starts: the quads of each start of the processes.
+        min_effect: relative slowdown that an alarm must exceed.
+    """
     step, whole = (
         judge(effects, alpha=EACH_ALPHA, min_effect=min_effect)
-        for effects in ([q.effect for q in quads], [q.whole_effect for q in quads])
+        for effects in (
+            [[quad.effect for quad in quads] for quads in starts],
+            [[quad.whole_effect for quad in quads] for quads in starts],
+        )
     )
     return step, whole
 

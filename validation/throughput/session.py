@@ -50,6 +50,7 @@ class SessionPlan:
         fault: `module:function` planted in the head.
         block_seconds: a block has as many steps as last this long, at least one.
         seed: of the order of the sides in each quad.
+        first: the side whose process starts first.
     """
 
     case: Case
@@ -59,6 +60,7 @@ class SessionPlan:
     fault: str | None = None
     block_seconds: float = 0.5
     seed: int = 0
+    first: str = "base"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,7 +216,7 @@ def open_session(plan: SessionPlan, watch: Watch) -> Iterator[Session]:
         )
         sides: dict[str, _Side] = {}
         try:
-            for side in SIDES:
+            for side in sorted(SIDES, key=lambda side: side != plan.first):
                 sides[side] = _Side(side, plan, gate, Path(name))
             yield Session(plan, sides, watch)
         finally:

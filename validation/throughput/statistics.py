@@ -5,6 +5,10 @@ free of any linear drift of the machine. Were both sides the same, each effect w
 negative as positive, whatever its size: that is all the test assumes. Its statistic is the sum of
 the ranks of the positive effects, which a few disturbed quads cannot move much, and its
 distribution under all 2^n changes of sign is computed exactly.
+
+Two processes of the same code can differ for as long as they live, by where their memory lies or
+which cores they run on, and no number of quads averages that away. So a run starts both sides more
+than once, and a slowdown must show in every start.
 """
 
 from __future__ import annotations
@@ -37,7 +41,9 @@ class Judgement:
         high: upper bound; infinite where there are too few quads.
         detectable: smallest ratio that a run of this length and spread finds with 90 % power;
             None where even a large one would not be found.
-        slower: whether p < alpha and the ratio exceeds 1 + the least effect.
+        slower: whether p < alpha and the ratio exceeds 1 + the least effect, as does every
+            start's.
+        starts: the ratio of each start of the processes.
     """
 
     quads: int
@@ -47,28 +53,32 @@ class Judgement:
     high: float
     detectable: float | None
     slower: bool
+    starts: Sequence[float]
 
 
 def judge(
-    effects: Sequence[float], *, alpha: float = ALPHA, min_effect: float = MIN_EFFECT
+    starts: Sequence[Sequence[float]], *, alpha: float = ALPHA, min_effect: float = MIN_EFFECT
 ) -> Judgement:
     """Judges the effects of a run's quads.
 
     Args:
-        effects: log ratios, head over base; at least one.
+        starts: log ratios, head over base, of each start of the processes; at least one each.
         alpha: level of the one-sided test.
         min_effect: relative slowdown that an alarm must exceed.
 
     Raises:
         ValueError: no effect, or one that is not finite.
     """
-    values = np.asarray(effects, dtype=np.float64)
-    if not values.size or not np.isfinite(values).all():
-        raise ValueError(f"expected finite log ratios, at least one, found {list(effects)}")
+    values = np.asarray([effect for start in starts for effect in start], dtype=np.float64)
+    if not all(starts) or not values.size or not np.isfinite(values).all():
+        raise ValueError(
+            f"expected finite log ratios, at least one a start, found {[list(s) for s in starts]}"
+        )
     p, centre = signed_rank_p(values), hodges_lehmann(values)
     low, high = confidence_interval(values)
     least = math.log1p(min_effect)
     smallest = detectable_effect(values, alpha=alpha, min_effect=least)
+    centres = [hodges_lehmann(np.asarray(start, dtype=np.float64)) for start in starts]
     return Judgement(
         quads=values.size,
         p=p,
@@ -76,7 +86,8 @@ def judge(
         low=math.exp(low),
         high=math.exp(high),
         detectable=None if smallest is None else math.exp(smallest),
-        slower=p < alpha and centre > least,
+        slower=p < alpha and min(centre, *centres) > least,
+        starts=[math.exp(each) for each in centres],
     )
 
 

@@ -44,7 +44,8 @@ def _case_lines(case: CaseBench) -> list[str]:
         *_aligned(rows),
         *(
             f"{what}, head / base: {each.ratio:.4f} [{each.low:.4f}, {each.high:.4f}], "
-            f"p = {each.p:.2g}, {each.quads} quads"
+            f"p = {each.p:.2g}, {each.quads} quads; by start "
+            + ", ".join(f"{ratio:.4f}" for ratio in each.starts)
             for what, each in (("median step", judgement), ("whole block", case.whole))
             if each is not None
         ),

@@ -82,7 +82,7 @@ def test_a_steps_hiccup_is_seen_in_the_block_and_not_in_the_median() -> None:
     ]
     assert Quad(blocks).effect == 0.0
     assert Quad(blocks).whole_effect == pytest.approx(math.log(1.2))
-    step, whole = judge_quads([Quad(blocks)] * 12)
+    step, whole = judge_quads([[Quad(blocks)] * 6] * 2)
     assert (step.slower, whole.slower) == (False, True)
     verdict, message = decide((step, whole), 1.0, 0.01, [])
     assert verdict is Verdict.FAIL
@@ -90,7 +90,7 @@ def test_a_steps_hiccup_is_seen_in_the_block_and_not_in_the_median() -> None:
 
 
 def test_verdicts() -> None:
-    same, slower = judge([0.0, 0.001, -0.001] * 4), judge([0.05 + i / 1e4 for i in range(12)])
+    same, slower = judge([[0.0, 0.001, -0.001] * 4]), judge([[0.05 + i / 1e4 for i in range(12)]])
     assert decide((same, same), 1.0, 0.01, []) == (Verdict.PASS, "")
     verdict, message = decide((slower, same), 1.0, 0.01, [])
     assert verdict is Verdict.FAIL

@@ -74,7 +74,7 @@ def test_the_detectable_effect_is_found_with_the_stated_power() -> None:
     effect = detectable_effect(measured, min_effect=0.003)
     assert effect is not None
     found = sum(
-        judge(list(generator.normal(effect, measured.std(), 30))).slower for _ in range(300)
+        judge([list(generator.normal(effect, measured.std(), 30))]).slower for _ in range(300)
     )
     assert 0.8 < found / 300 < 0.99
     # More of the same find less.
@@ -84,33 +84,45 @@ def test_the_detectable_effect_is_found_with_the_stated_power() -> None:
 
 
 def test_few_quads_prove_nothing() -> None:
-    judgement = judge([1.0] * 7)
+    judgement = judge([[1.0] * 7])
     assert not judgement.slower
     assert judgement.detectable is None
-    assert judge([1.0] * 8).slower
-    assert judge([0.1] * 3).high == math.inf
+    assert judge([[1.0] * 8]).slower
+    assert judge([[0.1] * 3]).high == math.inf
 
 
 def test_a_certain_but_small_slowdown_is_no_alarm() -> None:
     effects = [0.002 + 1e-5 * i for i in range(30)]
-    judgement = judge(effects)
+    judgement = judge([effects])
     assert judgement.p < 1e-6
     assert not judgement.slower
-    assert judge(effects, min_effect=0.001).slower
-    assert not judge([-e for e in effects], min_effect=0.0).slower
+    assert judge([effects], min_effect=0.001).slower
+    assert not judge([[-e for e in effects]], min_effect=0.0).slower
 
 
 def test_disturbed_quads_do_not_hide_a_slowdown() -> None:
     generator = np.random.default_rng(7)
     effects = generator.normal(0.03, 0.01, 30)
     effects[[3, 17]] -= 2.0
-    assert judge(list(effects)).slower
+    assert judge([list(effects)]).slower
+
+
+def test_what_one_start_alone_has_is_a_property_of_its_processes() -> None:
+    """2 % slower for as long as they lived, and not at all in the other start."""
+    generator = np.random.default_rng(8)
+    slow, same = (list(generator.normal(centre, 0.002, 15)) for centre in (0.02, 0.0))
+    assert judge([slow, slow]).slower
+    judgement = judge([slow, same])
+    assert judgement.p < 0.005
+    assert judgement.ratio > 1.003
+    assert not judgement.slower
+    assert judgement.starts == pytest.approx([1.02, 1.0], abs=0.002)
 
 
 @pytest.mark.parametrize("effects", [[], [math.nan], [0.0, math.inf]])
 def test_nonsense_is_refused(effects: list[float]) -> None:
     with pytest.raises(ValueError, match="finite"):
-        judge(effects)
+        judge([effects])
 
 
 def test_bounds_of_a_probability() -> None:

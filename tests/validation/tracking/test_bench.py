@@ -46,7 +46,7 @@ def result(verdict: Verdict = Verdict.PASS, fault: str | None = None) -> BenchRe
         case="moe",
         verdict=verdict,
         message="" if verdict is Verdict.PASS else "steps are 2 % slower",
-        judgement=judge([quad.effect for quad in quads], min_effect=0.5),
+        judgement=judge([[quad.effect for quad in quads]], min_effect=0.5),
         figures={s: figures_of([b for b in blocks if b.side == s], FACTS) for s in SIDES},
         memory_ratio=1.25,
         quads=quads,
