@@ -1,6 +1,7 @@
 """Reads a benchmark's folder (`bench.json`, `logs/`) into what MLflow shall hold."""
 
 import hashlib
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -25,7 +26,7 @@ TREND_FILE = "trend.html"
 _SHOWN_OPERATORS = 10
 # Figures whose name in `bench.json` is not the metric's.
 _METRICS = {"peak_bytes": "peak_memory_bytes"}
-_BLOCK_METRICS = ("step_seconds", "reference_seconds", "optimizer_seconds", "peak_bytes")
+_BLOCK_METRICS = ("seconds", "step_seconds", "reference_seconds", "optimizer_seconds", "peak_bytes")
 
 
 def read_bench(run_dir: Path) -> CheckRecord:
@@ -136,13 +137,16 @@ def _case_record(
 def _totals(case: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     """The head's figures, and what was proved."""
     yield from _figures(case["figures"]["head"])
-    judgement = case["judgement"]
-    yield "head_over_base", float(judgement["ratio"])
-    yield "head_over_base_low", float(judgement["low"])
-    yield "head_over_base_high", float(judgement["high"])
-    yield "p_value", float(judgement["p"])
-    if judgement["detectable"] is not None:
-        yield "detectable_slowdown", float(judgement["detectable"]) - 1.0
+    for prefix, judgement in (("", case["judgement"]), ("whole_", case.get("whole"))):
+        if judgement is None:  # before blocks were judged as a whole, too
+            continue
+        yield f"{prefix}head_over_base", float(judgement["ratio"])
+        yield f"{prefix}head_over_base_low", float(judgement["low"])
+        yield f"{prefix}head_over_base_high", float(judgement["high"])
+        yield f"{prefix}p_value", float(judgement["p"])
+    detectable = case["judgement"]["detectable"]
+    if detectable is not None:
+        yield "detectable_slowdown", float(detectable) - 1.0
     yield "memory_head_over_base", float(case["memory_ratio"])
 
 
@@ -159,7 +163,7 @@ def _block_metrics(quads: Sequence[Sequence[Mapping[str, Any]]]) -> Iterator[Met
         side = block["side"]
         if side not in SIDES:
             raise ValueError(f"{side!r} is no side")
-        times = {**block, "step_seconds": block["seconds"] / block["steps"]}
+        times = {**block, "step_seconds": statistics.median(block["laps"])}
         for name in _BLOCK_METRICS:
             metric = _METRICS.get(name, name)
             yield MetricPoint(f"block/{side}/{metric}", float(times[name]), number)

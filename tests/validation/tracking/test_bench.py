@@ -26,7 +26,7 @@ def block(side: str, number: int, seconds: float) -> Block:
         side=side,
         began=float(number),
         steps=2,
-        seconds=2 * seconds,
+        seconds=2 * seconds + (0.1 if side == "head" else 0.0),
         laps=[seconds, seconds],
         tokens=64,
         peak_bytes=1000 + number,
@@ -47,6 +47,7 @@ def result(verdict: Verdict = Verdict.PASS, fault: str | None = None) -> BenchRe
         verdict=verdict,
         message="" if verdict is Verdict.PASS else "steps are 2 % slower",
         judgement=judge([[quad.effect for quad in quads]], min_effect=0.5),
+        whole=judge([[quad.whole_effect for quad in quads]], min_effect=0.5),
         figures={s: figures_of([b for b in blocks if b.side == s], FACTS) for s in SIDES},
         memory_ratio=1.25,
         quads=quads,
@@ -96,6 +97,7 @@ def test_figures_blocks_and_telemetry_are_metrics(tmp_path: Path) -> None:
     assert of_run["tokens_per_second/moe", 0] == pytest.approx(32 / 0.51)
     assert of_run["mfu/moe", 0] == pytest.approx(7 * 32 / 0.51 / 989.4e12)
     assert of_run["head_over_base/moe", 0] == pytest.approx(0.51 / 0.5)
+    assert of_run["whole_head_over_base/moe", 0] == pytest.approx(1.12)
     assert of_run["memory_head_over_base/moe", 0] == 1.25
     (case,) = record.cases
     of_case = metrics(case)
@@ -104,6 +106,7 @@ def test_figures_blocks_and_telemetry_are_metrics(tmp_path: Path) -> None:
     assert of_case["base/peak_memory_bytes", 0] > 1000
     # The second block of the first quad is the head's.
     assert of_case["block/head/step_seconds", 2] == pytest.approx(0.51)
+    assert of_case["block/head/seconds", 2] == pytest.approx(1.12)
     assert of_case["block/base/peak_memory_bytes", 1] == 1000
     assert ("block/base/step_seconds", 2) not in of_case
     assert [of_case["machine/watts", n] for n in (1, 2, 64)] == [600, 601, 663]
