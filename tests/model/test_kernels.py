@@ -29,6 +29,7 @@ FUSIBLE = {
         (True, {"expert_kernel": "fused", "deterministic_mode": True}, "fused", "full"),
         (True, {"moe_z_loss_coeff": 1e-3}, "auto", "chunked"),
         (True, {"num_moe_experts": None}, "auto", "chunked"),
+        (True, {"fp16": True}, "fused", "full"),
     ],
 )
 def test_auto_is_fast_where_it_may_be(
@@ -43,6 +44,11 @@ def test_auto_is_fast_where_it_may_be(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     resolved = resolve_kernels(config)
     assert (resolved.expert_kernel, resolved.loss_kernel) == (experts, loss)
+
+
+def test_the_loss_scale_must_reach_the_logits(small_config: Callable[..., Any]) -> None:
+    with pytest.raises(ValueError, match=r"--loss-kernel chunked.*would underflow in fp16"):
+        resolve_kernels(small_config(loss_kernel="chunked", fp16=True))
 
 
 @pytest.mark.parametrize(

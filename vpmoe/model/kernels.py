@@ -18,14 +18,20 @@ def resolve_kernels(config: VpmoeConfig) -> VpmoeConfig:
         config: changed in place, and returned.
 
     Raises:
-        ValueError: a CUDA graph is asked for and the experts would wait for the device.
+        ValueError: a CUDA graph is asked for and the experts would wait for the device, or the
+            chunked loss in fp16.
     """
     fast = torch.cuda.is_available() and not config.deterministic_mode
     refusal = local_refusal(config) if config.num_moe_experts else None
     if fast and config.expert_kernel == "auto" and config.num_moe_experts and refusal is None:
         config.expert_kernel = "fused"
     if config.loss_kernel == "auto":
-        config.loss_kernel = "chunked" if fast else "full"
+        config.loss_kernel = "chunked" if fast and not config.fp16 else "full"
+    if config.loss_kernel == "chunked" and config.fp16:
+        raise ValueError(
+            "--loss-kernel chunked: gradients of the logits are computed before the loss scale "
+            "reaches them, and would underflow in fp16; use full, or --bf16"
+        )
     waits = config.num_moe_experts and config.expert_kernel != "fused"
     if config.cuda_graph_impl == "full_iteration" and waits:
         reason = f" (refused: {refusal})" if refusal else ""
