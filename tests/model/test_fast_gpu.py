@@ -204,7 +204,7 @@ def test_tensor_products_agree_with_fp64() -> None:
 
 
 def test_a_graph_trains_as_no_graph_does(tmp_path: Path) -> None:
-    """Losses and gradient norms of vpMoE-dev, as Megatron prints them, before and after capture."""
+    """What Megatron prints of vpMoE-dev: losses, balance, gradient norm; before and after capture."""
     from vpmoe.data.build import build_dataset
 
     root = Path(__file__).parents[2]
@@ -228,7 +228,7 @@ def test_a_graph_trains_as_no_graph_does(tmp_path: Path) -> None:
             check=False,
         )
         assert done.returncode == 0, done.stderr[-3000:]
-        curves.append(re.findall(r"lm loss: (\S+).*?grad norm: (\S+)", done.stdout))
+        curves.append(re.findall(r"lm loss: .*?grad norm: +\S+", done.stdout))
     assert len(curves[0]) == 8
     assert len(set(curves[0])) == 8
     assert curves[0] == curves[1]
