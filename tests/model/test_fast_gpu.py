@@ -204,7 +204,7 @@ def test_tensor_products_agree_with_fp64() -> None:
 
 
 def test_a_graph_trains_as_no_graph_does(tmp_path: Path) -> None:
-    """What Megatron prints of vpMoE-dev: losses, balance, gradient norm; before and after capture."""
+    """What Megatron prints of vpMoE-dev, losses to gradient norm, before and after capture."""
     from vpmoe.data.build import build_dataset
 
     root = Path(__file__).parents[2]
