@@ -62,14 +62,18 @@ def test_code_selects_the_cases_that_import_it(repository: Path) -> None:
     assert "tiny_moe" in data
     assert "schedules" not in data
     assert chosen(repository, "vpmoe/optimizer/report.py") == ["schedules"]
-    assert chosen(repository, "vpmoe/data/loss.py", lane="h200") == ["dev_moe", "wide_pair"]
+    assert chosen(repository, "vpmoe/data/loss.py", lane="h200") == [
+        "dev_moe",
+        "wide_pair",
+        "wide_fast",
+    ]
     assert "kernels" in chosen(repository, "vpmoe/model/attention/triton_kernel.py", lane="h200")
     assert chosen(repository, "validation/cases/vpmoe/kernels.py", lane="h200") == ["kernels"]
 
 
 def test_a_preset_selects_the_cases_that_read_it(repository: Path) -> None:
     assert chosen(repository, "configs/vpmoe-6b.toml") == ["schedules"]
-    assert chosen(repository, "configs/vpmoe-6b.toml", lane="h200") == ["wide_pair"]
+    assert chosen(repository, "configs/vpmoe-6b.toml", lane="h200") == ["wide_pair", "wide_fast"]
 
 
 def test_a_golden_selects_its_case_and_the_one_that_its_law_names(repository: Path) -> None:
