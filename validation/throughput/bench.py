@@ -33,7 +33,7 @@ MIN_PAIRS = 2 * math.ceil(math.log2(1.0 / EACH_ALPHA))
 MAX_GROWTH: Mapping[str, float] = {"cpu": 0.03}
 DEFAULT_GROWTH = 0.01
 # What an interpreter and its libraries come to differs by some pages from process to process.
-FREE_GROWTH_BYTES: Mapping[str, int] = {"cpu": 32 * 2**20}
+FREE_GROWTH_BYTES: Mapping[str, int] = {"cpu": 64 * 2**20}
 _PROFILED_QUADS = 4
 
 
