@@ -37,7 +37,7 @@ from validation.cases.vpmoe.faults.planting import Planted
 from validation.cases.vpmoe.faults.throughput import slower
 from validation.files import encode_json, write_atomically
 from validation.throughput.bench import DEFAULT_PAIRS, EACH_ALPHA, MIN_PAIRS, STARTS
-from validation.throughput.session import SIDES, Quad, SessionPlan, open_session
+from validation.throughput.session import Quad, Session, SessionPlan, open_session
 from validation.throughput.statistics import (
     ALPHA,
     MIN_EFFECT,
@@ -52,6 +52,8 @@ SECTIONS = {"same": 60, "slow-step-3": 20, "slow-step-1": 20}
 SHARES = {"same": 0.0, "slow-step-3": 0.03, "slow-step-1": 0.01}
 _SWITCH = "VPMOE_BENCH_POWER_SWITCH"
 _KINDS = ("effects", "whole_effects")
+Parts = dict[str, list[dict[str, Any]]]
+"""What one start has measured, by experiment."""
 _MERGED = (1, 2, 4)
 _NOT_COPIED = (".git", ".tox", ".venv", "__pycache__", "runs", "reports", "mlruns", "shared")
 
@@ -67,55 +69,53 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     case = next(case for case in CASES if case.name == options.case and case.throughput)
     names = options.only or list(SECTIONS)
     wanted = {name: max(1, round(SECTIONS[name] * options.share)) for name in names}
-    found: dict[str, list[list[dict[str, Any]]]] = {name: [] for name in names}
-    document: dict[str, Any] = {}
+    starts: list[Parts] = []
+    document: dict[str, Any] = {"case": case.name, "lane": options.lane, "pairs": options.pairs}
     began = time.monotonic()
+
+    def keep(session: Session) -> None:
+        # At once, so that what is measured survives a machine that is taken away.
+        document["block_steps"] = session.block_steps
+        document["environment"] = session.facts["base"]["environment"]
+        document["experiments"] = {n: _sections([parts[n] for parts in starts]) for n in names}
+        document["seconds"] = time.monotonic() - began
+        write_atomically(options.output, encode_json(document))
+
     with tempfile.TemporaryDirectory(prefix="bench-power-") as folder:
         base, switch = Path(folder) / "base", Path(folder) / "share"
         shutil.copytree(Path.cwd(), base, ignore=shutil.ignore_patterns(*_NOT_COPIED))
         os.environ[_SWITCH] = str(switch)
+        plan = SessionPlan(
+            case=case,
+            lane=options.lane,
+            trees={"base": base, "head": Path.cwd()},
+            logs=options.output.with_suffix(".logs"),
+            fault=f"benchmarks.bench_power:{switched.__name__}",
+            block_seconds=options.block,
+        )
         for number in range(STARTS):
             write_atomically(switch, b"0.0")
-            plan = SessionPlan(
-                case=case,
-                lane=options.lane,
-                trees={"base": base, "head": Path.cwd()},
-                logs=options.output.with_suffix(".logs"),
-                fault=f"benchmarks.bench_power:{switched.__name__}",
-                block_seconds=options.block,
-                seed=number,
-                first=SIDES[number % len(SIDES)],
-            )
+            starts.append({name: [] for name in names})
             until = began + options.seconds * (number + 1) / STARTS
-            done = dict.fromkeys(names, 0)
-            if number:  # what the first start had no time for has no second half
-                wanted = {name: len(found[name]) for name in names}
-            with open_session(plan, watch_for(plan.lane)) as session:
+            with open_session(plan.start(number), watch_for(plan.lane)) as session:
                 session.warm_up()
                 session.quad()  # clocks and caches settle in the rhythm of the blocks
-                while (name := _next(done, wanted)) and time.monotonic() < until:
+                while (name := _next(starts[-1], wanted)) and time.monotonic() < until:
                     write_atomically(switch, str(SHARES[name]).encode())
                     part = _part([session.quad() for _ in range(options.pairs // 2 // STARTS)])
-                    if not number:
-                        found[name].append([])
-                    found[name][done[name]].append(part)
-                    done[name] += 1
+                    starts[-1][name].append(part)
                     ratio = math.exp(statistics.median(part["effects"]))
-                    print(f"start {number + 1}, {name} {done[name]}: {ratio:.4f}", flush=True)
-                    # After each, so that what is measured survives a machine that is taken away.
-                    document = {
-                        "case": case.name,
-                        "lane": options.lane,
-                        "pairs": options.pairs,
-                        "block_steps": session.block_steps,
-                        "environment": session.facts["base"]["environment"],
-                        "experiments": {
-                            n: [s for s in found[n] if len(s) == STARTS] for n in names
-                        },
-                        "seconds": time.monotonic() - began,
-                    }
-                    write_atomically(options.output, encode_json(document))
+                    count = len(starts[-1][name])
+                    print(f"start {number + 1}, {name} {count}: {ratio:.4f}", flush=True)
+                    keep(session)
+            # What a start had no time for has no second half.
+            wanted = {name: len(parts) for name, parts in starts[-1].items()}
     return document
+
+
+def _sections(starts: Sequence[Sequence[dict[str, Any]]]) -> list[list[dict[str, Any]]]:
+    """The parts that the starts have measured of an experiment, section by section."""
+    return [list(parts) for parts in zip(*starts, strict=False)] if len(starts) == STARTS else []
 
 
 def _part(quads: Sequence[Quad]) -> dict[str, Any]:
@@ -129,10 +129,10 @@ def _part(quads: Sequence[Quad]) -> dict[str, Any]:
     }
 
 
-def _next(done: Mapping[str, int], wanted: Mapping[str, int]) -> str | None:
+def _next(found: Parts, wanted: Mapping[str, int]) -> str | None:
     """The experiment that has the smallest part of its sections; None when all have theirs."""
-    short = [name for name in wanted if done[name] < wanted[name]]
-    return min(short, key=lambda name: done[name] / wanted[name], default=None)
+    short = [name for name in wanted if len(found[name]) < wanted[name]]
+    return min(short, key=lambda name: len(found[name]) / wanted[name], default=None)
 
 
 def summarise(name: str, sections: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from validation.cases.vpmoe.gpu import DETERMINISTIC, FUSED
 from vpmoe.config import load_preset
 
 # What the device has to do the same for all: no logging, no waiting for checks of the loss, garbage
@@ -21,9 +22,6 @@ from vpmoe.config import load_preset
 _COMMON = (
     *("--train-iters", "100000", "--log-interval", "100000", "--num-workers", "2"),
     *("--no-check-for-nan-in-loss-and-grad", "--manual-gc", "--manual-gc-interval", "100000"),
-)
-_FUSED = (
-    *("--expert-kernel", "fused", "--loss-kernel", "chunked", "--attention-kernel", "triton"),
 )
 _UNFUSED = ("--expert-kernel", "grouped", "--loss-kernel", "full")
 _GRAPH = ("--cuda-graph-impl", "full_iteration")
@@ -54,21 +52,16 @@ RANKS: Mapping[str, int] = {"vpmoe-dp2": 2, "vpmoe-ep2": 2}
 _FLAGS: Mapping[str, tuple[str, ...]] = {
     "vpmoe-deterministic": ("--deterministic-mode",),
     "vpmoe-graph": _GRAPH,
-    "vpmoe-graph-deterministic": (*_GRAPH, *_FUSED, "--deterministic-mode"),
+    "vpmoe-graph-deterministic": (*_GRAPH, *FUSED, "--deterministic-mode"),
     "vpmoe-dp2": (*_GRAPH, *_OVERLAP),
     "vpmoe-ep2": (*_UNFUSED, "--expert-model-parallel-size", "2", *_OVERLAP),
     "vpmoe-unfused": _UNFUSED,
-}
-_DETERMINISTIC: Mapping[str, str] = {
-    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
-    "NCCL_ALGO": "Ring",
-    "NVTE_ALLOW_NONDETERMINISTIC_ALGO": "0",
 }
 
 
 def environment_of(model: str) -> Mapping[str, str]:
     """Variables that a model's flags ask for."""
-    return _DETERMINISTIC if "--deterministic-mode" in _FLAGS.get(model, ()) else {}
+    return DETERMINISTIC if "--deterministic-mode" in _FLAGS.get(model, ()) else {}
 
 
 def is_graphed(model: str) -> bool:

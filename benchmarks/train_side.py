@@ -17,7 +17,6 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any, TextIO
 
 import torch
@@ -26,6 +25,7 @@ from benchmarks.train_components import Components
 from benchmarks.train_models import providers
 from validation.cases.vpmoe.pace import facts, tokens_of_step
 from validation.throughput.meter import CpuMeter, CudaMeter
+from validation.throughput.pacer import take_pipes
 
 
 class _EndedError(Exception):
@@ -158,11 +158,7 @@ def _body(chunk: Any) -> Any:
 def main() -> int:
     """Trains the model of the first argument with the flags that follow, until told to end."""
     model, *flags = sys.argv[1:]
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what the training prints belongs into the log
-    side = Side(os.fdopen(os.dup(0)), answers)
-    with Path(os.devnull).open() as nothing:
-        os.dup2(nothing.fileno(), 0)  # commands are for this process, not for what it starts
+    side = Side(*take_pipes())
     faulthandler.register(signal.SIGUSR1)
     from vpmoe import pretrain
     from vpmoe.runtime import detect_lane

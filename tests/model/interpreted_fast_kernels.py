@@ -54,15 +54,7 @@ def routing(rule: RoutingRule, experts: int, biased: bool) -> dict[str, float]:
     bias = torch.randn(experts) * 0.3 if biased else None
     probs, choices, load, scores, counts = route(logits, bias, rule, True)
     flat = logits.view(-1, experts)
-    expected_probs, expected_map = topk_routing_with_score_function(
-        flat,
-        rule.topk,
-        num_groups=rule.groups,
-        group_topk=rule.group_topk if rule.groups > 1 else None,
-        scaling_factor=rule.scaling,
-        score_function="sigmoid",
-        expert_bias=bias,
-    )
+    expected_probs, expected_map = megatrons_routing(flat, bias, rule)
     aux_map, aux_scores = compute_routing_scores_for_aux_loss(flat, rule.topk, "sigmoid")
     sums = aux_scores.view(length, batch, experts).sum(0)
     plain, *_ = route(logits, bias, rule, False)
@@ -78,14 +70,16 @@ def routing(rule: RoutingRule, experts: int, biased: bool) -> dict[str, float]:
         "gradient": error(found, expected),
         "gradient_alone": error(
             gradients([plain], [logits])[0],
-            gradients([topk_probs(flat, bias, rule)], [logits])[0],
+            gradients([megatrons_routing(flat, bias, rule)[0]], [logits])[0],
         ),
     }
 
 
-def topk_probs(flat: torch.Tensor, bias: torch.Tensor | None, rule: RoutingRule) -> torch.Tensor:
-    """Megatron's probabilities."""
-    return topk_routing_with_score_function(
+def megatrons_routing(
+    flat: torch.Tensor, bias: torch.Tensor | None, rule: RoutingRule
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Megatron's probabilities and choices."""
+    probs, choices = topk_routing_with_score_function(
         flat,
         rule.topk,
         num_groups=rule.groups,
@@ -93,7 +87,8 @@ def topk_probs(flat: torch.Tensor, bias: torch.Tensor | None, rule: RoutingRule)
         scaling_factor=rule.scaling,
         score_function="sigmoid",
         expert_bias=bias,
-    )[0]
+    )
+    return probs, choices
 
 
 def routing_of_nan() -> float:

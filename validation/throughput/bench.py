@@ -214,8 +214,7 @@ def _bench_case(
 ) -> CaseBench:
     name, starts = session_plan.case.name, []
     for number, count in enumerate(_shares(plan.pairs // 2, STARTS)):
-        starting = replace(session_plan, seed=number, first=SIDES[number % len(SIDES)])
-        with open_session(starting, watch_for(plan.lane)) as session:
+        with open_session(session_plan.start(number), watch_for(plan.lane)) as session:
             starts.append(_measure(session, count, f"start {number + 1}, {name}", progress))
             if number + 1 < STARTS:
                 continue

@@ -13,11 +13,25 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
+import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol, TextIO
+
+
+def take_pipes() -> tuple[TextIO, TextIO]:
+    """This process's stdin and stdout as (commands, answers), for itself alone.
+
+    What a training prints goes to stderr from now on, and what it starts reads nothing.
+    """
+    commands, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    with Path(os.devnull).open() as nothing:
+        os.dup2(nothing.fileno(), 0)
+    return commands, answers
 
 
 class TrainingStoppedError(Exception):

@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,10 @@ class SessionPlan:
     block_seconds: float = 0.5
     seed: int = 0
     first: str = "base"
+
+    def start(self, number: int) -> SessionPlan:
+        """One start of several: other orders of quads, the other side's process first in turns."""
+        return replace(self, seed=number, first=SIDES[number % len(SIDES)])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,6 @@ Runs a case's `throughput` function with a pacer on stdin and stdout, until it i
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import sys
 from pathlib import Path
@@ -14,7 +13,7 @@ from pathlib import Path
 from validation.environment import describe
 from validation.files import decode_json, read_file
 from validation.throughput.meter import CpuMeter, CudaMeter
-from validation.throughput.pacer import Meter, Pacer, TrainingStoppedError
+from validation.throughput.pacer import Meter, Pacer, TrainingStoppedError, take_pipes
 from validation.warm import die_with_parent
 from validation.worker import resolve
 
@@ -25,11 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     path = Path(job_file)
     job = decode_json(read_file(path), path)
     die_with_parent(signal.SIGKILL)
-    commands = os.fdopen(os.dup(0))
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what the training prints belongs into the log
-    with Path(os.devnull).open() as nothing:
-        os.dup2(nothing.fileno(), 0)
+    commands, answers = take_pipes()
     meter: Meter = CpuMeter() if job["lane"] == "cpu" else CudaMeter()
     pacer = Pacer(commands, answers, meter)
     pacer.describe(environment=describe(job["lane"]))

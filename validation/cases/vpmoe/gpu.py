@@ -9,22 +9,20 @@ from validation.cases.base import Case, Law, Needs
 from validation.cases.vpmoe.targets import DECODE, MODULES, PACED, TRAINING, WARM
 
 # What deterministic mode asks of the environment.
-_DETERMINISTIC = {
+DETERMINISTIC = {
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
     "NCCL_ALGO": "Ring",
     "NVTE_ALLOW_NONDETERMINISTIC_ALGO": "0",
 }
 # Megatron asks for it where tensor parallelism and sequence parallelism meet.
-_ONE_QUEUE = {**_DETERMINISTIC, "CUDA_DEVICE_MAX_CONNECTIONS": "1"}
+_ONE_QUEUE = {**DETERMINISTIC, "CUDA_DEVICE_MAX_CONNECTIONS": "1"}
 
 # Compiling Megatron's fused functions takes longer than the rest of a few steps.
 _NOT_COMPILED = {"compiled": False}
 
 _EAGER = ("--attention-kernel", "eager")
 
-_FUSED = (
-    *("--attention-kernel", "triton", "--expert-kernel", "fused", "--loss-kernel", "chunked"),
-)
+FUSED = (*("--attention-kernel", "triton", "--expert-kernel", "fused", "--loss-kernel", "chunked"),)
 
 # As it is trained where speed counts: a graph, and enough tokens, keep the device busy.
 _FAST = ("--cuda-graph-impl", "full_iteration", "--no-check-for-nan-in-loss-and-grad")
@@ -52,7 +50,7 @@ def _training(
     traced_steps: Sequence[int] = (1,),
     law: Law | None = None,
     paced: Sequence[str] = (),
-    environment: Mapping[str, str] = _DETERMINISTIC,
+    environment: Mapping[str, str] = DETERMINISTIC,
     more: Mapping[str, Any] | None = None,
 ) -> Case:
     """A deterministic training on the shipped conversations, and what must be its equal."""
@@ -141,7 +139,7 @@ CASES = (
         "wide_pair on the fused paths that training takes outside deterministic mode",
         "configs/vpmoe-6b.toml",
         *_WIDE,
-        *_FUSED,
+        *FUSED,
         law=Law(reference="wide_pair", curves=_SAME_TRAINING),
     ),
     Case(
@@ -156,7 +154,7 @@ CASES = (
             "window": 128,
             "probed": 136,
             "length": 1000,
-            "environment": _DETERMINISTIC,
+            "environment": DETERMINISTIC,
         },
         preload=("torch", "triton", "vpmoe.model.attention.backends"),
         needs=Needs(gpus=1, modules=("torch", "triton", "vpmoe")),

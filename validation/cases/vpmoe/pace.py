@@ -22,8 +22,6 @@ from validation.throughput.pacer import Pacer
 
 # More steps than anybody waits for.
 _ENDLESS = "100000"
-# What a golden needs and a training that is to be fast does not.
-_SLOW = ("--deterministic-mode",)
 
 
 def run(pacer: Pacer, settings: Mapping[str, Any]) -> None:
@@ -31,8 +29,8 @@ def run(pacer: Pacer, settings: Mapping[str, Any]) -> None:
 
     Args:
         pacer: asked before every step.
-        settings: those of `validation.cases.vpmoe.training.run`; deterministic mode, and the
-            environment that it needs, are left out.
+        settings: those of `validation.cases.vpmoe.training.run`, of which the environment is left
+            out: only deterministic mode needs it.
 
     Raises:
         TrainingStoppedError: by the pacer.
@@ -46,7 +44,7 @@ def run(pacer: Pacer, settings: Mapping[str, Any]) -> None:
         data = Path(folder) / "data"
         build_files(settings, data)
         flags = ["--config", settings["preset"], "--synth-kd-data", str(data)]
-        flags += [str(flag) for flag in settings["flags"] if flag not in _SLOW]
+        flags += [str(flag) for flag in settings["flags"]]
         with detect_lane().activate(), ExitStack() as stack:
             _attach(pacer, stack)
             train([*flags, "--train-iters", _ENDLESS])
