@@ -24,7 +24,7 @@ _COMMON = (
     *("--no-check-for-nan-in-loss-and-grad", "--manual-gc", "--manual-gc-interval", "100000"),
 )
 _UNFUSED = ("--expert-kernel", "grouped", "--loss-kernel", "full")
-_GRAPH = ("--cuda-graph-impl", "full_iteration")
+_GRAPH = ("--cuda-graph-impl", "full_iteration", "--optimizer-cuda-graph")
 # Gradients travel while others are computed.
 _OVERLAP = ("--overlap-grad-reduce",)
 _STOCK = (
@@ -54,7 +54,9 @@ _FLAGS: Mapping[str, tuple[str, ...]] = {
     "vpmoe-graph": _GRAPH,
     "vpmoe-graph-deterministic": (*_GRAPH, *FUSED, "--deterministic-mode"),
     "vpmoe-dp2": (*_GRAPH, *_OVERLAP),
-    "vpmoe-ep2": (*_UNFUSED, "--expert-model-parallel-size", "2", *_OVERLAP),
+    "vpmoe-ep2": (
+        *(*_UNFUSED, "--optimizer-cuda-graph", "--expert-model-parallel-size", "2", *_OVERLAP),
+    ),
     "vpmoe-unfused": _UNFUSED,
 }
 

@@ -204,7 +204,7 @@ def test_tensor_products_agree_with_fp64() -> None:
 
 
 def test_a_graph_trains_as_no_graph_does(tmp_path: Path) -> None:
-    """What Megatron prints of vpMoE-dev, losses to gradient norm, before and after capture."""
+    """What Megatron prints of vpMoE-dev, losses to gradient norm, before and after captures."""
     from vpmoe.data.build import build_dataset
 
     root = Path(__file__).parents[2]
@@ -218,7 +218,8 @@ def test_a_graph_trains_as_no_graph_does(tmp_path: Path) -> None:
         "--no-check-for-nan-in-loss-and-grad",
     )
     curves = []
-    for more in ((), ("--cuda-graph-impl", "full_iteration", "--cuda-graph-warmup-steps", "2")):
+    optimizer = ("--optimizer-cuda-graph", "--cuda-graph-warmup-steps", "2")
+    for more in ((), optimizer, ("--cuda-graph-impl", "full_iteration", *optimizer)):
         done = subprocess.run(
             [sys.executable, "-m", "vpmoe.pretrain", *flags, *more],
             cwd=root,
@@ -231,4 +232,4 @@ def test_a_graph_trains_as_no_graph_does(tmp_path: Path) -> None:
         curves.append(re.findall(r"lm loss: .*?grad norm: +\S+", done.stdout))
     assert len(curves[0]) == 8
     assert len(set(curves[0])) == 8
-    assert curves[0] == curves[1]
+    assert curves[0] == curves[1] == curves[2]

@@ -60,7 +60,9 @@ def megatron() -> Iterator[None]:
 def build(megatron: None) -> Callable[..., Any]:
     """Builds the optimizer of a model from flags."""
 
-    def make(model: torch.nn.Module, *flags: str, **fields: Any) -> Any:
+    def make(
+        model: torch.nn.Module, *flags: str, defaults: dict[str, Any] | None = None, **fields: Any
+    ) -> Any:
         from megatron.core.optimizer import OptimizerConfig
 
         from vpmoe.optimizer.megatron import build_optimizer
@@ -68,7 +70,9 @@ def build(megatron: None) -> Callable[..., Any]:
         config = OptimizerConfig(
             **{"optimizer": "normuon", "lr": 1e-2, "min_lr": 1e-3, "weight_decay": 0.1} | fields
         )
-        options = add_optimizer_args(argparse.ArgumentParser()).parse_args(flags)
+        parser = add_optimizer_args(argparse.ArgumentParser())
+        parser.set_defaults(**defaults or {})
+        options = parser.parse_args(flags)
         return build_optimizer(config, [model], options)
 
     return make
@@ -234,6 +238,41 @@ def test_values_out_of_range_are_refused(words: list[str]) -> None:
         validate_optimizer_args(parsed(*words))
 
 
+@pytest.mark.parametrize(
+    ("device", "ranks", "why"), [(False, 1, "no CUDA device"), (True, 2, "parallel-size 2")]
+)
+def test_a_graph_of_the_step_is_refused_where_it_cannot_be(
+    device: bool, ranks: int, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: device)
+    args = parsed()
+    args.optimizer_cuda_graph = True
+    args.tensor_model_parallel_size = ranks
+    with pytest.raises(ValueError, match=f"--optimizer-cuda-graph.*{why}"):
+        validate_optimizer_args(args)
+
+
+def test_only_normuon_is_graphed(build: Callable[..., Any]) -> None:
+    """Adam's kernel for graphs rounds the bias correction otherwise, so Adam steps as it does."""
+    from vpmoe.optimizer import NorMuon
+
+    plain, graphed = Small(), Small()
+    options = {"cuda_graph_warmup_steps": 1000}
+    optimizers = [
+        build(plain),
+        build(graphed, defaults=options, optimizer_cuda_graph=True),
+    ]
+    for model, optimizer in zip((plain, graphed), optimizers, strict=True):
+        for step in range(3):
+            model.set_gradients(1.0 + step)
+            assert optimizer.step()[0]
+    for one, other in zip(plain.parameters(), graphed.parameters(), strict=True):
+        assert torch.equal(one, other)
+    inner = [wrapped.optimizer for wrapped in optimizers[1].chained_optimizers]
+    assert [i._graph_after for i in inner if isinstance(i, NorMuon)] == [1000]
+    assert not any(getattr(i, "capturable", False) for i in inner)
+
+
 def test_flags_without_normuon_are_refused() -> None:
     args = parsed("--normuon-aux-lr", "1")
     args.optimizer = "adam"
@@ -244,4 +283,5 @@ def test_flags_without_normuon_are_refused() -> None:
 def parsed(*words: str) -> argparse.Namespace:
     args = add_optimizer_args(argparse.ArgumentParser()).parse_args(words)
     args.optimizer, args.lr, args.min_lr = "normuon", 1e-2, 1e-3
+    args.optimizer_cuda_graph, args.tensor_model_parallel_size = False, 1
     return args

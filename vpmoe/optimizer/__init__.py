@@ -1,6 +1,7 @@
 """NorMuon with Polar Express, and its place in Megatron's optimizer construction."""
 
-from vpmoe.optimizer.normuon import MatrixLayout, NorMuon
+from vpmoe.optimizer.chunks import MatrixLayout
+from vpmoe.optimizer.normuon import NorMuon
 from vpmoe.optimizer.polar_express import (
     load_coefficients,
     polar_express,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import torch
+
 from vpmoe.optimizer.polar_express import DEFAULT_SAFETY_FACTOR, load_coefficients
 
 TP_MODES = ("duplicated", "distributed", "blockwise")
@@ -17,7 +19,6 @@ _REFUSED = {
     "use_precision_aware_optimizer": "--use-precision-aware-optimizer",
     "use_torch_fsdp2": "--use-torch-fsdp2",
     "use_megatron_fsdp": "--use-megatron-fsdp",
-    "optimizer_cuda_graph": "--optimizer-cuda-graph",
     "fp16": "--fp16",
 }
 
@@ -84,6 +85,15 @@ def validate_optimizer_args(args: argparse.Namespace) -> None:
     for name, flag in _REFUSED.items():
         if getattr(args, name, False):
             raise ValueError(f"--optimizer normuon does not support {flag}; leave it out")
+    if args.optimizer_cuda_graph:
+        if not torch.cuda.is_available():
+            raise ValueError("--optimizer-cuda-graph: there is no CUDA device; leave it out")
+        if args.tensor_model_parallel_size > 1:
+            raise ValueError(
+                f"--optimizer-cuda-graph with --tensor-model-parallel-size "
+                f"{args.tensor_model_parallel_size}: NorMuon communicates in its step; use one of "
+                "the two"
+            )
     for name in ("normuon_momentum", "normuon_beta2"):
         if not 0.0 <= getattr(args, name) < 1.0:
             flag = "--" + name.replace("_", "-")

@@ -34,7 +34,8 @@ from megatron.core.optimizer.optimizer_config import (
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.utils import get_model_config, get_pg_size
 
-from vpmoe.optimizer.normuon import MatrixLayout, NorMuon
+from vpmoe.optimizer.chunks import MatrixLayout
+from vpmoe.optimizer.normuon import NorMuon
 from vpmoe.optimizer.polar_express import load_coefficients, polar_express_coefficients
 
 _SECOND = "second_momentum"
@@ -155,6 +156,17 @@ def install() -> None:
 
     get_megatron_optimizer.builds_normuon = True  # type: ignore[attr-defined]
     training.get_megatron_optimizer = get_megatron_optimizer
+    graph_whole_step = training.OptimizerCudaGraphWrapper
+
+    def graph_step(step: Any, *args: Any, **kwargs: Any) -> Any:
+        from megatron.training import get_args
+
+        # NorMuon graphs its own part: the whole step's graph would step on NaN, and keep the decay.
+        if get_args().optimizer == "normuon":
+            return step
+        return graph_whole_step(step, *args, **kwargs)
+
+    training.OptimizerCudaGraphWrapper = graph_step
 
 
 def build_optimizer(
@@ -203,6 +215,8 @@ def build_optimizer(
             continue
         adam = copy.copy(config)
         adam.optimizer = "adam"
+        # A few launches, for which a graph would round the bias correction otherwise.
+        adam.optimizer_cuda_graph = False
         wrapped = megatron_optimizer._get_megatron_optimizer_based_on_param_groups(
             config=adam,
             model_chunks=list(model_chunks),
@@ -308,6 +322,7 @@ def _wrap_normuon(
         coefficients=polar_express_coefficients(sf) if path is None else load_coefficients(path),
         safety_factor=sf,
         tp_mode=options.normuon_tp_mode,
+        graph_after=options.cuda_graph_warmup_steps if config.optimizer_cuda_graph else None,
         layout=lambda param: matrix_layout(names[param], param, model_config, groups),
     )
 

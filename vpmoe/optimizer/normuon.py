@@ -13,15 +13,25 @@ Matrices of one shape are worked on together, whichever parameters they are in: 
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
 from torch import distributed
 
+from vpmoe.optimizer.chunks import (
+    Chunk,
+    MatrixLayout,
+    Rates,
+    Unit,
+    batches,
+    parts,
+    stacked,
+    units_of,
+    unstack,
+)
+from vpmoe.optimizer.graph import GraphedWork
 from vpmoe.optimizer.polar_express import (
     DEFAULT_SAFETY_FACTOR,
     Coefficients,
@@ -29,75 +39,12 @@ from vpmoe.optimizer.polar_express import (
     polar_express_coefficients,
 )
 
-if TYPE_CHECKING:
-    from vpmoe.optimizer.triton_kernel import SmallMatrices
-
 TPMode = Literal["duplicated", "distributed", "blockwise"]
 
 # Scratch memory of a chunk, in bytes an element, and the share of the state that it may take.
 _SCRATCH_BYTES = 16
 _SCRATCH_SHARE = 0.08
 _SMALLEST_CHUNK = 1 << 20
-
-
-@dataclass(frozen=True)
-class MatrixLayout:
-    """What the matrices in a parameter are.
-
-    Attributes:
-        partition_dim: the matrix dimension, 0 (rows) or 1 (columns), that `tp_group` shards.
-        tp_group: the ranks that share the matrix; None when it is whole.
-        block_rows: a fused weight's rows of each block in one group of blocks, such as Megatron's
-            (query, key, value) rows of a query group. Each block, over all groups, is a matrix.
-    """
-
-    partition_dim: int | None = None
-    tp_group: distributed.ProcessGroup | None = None
-    block_rows: tuple[int, ...] | None = None
-
-    @property
-    def shards(self) -> int:
-        """Ranks that share the matrix."""
-        return 1 if self.tp_group is None else distributed.get_world_size(self.tp_group)
-
-
-@dataclass(frozen=True)
-class _Unit:
-    """Matrices of one parameter that are worked on together: whole rows or a block's rows."""
-
-    param: torch.Tensor
-    rows: tuple[int, int]
-    block: tuple[int, int, int] | None = None  # rows of a group of blocks, first row, end row
-
-    def view(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The unit's rows of a tensor [..., n]: [rows, n], or [groups, rows, n] for a block."""
-        if self.block is not None:
-            total, start, stop = self.block
-            return tensor.view(-1, total, tensor.shape[-1])[:, start:stop]
-        first, end = self.rows
-        if tensor.ndim == 2 and (first, end) == (0, tensor.shape[0]):
-            return tensor
-        return tensor.view(-1, tensor.shape[-1])[first:end]
-
-
-@dataclass(frozen=True)
-class _Chunk:
-    """Units whose matrices have one shape and layout, stacked in one pass."""
-
-    shape: tuple[int, int]
-    layout: MatrixLayout
-    units: tuple[_Unit, ...]
-    kernel: SmallMatrices | None = None
-
-    @property
-    def full_shape(self) -> tuple[int, int]:
-        """The shape over all shards."""
-        m, n = self.shape
-        shards = self.layout.shards
-        return (
-            m * shards if self.layout.partition_dim == 0 else m,
-            n * shards if self.layout.partition_dim == 1 else n,
-        )
 
 
 class NorMuon(torch.optim.Optimizer):
@@ -118,6 +65,9 @@ class NorMuon(torch.optim.Optimizer):
         tp_mode: how sharded matrices are orthogonalised: `duplicated` gathers them on every rank,
             `distributed` sums Gram matrices, `blockwise` takes each shard for a matrix.
         layout: maps a parameter to its `MatrixLayout`; None for plain ones.
+        graph_after: replays steps in a CUDA graph after so many that ran as they are, and again
+            after any but the learning rate has changed, as when gradients lie elsewhere; None for
+            no graph. fp32 CUDA parameters only, and no sharded matrices.
 
     Raises:
         ValueError: a hyperparameter out of range, or a parameter that is no matrix.
@@ -136,6 +86,7 @@ class NorMuon(torch.optim.Optimizer):
         safety_factor: float = DEFAULT_SAFETY_FACTOR,
         tp_mode: TPMode = "duplicated",
         layout: Callable[[torch.Tensor], MatrixLayout] | None = None,
+        graph_after: int | None = None,
     ) -> None:
         for name, value in (("momentum", momentum), ("beta2", beta2)):
             if not 0.0 <= value < 1.0:
@@ -149,7 +100,11 @@ class NorMuon(torch.optim.Optimizer):
         self._layout = layout or (lambda param: MatrixLayout())
         # By position, since mixed precision puts fp32 copies in the place of parameters.
         self._layouts: list[list[MatrixLayout]] = []
-        self._chunks: list[list[_Chunk]] | None = None
+        self._chunks: list[list[Chunk]] | None = None
+        self._graph_after = graph_after
+        self._graphed: GraphedWork | None = None
+        # Of each chunk, where a graph reads them.
+        self._on_device: list[list[Rates]] = []
         defaults = {
             "lr": lr,
             "momentum": momentum,
@@ -212,27 +167,68 @@ class NorMuon(torch.optim.Optimizer):
         self.init_state()
         if self._chunks is None:
             self._chunks = self._plan()
-        for group, chunks in zip(self.param_groups, self._chunks, strict=True):
-            for chunk in chunks:
+            if self._graph_after is not None:
+                self._on_device = [[_device_rates(c) for c in chunks] for chunks in self._chunks]
+                self._graphed = GraphedWork(self._queue_on_device, self._graph_after)
+        rates = [
+            [Rates.of(group["lr"], group["weight_decay"], chunk.full_shape) for chunk in chunks]
+            for group, chunks in zip(self.param_groups, self._chunks, strict=True)
+        ]
+        if self._graphed is None:
+            self._queue(rates)
+        else:
+            for places, values in zip(self._on_device, rates, strict=True):
+                for place, value in zip(places, values, strict=True):
+                    place.keep.fill_(value.keep)  # type: ignore[union-attr]
+                    place.step.fill_(value.step)  # type: ignore[union-attr]
+            self._graphed(self._decided())
+        return loss
+
+    def _queue_on_device(self) -> None:
+        self._queue(self._on_device)
+
+    def _queue(self, rates: Sequence[Sequence[Rates]]) -> None:
+        """Queues the whole step, with the rates of every group's chunks."""
+        assert self._chunks is not None
+        for group, chunks, of_chunks in zip(self.param_groups, self._chunks, rates, strict=True):
+            for chunk, rate in zip(chunks, of_chunks, strict=True):
                 if chunk.kernel is not None:
                     gradients = [
                         None if unit.param.grad is None else _contiguous_gradient(unit.param)
                         for unit in chunk.units
                     ]
-                    chunk.kernel.step(gradients, **{name: group[name] for name in self.defaults})
+                    chunk.kernel.step(
+                        gradients,
+                        rate.keep,
+                        rate.step,
+                        **{name: group[name] for name in ("momentum", "beta2", "eps")},
+                    )
                     continue
                 units = [unit for unit in chunk.units if unit.param.grad is not None]
                 if units:
-                    self._update(chunk, units, group)
-        return loss
+                    self._update(chunk, units, group, rate)
 
-    def _plan(self) -> list[list[_Chunk]]:
+    def _decided(self) -> Hashable:
+        """All that a graph keeps of a step: where its tensors lie, and every number but rates."""
+        numbers = tuple(
+            (group["momentum"], group["beta2"], group["eps"], bool(group["weight_decay"]))
+            for group in self.param_groups
+        )
+        places = tuple(
+            (param.data_ptr(), *(state.data_ptr() for state in self.state[param].values()))
+            + (() if param.grad is None else (param.grad.data_ptr(), param.grad.dtype))
+            for group in self.param_groups
+            for param in group["params"]
+        )
+        return numbers, places
+
+    def _plan(self) -> list[list[Chunk]]:
         """Sorts every group's matrices into chunks of one shape each."""
         total = sum(param.numel() for group in self.param_groups for param in group["params"])
         budget = max(int(total * 4 * _SCRATCH_SHARE / _SCRATCH_BYTES), _SMALLEST_CHUNK)
         plan = []
         for group, layouts in zip(self.param_groups, self._layouts, strict=True):
-            alike: dict[tuple[Any, ...], list[_Unit]] = {}
+            alike: dict[tuple[Any, ...], list[Unit]] = {}
             fitting: dict[tuple[Any, ...], list[torch.Tensor]] = {}
             for param, layout in zip(group["params"], layouts, strict=True):
                 if not param.is_contiguous():
@@ -240,17 +236,17 @@ class NorMuon(torch.optim.Optimizer):
                 if _fits_kernel(param, layout):
                     fitting.setdefault((*param.shape[-2:], param.device), []).append(param)
                     continue
-                for m, unit in _units(param, layout, budget):
+                for m, unit in units_of(param, layout, budget):
                     key = (m, param.shape[-1], layout, param.device, param.dtype)
                     alike.setdefault(key, []).append(unit)
             chunks = [self._kernel_chunk(params, total) for params in fitting.values()]
             for (m, n, layout, _, _), units in alike.items():
-                for part in _batches(units, budget, n):
-                    chunks.append(_Chunk((m, n), replace(layout, block_rows=None), part))
+                for part in batches(units, budget, n):
+                    chunks.append(Chunk((m, n), replace(layout, block_rows=None), part))
             plan.append(chunks)
         return plan
 
-    def _kernel_chunk(self, params: Sequence[torch.Tensor], total: int) -> _Chunk:
+    def _kernel_chunk(self, params: Sequence[torch.Tensor], total: int) -> Chunk:
         from vpmoe.optimizer.triton_kernel import SmallMatrices
 
         m, n = params[0].shape[-2:]
@@ -262,11 +258,13 @@ class NorMuon(torch.optim.Optimizer):
             self._safety_factor,
             int(total * 4 * _SCRATCH_SHARE),
         )
-        units = tuple(_Unit(param, (0, param.numel() // n)) for param in params)
-        return _Chunk((m, n), MatrixLayout(), units, kernel)
+        units = tuple(Unit(param, (0, param.numel() // n)) for param in params)
+        return Chunk((m, n), MatrixLayout(), units, kernel)
 
-    def _update(self, chunk: _Chunk, units: Sequence[_Unit], group: dict[str, Any]) -> None:
-        (m, n), (full_m, full_n) = chunk.shape, chunk.full_shape
+    def _update(
+        self, chunk: Chunk, units: Sequence[Unit], group: dict[str, Any], rates: Rates
+    ) -> None:
+        (m, n), full_n = chunk.shape, chunk.full_shape[1]
         layout, mu = chunk.layout, group["momentum"]
         weights = [unit.view(unit.param) for unit in units]
         momenta = [unit.view(self.state[unit.param]["momentum_buffer"]) for unit in units]
@@ -274,7 +272,7 @@ class NorMuon(torch.optim.Optimizer):
         gradients = [unit.view(_contiguous_gradient(unit.param)) for unit in units]
 
         torch._foreach_lerp_(momenta, gradients, 1.0 - mu)
-        update = _stack(gradients, m, n).lerp_(_stack(momenta, m, n), mu)
+        update = stacked(gradients, m, n).lerp_(stacked(momenta, m, n), mu)
         update = self._orthogonalise(update, layout)
 
         reduce = _reduction(layout)
@@ -283,8 +281,8 @@ class NorMuon(torch.optim.Optimizer):
         squares = torch.linalg.vector_norm(rows, dim=-1, keepdim=True).square()
         if reduce is not None and layout.partition_dim == 1:
             squares = reduce(squares, "sum")
-        second = _stack(seconds, m, 1).lerp_(squares / full_n, 1.0 - group["beta2"])
-        _unstack(seconds, second)
+        second = stacked(seconds, m, 1).lerp_(squares / full_n, 1.0 - group["beta2"])
+        unstack(seconds, second)
         # ||O||_F and ||O / sqrt(v + eps)||_F from the rows' sums alone.
         weighted = squares / (second + group["eps"])
         norms = torch.cat((squares, weighted), dim=-1).sum(dim=-2, keepdim=True)
@@ -293,11 +291,11 @@ class NorMuon(torch.optim.Optimizer):
         before, after = norms[..., :1], norms[..., 1:]
         rescale = torch.where(after > 0, before / after, torch.zeros_like(after)).sqrt()
         factor = rescale * (second + group["eps"]).rsqrt()
-        step = rows.mul_(factor * (-group["lr"] * math.sqrt(max(1.0, full_m / full_n))))
+        step = rows.mul_(factor * rates.step)
 
         if group["weight_decay"]:
-            torch._foreach_mul_(weights, 1.0 - group["lr"] * group["weight_decay"])
-        torch._foreach_add_(weights, _parts(weights, step))
+            torch._foreach_mul_(weights, rates.keep)
+        torch._foreach_add_(weights, parts(weights, step))
 
     def _orthogonalise(self, update: torch.Tensor, layout: MatrixLayout) -> torch.Tensor:
         if layout.tp_group is None:
@@ -320,36 +318,6 @@ class NorMuon(torch.optim.Optimizer):
         return whole.narrow(1 + layout.partition_dim, rank * size, size).contiguous()
 
 
-def _units(param: torch.Tensor, layout: MatrixLayout, budget: int) -> Iterator[tuple[int, _Unit]]:
-    """The matrices of a parameter, and their rows; large stacks in parts of at most `budget`."""
-    m, n = param.shape[-2:]
-    if layout.block_rows is not None:
-        total = sum(layout.block_rows)
-        ends = list(itertools.accumulate(layout.block_rows))
-        for start, stop in zip([0, *ends], ends, strict=False):
-            rows = param.shape[0] // total * (stop - start)
-            yield rows, _Unit(param, (0, rows), (total, start, stop))
-        return
-    all_rows = param.numel() // n
-    part = max(1, budget // (m * n)) * m
-    for first in range(0, all_rows, part):
-        yield m, _Unit(param, (first, min(first + part, all_rows)))
-
-
-def _batches(units: Iterable[_Unit], budget: int, n: int) -> Iterator[tuple[_Unit, ...]]:
-    """Consecutive units of at most `budget` elements together, or of one unit."""
-    batch: list[_Unit] = []
-    size = 0
-    for unit in units:
-        elements = (unit.rows[1] - unit.rows[0]) * n
-        if batch and size + elements > budget:
-            yield tuple(batch)
-            batch, size = [], 0
-        batch.append(unit)
-        size += elements
-    yield tuple(batch)
-
-
 def _fits_kernel(param: torch.Tensor, layout: MatrixLayout) -> bool:
     """Whether one launch steps a parameter's matrices."""
     if not param.is_cuda or param.dtype != torch.float32 or layout != MatrixLayout():
@@ -359,28 +327,27 @@ def _fits_kernel(param: torch.Tensor, layout: MatrixLayout) -> bool:
     return min(param.shape[-2:]) <= LARGEST_SIDE
 
 
+def _device_rates(chunk: Chunk) -> Rates:
+    """Where a graph finds a chunk's rates.
+
+    Raises:
+        ValueError: a chunk that a graph cannot take.
+    """
+    param = chunk.units[0].param
+    if param.dtype != torch.float32 or chunk.layout.tp_group is not None:
+        raise ValueError(
+            f"a graph of NorMuon's step takes whole fp32 matrices, found {param.dtype} "
+            f"{list(param.shape)} on {chunk.layout.shards} tensor-parallel rank(s)"
+        )
+    return Rates(param.new_zeros(()), param.new_zeros(()))
+
+
 def _contiguous_gradient(param: torch.Tensor) -> torch.Tensor:
     gradient = param.grad
     assert gradient is not None
     if gradient.is_sparse:
         raise RuntimeError("NorMuon does not support sparse gradients")
     return gradient.to(param.dtype).contiguous()
-
-
-def _stack(views: Sequence[torch.Tensor], m: int, n: int) -> torch.Tensor:
-    """A new tensor [b, m, n] of the units' matrices."""
-    return torch.cat([view.reshape(-1, n) for view in views]).view(-1, m, n)
-
-
-def _parts(views: Sequence[torch.Tensor], stacked: torch.Tensor) -> list[torch.Tensor]:
-    """The inverse of `_stack`: the parts of `stacked`, each in the shape of its view."""
-    sizes = [view.numel() // view.shape[-1] for view in views]
-    parts = stacked.view(-1, stacked.shape[-1]).split(sizes)
-    return [part.view(view.shape) for part, view in zip(parts, views, strict=True)]
-
-
-def _unstack(views: Sequence[torch.Tensor], stacked: torch.Tensor) -> None:
-    torch._foreach_copy_(list(views), _parts(views, stacked))
 
 
 def _reduction(layout: MatrixLayout) -> Callable[[torch.Tensor, str], torch.Tensor] | None:

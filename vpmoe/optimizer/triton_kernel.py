@@ -70,9 +70,9 @@ class SmallMatrices:
     def step(
         self,
         gradients: Sequence[torch.Tensor | None],
+        keep: float | torch.Tensor,
+        rate: float | torch.Tensor,
         *,
-        lr: float,
-        weight_decay: float,
         momentum: float,
         beta2: float,
         eps: float,
@@ -81,8 +81,8 @@ class SmallMatrices:
 
         Args:
             gradients: fp32 and contiguous, of the weights' shapes.
-            lr: learning rate.
-            weight_decay: decoupled, times lr.
+            keep: what the weights are multiplied with, a number or an fp32 scalar on the device.
+            rate: what the normalised updates are multiplied with before they are added, likewise.
             momentum: mu.
             beta2: decay of v.
             eps: added to v.
@@ -108,14 +108,15 @@ class SmallMatrices:
             self._coefficients.shape[0],
             max(self._m, self._n),
             min(self._m, self._n),
-            1.0 - lr * weight_decay,
-            -lr * math.sqrt(max(1.0, self._m / self._n)),
+            keep,
+            rate,
             momentum,
             beta2,
             eps,
             self._margin,
             SMALLEST_ENTRY,
             LARGEST_ENTRY,
+            LOADED=isinstance(rate, torch.Tensor),
             TALL=self._m > self._n,
             SIDE=self._side,
             BLOCK=_BLOCK,
@@ -195,17 +196,21 @@ def _step_kernel(
     length,
     side,
     keep,
-    minus_rate,
+    rate,
     momentum,
     beta2,
     eps,
     margin,
     smallest,
     largest,
+    LOADED: tl.constexpr,
     TALL: tl.constexpr,
     SIDE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    if LOADED:
+        keep = tl.load(keep)
+        rate = tl.load(rate)
     blocks = tl.cdiv(length, BLOCK)
     columns = side if TALL else length
     rows = length if TALL else side
@@ -297,7 +302,7 @@ def _step_kernel(
             before = tl.sum(sums, 0)
             after = tl.sum(sums / (s + eps), 0)
         tl.debug_barrier()
-        rescale = tl.where(after == 0, 0.0, tl.sqrt(before / after)) * minus_rate
+        rescale = tl.where(after == 0, 0.0, tl.sqrt(before / after)) * rate
 
         for block in range(blocks):
             offsets, places, exists = _tile(block, side, length, TALL, SIDE, BLOCK)

@@ -128,8 +128,8 @@ BUGS = {
         "layout_tp",
     ),
     "optimizer: scale of tall matrices missing": Bug(
-        "vpmoe/optimizer/normuon.py",
-        "math.sqrt(max(1.0, full_m / full_n))",
+        "vpmoe/optimizer/chunks.py",
+        "math.sqrt(max(1.0, m / n))",
         "1.0",
         "optimizer",
         "decoder.layers.1.mlp.experts.local_experts.0.linear_fc2",

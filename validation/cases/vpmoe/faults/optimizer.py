@@ -59,7 +59,7 @@ def update_not_scaled_by_shape() -> Planted:
     def wrap(original: Any) -> Any:
         return property(lambda chunk: chunk.shape[:1] * 2)
 
-    return patched("vpmoe.optimizer.normuon", "_Chunk.full_shape", wrap)
+    return patched("vpmoe.optimizer.normuon", "Chunk.full_shape", wrap)
 
 
 @fault(
@@ -120,7 +120,7 @@ def update_scaled_as_transposed() -> Planted:
     def wrap(original: Any) -> Any:
         return property(lambda chunk: original.fget(chunk)[::-1])
 
-    return patched("vpmoe.optimizer.normuon", "_Chunk.full_shape", wrap)
+    return patched("vpmoe.optimizer.normuon", "Chunk.full_shape", wrap)
 
 
 @fault(
