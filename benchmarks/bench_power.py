@@ -37,7 +37,7 @@ from validation.cases.vpmoe.faults.planting import Planted
 from validation.cases.vpmoe.faults.throughput import slower
 from validation.files import encode_json, write_atomically
 from validation.throughput.bench import DEFAULT_PAIRS, EACH_ALPHA, MIN_PAIRS, STARTS
-from validation.throughput.session import Quad, Session, SessionPlan, open_session
+from validation.throughput.session import BLOCK_SECONDS, Quad, Session, SessionPlan, open_session
 from validation.throughput.statistics import (
     ALPHA,
     MIN_EFFECT,
@@ -242,7 +242,7 @@ def main() -> None:
     one.add_argument("--case", default="tiny_moe", help="default: tiny_moe")
     one.add_argument("--lane", default="cpu", help="default: cpu")
     one.add_argument("--pairs", type=int, default=DEFAULT_PAIRS, help="of a section")
-    one.add_argument("--block", type=float, default=0.5, help="seconds of a block at least")
+    one.add_argument("--block", type=float, default=BLOCK_SECONDS, help="seconds of a block")
     one.add_argument("--share", type=float, default=1.0, help="of the sections (default: 1)")
     one.add_argument("--seconds", type=float, default=3600.0, help="that it may take")
     one.add_argument("--only", action="append", choices=list(SECTIONS), metavar="EXPERIMENT")

@@ -19,6 +19,7 @@ from validation.files import encode_json, write_atomically
 from validation.goldens.acceptance import RefusedError
 from validation.source import find_root, source_digest
 from validation.throughput.bench import BENCH_FILE, DEFAULT_PAIRS, MIN_PAIRS, BenchPlan, run_bench
+from validation.throughput.session import BLOCK_SECONDS
 from validation.throughput.statistics import MIN_EFFECT
 from validation.throughput.table import render_bench, render_trend, trend_json
 from validation.throughput.telemetry import MAX_NEIGHBOURS
@@ -55,7 +56,11 @@ def add_commands(commands: Any) -> None:
         f"{MIN_PAIRS} (default: {DEFAULT_PAIRS})",
     )
     parser.add_argument(
-        "--block", type=float, default=0.5, metavar="SECONDS", help="of a block (default: 0.5)"
+        "--block",
+        type=float,
+        default=BLOCK_SECONDS,
+        metavar="SECONDS",
+        help=f"of a block, a step at least (default: {BLOCK_SECONDS:g})",
     )
     parser.add_argument(
         "--min-effect",

@@ -16,7 +16,14 @@ from validation.cases import LANES, Case
 from validation.files import SCHEMA
 from validation.source import RepositoryError, git, source_digest
 from validation.throughput.figures import Figures, OperatorChange, figures_of, operator_changes
-from validation.throughput.session import SIDES, Quad, Session, SessionPlan, open_session
+from validation.throughput.session import (
+    BLOCK_SECONDS,
+    SIDES,
+    Quad,
+    Session,
+    SessionPlan,
+    open_session,
+)
 from validation.throughput.statistics import ALPHA, MIN_EFFECT, Judgement, judge
 from validation.throughput.telemetry import MAX_NEIGHBOURS, unfit, watch_for
 from validation.verdict import EXIT_CODES, Verdict, jsonable, worst
@@ -59,7 +66,7 @@ class BenchPlan:
     cases: Sequence[Case]
     base: str
     pairs: int = DEFAULT_PAIRS
-    block_seconds: float = 0.5
+    block_seconds: float = BLOCK_SECONDS
     min_effect: float = MIN_EFFECT
     max_neighbours: float = MAX_NEIGHBOURS
     profile: bool = False

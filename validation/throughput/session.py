@@ -29,6 +29,8 @@ from validation.execution import RunError
 from validation.files import encode_json, write_atomically
 
 SIDES = ("base", "head")
+BLOCK_SECONDS = 0.05
+"""Of a block: what disturbs a machine lasts about a second, and both sides shall see the same."""
 _SAMPLE_SECONDS = 0.1
 _GRACE_SECONDS = 10.0
 _LOG_TAIL = 12
@@ -58,7 +60,7 @@ class SessionPlan:
     trees: Mapping[str, Path]
     logs: Path
     fault: str | None = None
-    block_seconds: float = 0.5
+    block_seconds: float = BLOCK_SECONDS
     seed: int = 0
     first: str = "base"
 
