@@ -23,9 +23,11 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import mmap
 import os
 import shutil
 import statistics
+import struct
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -51,6 +53,7 @@ from validation.throughput.telemetry import unfit, watch_for
 SECTIONS = {"same": 60, "slow-step-3": 20, "slow-step-1": 20}
 SHARES = {"same": 0.0, "slow-step-3": 0.03, "slow-step-1": 0.01}
 _SWITCH = "VPMOE_BENCH_POWER_SWITCH"
+_SHARE = struct.Struct("d")
 _KINDS = ("effects", "whole_effects")
 Parts = dict[str, list[dict[str, Any]]]
 """What one start has measured, by experiment."""
@@ -59,9 +62,19 @@ _NOT_COPIED = (".git", ".tox", ".venv", "__pycache__", "runs", "reports", "mlrun
 
 
 def switched() -> Planted:
-    """The plant: the share stands in a file, which the parent writes."""
-    switch = Path(os.environ[_SWITCH])
-    return slower(lambda: float(switch.read_text()))
+    """The plant: the share stands in a file, which the parent writes.
+
+    It is read through memory: what opening a file takes would be a slowdown of every experiment.
+    """
+    with Path(os.environ[_SWITCH]).open("rb") as file:
+        switch = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    return slower(lambda: _SHARE.unpack_from(switch)[0])
+
+
+def _set_switch(switch: Path, share: float) -> None:
+    """Changes the share in place, while neither side trains."""
+    with switch.open("r+b" if switch.exists() else "wb") as file:
+        file.write(_SHARE.pack(share))
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -94,14 +107,14 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             block_seconds=options.block,
         )
         for number in range(STARTS):
-            write_atomically(switch, b"0.0")
+            _set_switch(switch, 0.0)
             starts.append({name: [] for name in names})
             until = began + options.seconds * (number + 1) / STARTS
             with open_session(plan.start(number), watch_for(plan.lane)) as session:
                 session.warm_up()
                 session.quad()  # clocks and caches settle in the rhythm of the blocks
                 while (name := _next(starts[-1], wanted)) and time.monotonic() < until:
-                    write_atomically(switch, str(SHARES[name]).encode())
+                    _set_switch(switch, SHARES[name])
                     part = _part([session.quad() for _ in range(options.pairs // 2 // STARTS)])
                     starts[-1][name].append(part)
                     ratio = math.exp(statistics.median(part["effects"]))

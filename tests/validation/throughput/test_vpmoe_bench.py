@@ -1,5 +1,6 @@
 """The tiny vpMoE's real training, paced, and what a case's declaration leaves as it was."""
 
+import itertools
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -59,17 +60,22 @@ def test_a_slowdown_is_counted_out_once(monkeypatch: pytest.MonkeyPatch) -> None
     with detect_lane().activate():
         import megatron.training.training as training
 
-    seconds_of_a_step: list[float] = []
     counts: list[int] = []
 
-    def products(seconds: float) -> float:
-        seconds_of_a_step.append(seconds)
-        return 200.0
+    class Products:
+        """A step takes as long as 200 of them."""
 
-    monkeypatch.setattr(slowdowns, "_products", products)
-    monkeypatch.setattr(slowdowns, "_multiply", counts.append)
+        def seconds(self) -> float:
+            return 0.01
+
+        def queue(self, count: int) -> None:
+            counts.append(count)
+
+    clock = itertools.count(step=2)  # read twice a step
+    monkeypatch.setattr(slowdowns, "_Products", Products)
+    monkeypatch.setattr(slowdowns.time, "perf_counter", lambda: float(next(clock)))
     monkeypatch.setattr(training, "train_step", lambda step: step)
     with slowdowns.slow_step_3():
-        assert [training.train_step(step) for step in range(10)] == list(range(10))
-    assert len(seconds_of_a_step) == 1
+        assert [training.train_step(step) for step in range(12)] == list(range(12))
+    # After the eight steps of a benchmark's warm-up.
     assert counts == [6, 6, 6, 6]

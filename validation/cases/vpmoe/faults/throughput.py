@@ -18,7 +18,7 @@ from validation.cases.vpmoe.faults.planting import Planted, patched
 # benchmark is as long.
 _SKIPPED, _MEASURED = 5, 3
 _SIDE = {"cpu": 256, "cuda": 1024}
-_PRODUCTS = 50
+_TIMED = 50
 
 
 def slow_step_3() -> Planted:
@@ -36,14 +36,15 @@ def slower(share: Callable[[], float]) -> Planted:
 
     def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
         times: list[float] = []
+        products: _Products | None = None
         whole = 0.0  # products that take as long as a step
 
         def train_step(*args: Any, **kwargs: Any) -> Any:
-            nonlocal whole
-            if whole:
+            nonlocal products, whole
+            if products is not None:
                 result = original(*args, **kwargs)
                 # Queued: a wait would cost the training more than they do.
-                _multiply(round(share() * whole))
+                products.queue(round(share() * whole))
                 return result
             _wait()
             began = time.perf_counter()
@@ -51,7 +52,8 @@ def slower(share: Callable[[], float]) -> Planted:
             _wait()
             times.append(time.perf_counter() - began)
             if len(times) == _SKIPPED + _MEASURED:
-                whole = _products(statistics.median(times[_SKIPPED:]))
+                products = _Products()
+                whole = statistics.median(times[_SKIPPED:]) / products.seconds()
             return result
 
         return train_step
@@ -59,28 +61,34 @@ def slower(share: Callable[[], float]) -> Planted:
     return patched("megatron.training.training", "train_step", wrap)
 
 
-def _products(seconds: float) -> float:
-    """How many products take this long."""
-    _multiply(_PRODUCTS)
-    _wait()
-    times = []
-    for _ in range(3):
-        began = time.perf_counter()
-        _multiply(_PRODUCTS)
+class _Products:
+    """Products of a fixed size, and nothing beside them: none of them costs nothing."""
+
+    def __init__(self) -> None:
+        import torch
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._matrix = torch.full((_SIDE[device], _SIDE[device]), 0.5, device=device)
+        self._product = torch.empty_like(self._matrix)
+
+    def queue(self, count: int) -> None:
+        """That many."""
+        import torch
+
+        for _ in range(count):
+            torch.mm(self._matrix, self._matrix, out=self._product)
+
+    def seconds(self) -> float:
+        """Of one."""
+        self.queue(_TIMED)
         _wait()
-        times.append((time.perf_counter() - began) / _PRODUCTS)
-    return seconds / statistics.median(times)
-
-
-def _multiply(count: int) -> None:
-    """That many products of a fixed size."""
-    import torch
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    matrix = torch.full((_SIDE[device], _SIDE[device]), 0.5, device=device)
-    product = torch.empty_like(matrix)
-    for _ in range(count):
-        torch.mm(matrix, matrix, out=product)
+        times = []
+        for _ in range(3):
+            began = time.perf_counter()
+            self.queue(_TIMED)
+            _wait()
+            times.append((time.perf_counter() - began) / _TIMED)
+        return statistics.median(times)
 
 
 def _wait() -> None:
