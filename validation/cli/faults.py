@@ -32,7 +32,8 @@ def add_commands(commands: Any) -> None:
         help="plant each known bug and print the kill matrix",
         description="Plants each known bug in a run of its own and says which case caught it,\n"
         "at which step, and where it was traced to. Runs use other threads, vector\n"
-        "instructions and perturbed weights than calibration did; clean runs, benign changes\n"
+        "instructions and perturbed weights than calibration did (the golden's settings on a\n"
+        "lane with GPUs); clean runs, benign changes\n"
         "and every bug's twin (the same patch without effect) must pass there. Exits 1 with\n"
         "survivors or false alarms.",
         epilog="examples:\n  golden faults\n  golden faults --only window-plus-one\n"
@@ -136,7 +137,7 @@ def faults(options: argparse.Namespace) -> int:
 def _where(plan: MatrixPlan) -> str:
     """The environment of the planted runs, in words."""
     if plan.lane != "cpu":
-        return f"Lane {plan.lane}, initial weights moved by one unit in the last place."
+        return f"Lane {plan.lane}, in the goldens' settings."
     chosen = {n: v for g in plan.goldens.values() for n, v in unseen_environment(g).items()}
     settings = ", ".join(f"{name}={value}" for name, value in sorted(chosen.items()))
     return f"{settings}, initial weights moved by one unit in the last place."
