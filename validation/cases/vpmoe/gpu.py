@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,8 @@ _ONE_QUEUE = {**DETERMINISTIC, "CUDA_DEVICE_MAX_CONNECTIONS": "1"}
 
 # Compiling Megatron's fused functions takes longer than the rest of a few steps.
 _NOT_COMPILED = {"compiled": False}
+
+_RECORDED = ("--log-interval", "1")
 
 FUSED = (*("--attention-kernel", "triton", "--expert-kernel", "fused", "--loss-kernel", "chunked"),)
 
@@ -55,21 +58,6 @@ def _training(
     more: Mapping[str, Any] | None = None,
 ) -> Case:
     """A deterministic training on the shipped conversations, and what must be its equal."""
-    base = [*flags, "--log-interval", "1"]
-    deterministic = [*base, "--deterministic-mode"]
-
-    def differing(
-        *more: str, workspace: str = ":4096:8", flags: Sequence[str] = deterministic
-    ) -> Mapping[str, Any]:
-        changed = {**environment, "CUBLAS_WORKSPACE_CONFIG": workspace}
-        return {"flags": [*flags, *more], "environment": changed}
-
-    fused = set(FUSED) <= set(flags)
-    loss, logits = ("all logits", "full") if fused else ("chunked loss", "chunked")
-    experts, kernel = ("grouped experts", "grouped") if fused else ("fused experts", "fused")
-    other_loss, other_experts = ("--loss-kernel", logits), ("--expert-kernel", kernel)
-    reductions = "--disable-bf16-reduced-precision-matmul"
-
     return Case(
         name=name,
         description=description,
@@ -78,7 +66,7 @@ def _training(
         settings={
             "preset": preset,
             "conversations": "data/sample/conversations.jsonl",
-            "flags": deterministic,
+            "flags": [*flags, *_RECORDED, "--deterministic-mode"],
             "environment": environment,
             **(more or {}),
         },
@@ -91,19 +79,42 @@ def _training(
         throughput=PACED if paced else None,
         paced={"flags": [*flags, *paced]} if paced else {},
         deterministic=True,
-        # Rounding alone, in ways that leave attention as it is: another kernel of it is a change
-        # that somebody is to accept.
-        equivalents={
-            "small cuBLAS workspace": differing(workspace=":16:8"),
-            loss: differing(*other_loss),
-            "not deterministic": differing(flags=base),
-            experts: differing(*other_experts),
-            "full-precision reductions": differing(reductions),
-            f"{loss}, not deterministic": differing(*other_loss, flags=base),
-            f"{experts}, small cuBLAS workspace": differing(*other_experts, workspace=":16:8"),
-            f"{loss}, {experts}": differing(*other_loss, *other_experts),
-        },
+        equivalents=_equivalents(flags, environment, more or {}),
     )
+
+
+def _equivalents(
+    flags: Sequence[str], environment: Mapping[str, str], more: Mapping[str, Any]
+) -> Mapping[str, Mapping[str, Any]]:
+    """What changes rounding alone, one by one and in pairs.
+
+    A kernel that records something else in a module's place is none: experts that weigh their rows
+    earlier, or TPA composed with its rotation, as outside deterministic mode.
+    """
+    plain = (*flags, *_RECORDED)
+    deterministic = (*plain, "--deterministic-mode")
+    changes: dict[str, dict[str, Any]] = {}
+    if set(FUSED) <= set(flags):
+        changes["not deterministic"] = {"flags": plain}
+        changes["all logits"] = {"more": ("--loss-kernel", "full")}
+    else:
+        changes["eager attention"] = {"more": ("--attention-kernel", "eager")}
+        changes["chunked loss"] = {"more": ("--loss-kernel", "chunked")}
+    if more.get("compiled", True):
+        changes["nothing compiled"] = {"compiled": False}
+    changes["small cuBLAS workspace"] = {"workspace": ":16:8"}
+
+    def settings(change: Mapping[str, Any]) -> Mapping[str, Any]:
+        workspace = change.get("workspace", environment["CUBLAS_WORKSPACE_CONFIG"])
+        return {
+            "flags": [*change.get("flags", deterministic), *change.get("more", ())],
+            "environment": {**environment, "CUBLAS_WORKSPACE_CONFIG": workspace},
+            **({"compiled": False} if "compiled" in change else {}),
+        }
+
+    pairs = itertools.combinations(changes, 2)
+    both = {f"{one}, {other}": changes[one] | changes[other] for one, other in pairs}
+    return {name: settings(change) for name, change in (changes | both).items()}
 
 
 def _on_two(
