@@ -96,18 +96,19 @@ def _equivalents(
     changes: dict[str, dict[str, Any]] = {}
     if set(FUSED) <= set(flags):
         changes["not deterministic"] = {"flags": plain}
-        changes["all logits"] = {"more": ("--loss-kernel", "full")}
+        changes["all logits"] = {"loss": ("--loss-kernel", "full")}
     else:
-        changes["eager attention"] = {"more": ("--attention-kernel", "eager")}
-        changes["chunked loss"] = {"more": ("--loss-kernel", "chunked")}
+        changes["eager attention"] = {"attention": ("--attention-kernel", "eager")}
+        changes["chunked loss"] = {"loss": ("--loss-kernel", "chunked")}
     if more.get("compiled", True):
         changes["nothing compiled"] = {"compiled": False}
     changes["small cuBLAS workspace"] = {"workspace": ":16:8"}
 
     def settings(change: Mapping[str, Any]) -> Mapping[str, Any]:
         workspace = change.get("workspace", environment["CUBLAS_WORKSPACE_CONFIG"])
+        kernels = (*change.get("attention", ()), *change.get("loss", ()))
         return {
-            "flags": [*change.get("flags", deterministic), *change.get("more", ())],
+            "flags": [*change.get("flags", deterministic), *kernels],
             "environment": {**environment, "CUBLAS_WORKSPACE_CONFIG": workspace},
             **({"compiled": False} if "compiled" in change else {}),
         }
