@@ -79,38 +79,34 @@ def _training(
         throughput=PACED if paced else None,
         paced={"flags": [*flags, *paced]} if paced else {},
         deterministic=True,
-        equivalents=_equivalents(flags, environment, more or {}),
+        equivalents=_equivalents(flags, environment),
     )
 
 
 def _equivalents(
-    flags: Sequence[str], environment: Mapping[str, str], more: Mapping[str, Any]
+    flags: Sequence[str], environment: Mapping[str, str]
 ) -> Mapping[str, Mapping[str, Any]]:
     """What changes rounding alone, one by one and in pairs.
 
-    A kernel that records something else in a module's place is none: experts that weigh their rows
-    earlier, or TPA composed with its rotation, as outside deterministic mode.
+    Another kernel of the attention is none, though it should round only: expert choices turn over,
+    and tolerances that cover it let anything pass (seen on an H100: records differ by their size).
+    Nor is one that records something else in a module's place: experts that weigh their rows
+    earlier, or TPA composed with its rotation, which is what `auto` takes without determinism.
     """
     plain = (*flags, *_RECORDED)
     deterministic = (*plain, "--deterministic-mode")
-    changes: dict[str, dict[str, Any]] = {}
+    changes: dict[str, dict[str, Any]] = {"small cuBLAS workspace": {"workspace": ":16:8"}}
     if set(FUSED) <= set(flags):
-        changes["not deterministic"] = {"flags": plain}
         changes["all logits"] = {"loss": ("--loss-kernel", "full")}
+        changes["not deterministic"] = {"flags": plain}
     else:
-        changes["eager attention"] = {"attention": ("--attention-kernel", "eager")}
         changes["chunked loss"] = {"loss": ("--loss-kernel", "chunked")}
-    if more.get("compiled", True):
-        changes["nothing compiled"] = {"compiled": False}
-    changes["small cuBLAS workspace"] = {"workspace": ":16:8"}
 
     def settings(change: Mapping[str, Any]) -> Mapping[str, Any]:
         workspace = change.get("workspace", environment["CUBLAS_WORKSPACE_CONFIG"])
-        kernels = (*change.get("attention", ()), *change.get("loss", ()))
         return {
-            "flags": [*change.get("flags", deterministic), *kernels],
+            "flags": [*change.get("flags", deterministic), *change.get("loss", ())],
             "environment": {**environment, "CUBLAS_WORKSPACE_CONFIG": workspace},
-            **({"compiled": False} if "compiled" in change else {}),
         }
 
     pairs = itertools.combinations(changes, 2)
