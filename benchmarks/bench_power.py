@@ -253,8 +253,8 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     one = commands.add_parser("measure", help="measure sections in one process")
     one.add_argument("--case", default="tiny_moe", help="default: tiny_moe")
-    one.add_argument("--lane", default="cpu", help="default: cpu")
-    one.add_argument("--pairs", type=int, default=DEFAULT_PAIRS, help="of a section")
+    one.add_argument("--lane", default="cpu", choices=list(DEFAULT_PAIRS), help="default: cpu")
+    one.add_argument("--pairs", type=int, help="of a section (default: that of golden bench)")
     one.add_argument("--block", type=float, default=BLOCK_SECONDS, help="seconds of a block")
     one.add_argument("--share", type=float, default=1.0, help="of the sections (default: 1)")
     one.add_argument("--seconds", type=float, default=3600.0, help="that it may take")
@@ -269,6 +269,8 @@ def main() -> None:
         write_atomically(options.output, encode_json(document))
         print(table(document))
         return
+    if options.pairs is None:
+        options.pairs = DEFAULT_PAIRS[options.lane]
     if options.pairs < MIN_PAIRS or options.pairs % (2 * STARTS):
         parser.error(f"--pairs {options.pairs}: a multiple of {2 * STARTS}, at least {MIN_PAIRS}")
     if not any(measure(options).get("experiments", {}).values()):

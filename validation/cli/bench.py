@@ -44,6 +44,7 @@ def add_commands(commands: Any) -> None:
     )
     add_selection(parser)
     what = parser.add_mutually_exclusive_group(required=True)
+    defaults = ", ".join(f"{pairs} on {lane}" for lane, pairs in DEFAULT_PAIRS.items())
     what.add_argument("--base", metavar="REV", help="revision to compare with")
     what.add_argument(
         "--trend", action="store_true", help="run nothing; show the runs under runs/ as a series"
@@ -51,9 +52,8 @@ def add_commands(commands: Any) -> None:
     parser.add_argument(
         "--pairs",
         type=int,
-        default=DEFAULT_PAIRS,
         help="of a base block and a head block, an even number, at least "
-        f"{MIN_PAIRS} (default: {DEFAULT_PAIRS})",
+        f"{MIN_PAIRS} (default: {defaults})",
     )
     parser.add_argument(
         "--block",
@@ -92,9 +92,10 @@ def bench(options: argparse.Namespace) -> int:
     cases = paced_cases(options.case, lane)
     if options.trend:
         return trend(options, lane, [case.name for case in cases])
-    if options.pairs < MIN_PAIRS or options.pairs % 2:
+    pairs = DEFAULT_PAIRS[lane] if options.pairs is None else options.pairs
+    if pairs < MIN_PAIRS or pairs % 2:
         raise RefusedError(
-            f"--pairs {options.pairs}: an even number, at least {MIN_PAIRS}: fewer prove nothing"
+            f"--pairs {pairs}: an even number, at least {MIN_PAIRS}: fewer prove nothing"
         )
     if not options.block > 0:
         raise RefusedError(f"--block {options.block:g}: seconds, more than 0")
@@ -103,7 +104,7 @@ def bench(options: argparse.Namespace) -> int:
         lane=lane,
         cases=cases,
         base=options.base,
-        pairs=options.pairs,
+        pairs=pairs,
         block_seconds=options.block,
         min_effect=options.min_effect,
         max_neighbours=options.max_neighbours,

@@ -29,7 +29,8 @@ from validation.throughput.telemetry import MAX_NEIGHBOURS, unfit, watch_for
 from validation.verdict import EXIT_CODES, Verdict, jsonable, worst
 
 BENCH_FILE = "bench.json"
-DEFAULT_PAIRS = 60
+DEFAULT_PAIRS: Mapping[str, int] = {"cpu": 60, "h200": 240, "h200-x2": 240}
+"""By lane: a minute or two, start-up included where steps are short."""
 EACH_ALPHA = ALPHA / 2
 """Of each of the two tests, the median step's and the whole block's."""
 STARTS = 2
@@ -65,7 +66,7 @@ class BenchPlan:
     lane: str
     cases: Sequence[Case]
     base: str
-    pairs: int = DEFAULT_PAIRS
+    pairs: int
     block_seconds: float = BLOCK_SECONDS
     min_effect: float = MIN_EFFECT
     max_neighbours: float = MAX_NEIGHBOURS
