@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from validation.cases.vpmoe.gpu import DETERMINISTIC, FUSED
+from validation.cases.vpmoe.gpu import DETERMINISTIC, FUSED, GRAPHED
 from vpmoe.config import load_preset
 
 # What the device has to do the same for all: no logging, no waiting for checks of the loss, garbage
@@ -24,7 +24,6 @@ _COMMON = (
     *("--no-check-for-nan-in-loss-and-grad", "--manual-gc", "--manual-gc-interval", "100000"),
 )
 _UNFUSED = ("--expert-kernel", "grouped", "--loss-kernel", "full")
-_GRAPH = ("--cuda-graph-impl", "full_iteration", "--optimizer-cuda-graph")
 # Gradients travel while others are computed.
 _OVERLAP = ("--overlap-grad-reduce",)
 _STOCK = (
@@ -51,9 +50,9 @@ RANKS: Mapping[str, int] = {"vpmoe-dp2": 2, "vpmoe-ep2": 2}
 """Of the models that run on several GPUs."""
 _FLAGS: Mapping[str, tuple[str, ...]] = {
     "vpmoe-deterministic": ("--deterministic-mode",),
-    "vpmoe-graph": _GRAPH,
-    "vpmoe-graph-deterministic": (*_GRAPH, *FUSED, "--deterministic-mode"),
-    "vpmoe-dp2": (*_GRAPH, *_OVERLAP),
+    "vpmoe-graph": GRAPHED,
+    "vpmoe-graph-deterministic": (*GRAPHED, *FUSED, "--deterministic-mode"),
+    "vpmoe-dp2": (*GRAPHED, *_OVERLAP),
     "vpmoe-ep2": (
         *(*_UNFUSED, "--optimizer-cuda-graph", "--expert-model-parallel-size", "2", *_OVERLAP),
     ),

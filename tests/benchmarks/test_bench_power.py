@@ -13,17 +13,15 @@ from benchmarks import bench_power
 def test_the_switch_of_bench_power_is_read_at_every_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shares: list[float] = []
-
-    def slower(share: Callable[[], float]) -> Callable[[], None]:
-        return lambda: shares.append(share())
-
+    readers: list[Callable[[], float]] = []
     switch = tmp_path / "share"
     monkeypatch.setenv("VPMOE_BENCH_POWER_SWITCH", str(switch))
-    monkeypatch.setattr(bench_power, "slower", slower)
+    monkeypatch.setattr(bench_power, "slower", readers.append)
     bench_power._set_switch(switch, 0.0)
-    step = bench_power.switched()
+    bench_power.switched()
+    (read,) = readers
+    shares = []
     for share in (0.0, 0.03, 0.01, 0.0):
         bench_power._set_switch(switch, share)
-        step()  # type: ignore[operator]
+        shares.append(read())
     assert shares == [0.0, 0.03, 0.01, 0.0]

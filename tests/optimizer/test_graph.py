@@ -72,8 +72,7 @@ def moved_gradients(step: int, optimizer: NorMuon) -> None:
     if step == 4:
         for group in optimizer.param_groups:
             for param in group["params"]:
-                # The old one lives on, so that the new one lies elsewhere.
-                optimizer.kept = param.grad  # type: ignore[attr-defined]
+                # Elsewhere: the old one lives until the new one is there.
                 param.grad = torch.empty_like(param)
 
 

@@ -59,24 +59,24 @@ class Unit:
 
 
 @dataclass(frozen=True)
-class Rates:
+class Rates[T: (float, torch.Tensor)]:
     """What a schedule moves, for the matrices of one shape: W <- keep W + step N.
 
-    Each is a number, or an fp32 scalar on the device where a CUDA graph shall see it change.
+    Both are numbers, or fp32 scalars on the device where a CUDA graph shall see them change.
 
     Attributes:
         keep: 1 - lr wd.
         step: -lr sqrt(max(1, m / n)).
     """
 
-    keep: float | torch.Tensor
-    step: float | torch.Tensor
+    keep: T
+    step: T
 
-    @classmethod
-    def of(cls, lr: float, weight_decay: float, shape: tuple[int, int]) -> Rates:
-        """Those of whole matrices [m, n]."""
-        m, n = shape
-        return cls(1.0 - lr * weight_decay, -lr * math.sqrt(max(1.0, m / n)))
+
+def rates_of(lr: float, weight_decay: float, shape: tuple[int, int]) -> Rates[float]:
+    """The rates of whole matrices [m, n]."""
+    m, n = shape
+    return Rates(1.0 - lr * weight_decay, -lr * math.sqrt(max(1.0, m / n)))
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from vpmoe.optimizer.chunks import (
     Unit,
     batches,
     parts,
+    rates_of,
     stacked,
     units_of,
     unstack,
@@ -104,7 +105,7 @@ class NorMuon(torch.optim.Optimizer):
         self._graph_after = graph_after
         self._graphed: GraphedWork | None = None
         # Of each chunk, where a graph reads them.
-        self._on_device: list[list[Rates]] = []
+        self._on_device: list[list[Rates[torch.Tensor]]] = []
         defaults = {
             "lr": lr,
             "momentum": momentum,
@@ -171,7 +172,7 @@ class NorMuon(torch.optim.Optimizer):
                 self._on_device = [[_device_rates(c) for c in chunks] for chunks in self._chunks]
                 self._graphed = GraphedWork(self._queue_on_device, self._graph_after)
         rates = [
-            [Rates.of(group["lr"], group["weight_decay"], chunk.full_shape) for chunk in chunks]
+            [rates_of(group["lr"], group["weight_decay"], chunk.full_shape) for chunk in chunks]
             for group, chunks in zip(self.param_groups, self._chunks, strict=True)
         ]
         if self._graphed is None:
@@ -179,15 +180,15 @@ class NorMuon(torch.optim.Optimizer):
         else:
             for places, values in zip(self._on_device, rates, strict=True):
                 for place, value in zip(places, values, strict=True):
-                    place.keep.fill_(value.keep)  # type: ignore[union-attr]
-                    place.step.fill_(value.step)  # type: ignore[union-attr]
+                    place.keep.fill_(value.keep)
+                    place.step.fill_(value.step)
             self._graphed(self._decided())
         return loss
 
     def _queue_on_device(self) -> None:
         self._queue(self._on_device)
 
-    def _queue(self, rates: Sequence[Sequence[Rates]]) -> None:
+    def _queue(self, rates: Sequence[Sequence[Rates[Any]]]) -> None:
         """Queues the whole step, with the rates of every group's chunks."""
         assert self._chunks is not None
         for group, chunks, of_chunks in zip(self.param_groups, self._chunks, rates, strict=True):
@@ -262,7 +263,7 @@ class NorMuon(torch.optim.Optimizer):
         return Chunk((m, n), MatrixLayout(), units, kernel)
 
     def _update(
-        self, chunk: Chunk, units: Sequence[Unit], group: dict[str, Any], rates: Rates
+        self, chunk: Chunk, units: Sequence[Unit], group: dict[str, Any], rates: Rates[Any]
     ) -> None:
         (m, n), full_n = chunk.shape, chunk.full_shape[1]
         layout, mu = chunk.layout, group["momentum"]
@@ -327,7 +328,7 @@ def _fits_kernel(param: torch.Tensor, layout: MatrixLayout) -> bool:
     return min(param.shape[-2:]) <= LARGEST_SIDE
 
 
-def _device_rates(chunk: Chunk) -> Rates:
+def _device_rates(chunk: Chunk) -> Rates[torch.Tensor]:
     """Where a graph finds a chunk's rates.
 
     Raises:

@@ -26,10 +26,8 @@ _RECORDED = ("--log-interval", "1")
 FUSED = (*("--attention-kernel", "triton", "--expert-kernel", "fused", "--loss-kernel", "chunked"),)
 
 # As it is trained where speed counts: graphs, and enough tokens, keep the device busy.
-_FAST = (
-    *("--cuda-graph-impl", "full_iteration", "--optimizer-cuda-graph"),
-    "--no-check-for-nan-in-loss-and-grad",
-)
+GRAPHED = ("--cuda-graph-impl", "full_iteration", "--optimizer-cuda-graph")
+_FAST = (*GRAPHED, "--no-check-for-nan-in-loss-and-grad")
 
 # Another layout sums bf16 numbers in another order, and rounds the sums; nothing else may differ.
 # In multiples of bf16's epsilon.
