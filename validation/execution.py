@@ -38,12 +38,15 @@ class RunOptions:
         settings: put over the case's own.
         fault: `module:function` of a planted fault, or of several.
         environment: variables put over the user's; only calibration sets any.
+        rounding_seed: makes every operation round at random, as another machine or other code
+            might; only calibration does.
     """
 
     lane: str
     settings: Mapping[str, Any] | None = None
     fault: str | Sequence[str] | None = None
     environment: Mapping[str, str] | None = None
+    rounding_seed: int | None = None
 
 
 def run_case(case: Case, options: RunOptions, root: Path, log: Path) -> Trace:
@@ -72,6 +75,8 @@ def run_case(case: Case, options: RunOptions, root: Path, log: Path) -> Trace:
             "settings": {**case.settings, **(options.settings or {})},
             "traced_steps": list(case.traced_steps),
             "lane": options.lane,
+            "arithmetic": case.arithmetic,
+            "rounding_seed": options.rounding_seed,
             "faults": [fault] if isinstance(fault, str) else list(fault),
             "output": str(output),
         }

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from validation.arithmetic import arithmetic
 from validation.environment import describe
 from validation.files import decode_json, read_file
 from validation.recorder import Recorder
@@ -33,6 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     rank = int(os.environ.get("RANK", "0"))
     recorder = Recorder(rank=rank, steps=job["traced_steps"])
     with contextlib.ExitStack() as planted:
+        planted.enter_context(arithmetic(job["arithmetic"], job["rounding_seed"]))
         for fault in job["faults"]:
             planted.enter_context(resolve(fault)())
         resolve(job["target"])(recorder, job["settings"])

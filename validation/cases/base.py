@@ -23,6 +23,9 @@ LANES: Mapping[str, int] = {"cpu": 0, "h200": 1, "h200-x2": 2}
 """Lane -> GPUs that a machine of it has."""
 
 
+ARITHMETICS = ("native", "wide")
+
+
 class CaseError(ValueError):
     """A case or fault that is declared wrongly, or unknown by name."""
 
@@ -96,6 +99,8 @@ class Case:
         throughput: `module:function`, called as function(pacer, settings) to train unobserved at
             the pace of `golden bench`, until the pacer stops it.
         paced: settings put over the case's own there; no part of the golden.
+        arithmetic: `native`, or `wide`: every sum, product and function of a number is computed in
+            fp64 and rounded once, so that records repeat bit for bit on any CPU.
         deterministic: whether two runs of one source tree in one environment must be bit-identical.
         equivalents: name -> settings put over the case's own that change rounding and nothing else
             (another kernel, another order of sums): what a calibration on a GPU reruns.
@@ -115,6 +120,7 @@ class Case:
     decode: str | None = None
     throughput: str | None = None
     paced: Mapping[str, Any] = field(default_factory=dict)
+    arithmetic: str = "native"
     deterministic: bool = False
     equivalents: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
@@ -124,6 +130,9 @@ class Case:
         unknown = [lane for lane in self.lanes if lane not in LANES]
         if unknown or not self.lanes:
             raise CaseError(f"case {self.name}: lanes are {', '.join(LANES)}, not {unknown}")
+        if self.arithmetic not in ARITHMETICS:
+            known = ", ".join(ARITHMETICS)
+            raise CaseError(f"case {self.name}: arithmetic is {known}, not {self.arithmetic!r}")
         if self.target.count(":") != 1:
             raise CaseError(f"case {self.name}: target {self.target!r} is not module:function")
 
@@ -136,6 +145,8 @@ class Case:
             "processes": self.processes,
             "traced_steps": list(self.traced_steps),
         }
+        if self.arithmetic != "native":
+            content["arithmetic"] = self.arithmetic
         if self.law is not None:
             content["law"] = asdict(self.law)
         return hashlib.blake2b(encode_json(content), digest_size=8).hexdigest()

@@ -67,6 +67,15 @@ class Outcome:
     error: float
     tolerance: float
 
+    @property
+    def ratio(self) -> float:
+        """Error over tolerance: beyond 1 it diverges; inf where nothing was allowed, or a NaN."""
+        if self.error == 0.0:
+            return 0.0
+        if not self.tolerance or not math.isfinite(self.error):
+            return math.inf
+        return self.error / self.tolerance
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -89,6 +98,11 @@ class Comparison:
     curves: Sequence[CurveComparison]
     golden: Trace
     actual: Trace
+
+    @property
+    def largest(self) -> Outcome | None:
+        """The floating record with the largest ratio; None where none was compared."""
+        return max(self.outcomes, key=lambda outcome: outcome.ratio, default=None)
 
 
 def compare(
