@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from loosening import decide
 from verdict_table import VerdictError, read, render
 
 MARKER = "<!-- golden verdict -->"
@@ -123,7 +124,7 @@ def compose(folder: Path, sha: str, run_url: str, own_run: str = "") -> str:
         raise VerdictError(f"{folder}: more than {MAX_FILES} verdicts")
     read_tables = [read(path) for path in files]
     tables = [render(table) for table in read_tables]
-    if any(table.acceptable for table in read_tables):
+    if decide(read_tables)[0] == "acceptable":
         run = f"[this run]({own_run})" if own_run else "the run that posted this"
         tables.append(
             f"**To accept it**, an owner approves the environment `{ENVIRONMENT}` of {run}, "
