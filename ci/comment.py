@@ -11,6 +11,8 @@ the artifact. Everything else comes in the environment:
     GITHUB_REPOSITORY   owner/name
     HEAD_OWNER, HEAD_BRANCH, HEAD_SHA   of the run; the pull request must still be at HEAD_SHA
     RUN_URL             linked in the comment
+    GITHUB_SERVER_URL, GITHUB_RUN_ID    of this workflow's own run, where an owner accepts what
+                        loosens the gate
 """
 
 from __future__ import annotations
@@ -27,10 +29,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from loosening import decide
 from verdict_table import VerdictError, read, render
 
 MARKER = "<!-- golden verdict -->"
 AUTHOR = "github-actions[bot]"
+ENVIRONMENT = "loosen"
 MAX_FILES = 8
 MAX_COMMENT = 60_000
 _PAGES = 10
@@ -82,7 +86,12 @@ def main() -> int:
         if number is None:
             print("comment: no open pull request is at that commit; nothing to post")
             return 0
-        body = compose(Path(sys.argv[1]), variables["HEAD_SHA"], variables["RUN_URL"])
+        own_run = ""
+        if "GITHUB_RUN_ID" in variables:
+            server = variables.get("GITHUB_SERVER_URL", "https://github.com")
+            own_run = f"{server}/{api.repository}/actions/runs/{variables['GITHUB_RUN_ID']}"
+        folder = Path(sys.argv[1])
+        body = compose(folder, variables["HEAD_SHA"], variables["RUN_URL"], own_run)
         print(f"comment: {post(api, number, body)} on #{number}")
     except KeyError as error:
         print(f"comment: {error} is not set in the environment; see docs/ci.md", file=sys.stderr)
@@ -93,21 +102,34 @@ def main() -> int:
     return 0
 
 
-def compose(folder: Path, sha: str, run_url: str) -> str:
+def compose(folder: Path, sha: str, run_url: str, own_run: str = "") -> str:
     """The comment's text.
+
+    Args:
+        folder: of the artifact.
+        sha: commit that was checked.
+        run_url: the run that checked it.
+        own_run: the run that waits for an owner where something loosens the gate.
 
     Raises:
         VerdictError: a file is no verdict, or a value of the run is not what GitHub sends.
     """
     if not re.fullmatch(r"[0-9a-f]{40}", sha):
         raise VerdictError("HEAD_SHA: not a commit id")
-    if not re.fullmatch(r"https://[\w.:/-]+", run_url):
+    if not all(re.fullmatch(r"https://[\w.:/-]+", url) for url in (run_url, own_run or run_url)):
         raise VerdictError("RUN_URL: not an address")
     files = sorted(path for path in folder.rglob("verdict.json") if path.is_file())
     files = [path for path in files if not path.is_symlink() and path.stat().st_size]
     if len(files) > MAX_FILES:
         raise VerdictError(f"{folder}: more than {MAX_FILES} verdicts")
-    tables = [render(read(path)) for path in files]
+    read_tables = [read(path) for path in files]
+    tables = [render(table) for table in read_tables]
+    if decide(read_tables)[0] == "acceptable":
+        run = f"[this run]({own_run})" if own_run else "the run that posted this"
+        tables.append(
+            f"**To accept it**, an owner approves the environment `{ENVIRONMENT}` of {run}, "
+            f"which names commit {sha}."
+        )
     if not tables:
         tables = ["### ❌ golden: no verdict\n\nThe gate ended before it had one; see its log."]
     foot = f"Commit {sha}, [run]({run_url}): traces, reports and logs are its artifacts."

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 VERDICTS = ("PASS", "FAIL", "INVALID", "UNFIT")
+LOOSENINGS = ("tolerance", "quarantine")
 CASE_VERDICTS = (*VERDICTS, "SKIPPED")
 MAX_BYTES = 1 << 20
 MAX_CASES = 200
@@ -43,14 +44,30 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Loosening:
+    """Something that would loosen the gate; `case` is empty where a file cannot be read."""
+
+    kind: str
+    case: str
+    text: str
+
+
+@dataclass(frozen=True)
 class Table:
-    """One check."""
+    """One check; `if_accepted` is its verdict if an owner accepted the loosenings."""
 
     verdict: str
     lane: str
     seconds: float
     canary: str
     rows: Sequence[Row]
+    loosened: Sequence[Loosening] = ()
+    if_accepted: str | None = None
+
+    @property
+    def acceptable(self) -> bool:
+        """Whether an owner's approval would make it pass."""
+        return bool(self.loosened) and self.if_accepted == "PASS"
 
 
 def main() -> int:
@@ -103,7 +120,28 @@ def parse(data: Any) -> Table:
         seconds=_number(data, "seconds"),
         canary=_canary(data.get("canary")),
         rows=[_row(case) for case in cases],
+        **_loosened(data),
     )
+
+
+def _loosened(data: Any) -> dict[str, Any]:
+    """What would loosen the gate, and the verdict with it; a file that says neither has none."""
+    if not data.get("loosened"):
+        return {}
+    found = _field(data, "loosened", list)
+    if len(found) > MAX_CASES:
+        raise VerdictError(f"loosened: more than {MAX_CASES}")
+    return {
+        "loosened": [
+            Loosening(
+                kind=_one_of(item, "kind", LOOSENINGS),
+                case=_name(item, "case") if _field(item, "case", str) else "",
+                text=_text(_field(item, "text", str)),
+            )
+            for item in found
+        ],
+        "if_accepted": _one_of(data, "verdict_if_accepted", VERDICTS),
+    }
 
 
 def _row(data: Any) -> Row:
@@ -187,7 +225,21 @@ def render(table: Table) -> str:
         lines.append(
             f"| {row.case} | {verdict} | {row.compared} | {share} | {row.seconds:.1f} | {note} |"
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, *_loosening_lines(table)])
+
+
+def _loosening_lines(table: Table) -> list[str]:
+    if not table.loosened:
+        return []
+    lines = [
+        f"- loosens the gate, {found.kind} {found.case}: <code>{_escape(found.text)}</code>"
+        for found in table.loosened
+    ]
+    if table.acceptable:
+        last = f"Judged as {table.verdict}. If an owner accepts what loosens the gate: PASS."
+    else:
+        last = f"No owner can accept this: the verdict would be {table.if_accepted}."
+    return ["", *lines, "", last]
 
 
 def _escape(text: str) -> str:

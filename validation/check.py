@@ -17,7 +17,12 @@ from validation.files import DamagedFileError
 from validation.goldens import Golden, GoldenStore
 from validation.goldens.environments import in_words, same_stack
 from validation.goldens.judge import hold_to_base, vanished_cases
-from validation.goldens.quarantine import apply_quarantine, load_quarantine
+from validation.goldens.loosening import (
+    find_loosenings,
+    quarantine_in_force,
+    verdict_if_accepted,
+)
+from validation.goldens.quarantine import apply_quarantine
 from validation.power.probes import shared_records, unseen_edit
 from validation.source import commit, dirty_files, source_digest
 from validation.trace import Trace, load_trace, save_trace
@@ -95,7 +100,7 @@ def run_check(plan: CheckPlan, folder: RunFolder, progress: Progress) -> CheckRe
     store = GoldenStore(plan.root / "goldens")
     provenance = describe_source(plan)
     gpus = gpu_count()
-    quarantine = load_quarantine(plan.judge or store.folder)
+    quarantine = quarantine_in_force(store.folder, plan.judge)
     results = []
     for number, case in enumerate(plan.cases, start=1):
         progress(f"[{number}/{len(plan.cases)}] {case.name}: {case.description}")
@@ -104,6 +109,7 @@ def run_check(plan: CheckPlan, folder: RunFolder, progress: Progress) -> CheckRe
         results.append(result)
     if plan.judge is not None:
         results += vanished_cases(plan.judge, plan.lane, discover_cases())
+    unquarantined = results
     results, counted = apply_quarantine(results, quarantine)
     ran = [r for r in results if r.verdict is not Verdict.SKIPPED]
     verdict = worst(counted)
@@ -116,6 +122,16 @@ def run_check(plan: CheckPlan, folder: RunFolder, progress: Progress) -> CheckRe
         message = "nothing was compared: no case ran"
     if ran and not counted:
         message = "nothing was compared: every case that ran is quarantined"
+    loosened = find_loosenings(store.folder, plan.judge, plan.lane) if plan.judge else []
+
+    def proves() -> bool:
+        """Whether this tree's own tolerances would let the gate prove itself."""
+        if canary is None or not canary.caught:
+            return False
+        if all(loosening.kind != "tolerance" for loosening in loosened):
+            return True
+        return check_canary(replace(plan, judge=None), store, folder, results, progress)[0].caught
+
     return CheckResult(
         verdict=verdict,
         lane=plan.lane,
@@ -124,6 +140,10 @@ def run_check(plan: CheckPlan, folder: RunFolder, progress: Progress) -> CheckRe
         canary=canary,
         cases=results,
         message=message,
+        loosened=loosened,
+        if_accepted=verdict_if_accepted(loosened, unquarantined, store.folder, proves)
+        if loosened
+        else None,
     )
 
 
@@ -225,7 +245,8 @@ def check_case(
     save_trace(trace, folder.trace(case.name))
     found = trace.provenance["environment"]
     try:
-        golden = hold_to_base(store.nearest(plan.lane, case.name, found), plan.judge)
+        own = store.nearest(plan.lane, case.name, found)
+        golden = hold_to_base(own, plan.judge)
     except DamagedFileError as error:
         return result(Verdict.INVALID, str(error))
     if golden.case_digest != case.digest:
@@ -237,6 +258,8 @@ def check_case(
         )
     exact = plan.exact or must_repeat(case, golden, trace)
     comparison, verdict, message = judge(golden, trace, exact=exact)
+    same = own.tolerances == golden.tolerances
+    if_accepted = verdict if same else judge(own, trace, exact=exact)[1]
     if exact and not plan.exact and verdict is Verdict.FAIL:
         message += ", and this source on this stack made the golden: it must repeat bit for bit"
     message = "; ".join(filter(None, (message, compared_with(golden, found))))
@@ -249,6 +272,8 @@ def check_case(
             return result(Verdict.INVALID, f"law: {case.law.reference} left no trace: {error}")
         held = compare_law(case.law, reference, trace)
         compared, identical = compared + held.compared, identical + held.identical
+        if held.divergences:
+            if_accepted = worst([if_accepted, Verdict.FAIL])
         if held.divergences and not divergences:
             divergences = list(held.divergences)
             verdict = Verdict.FAIL
@@ -264,6 +289,7 @@ def check_case(
         comparison=comparison,
         decoded=decoded_tokens(case, comparison),
         detects=golden.detectable_effect,
+        if_accepted=if_accepted,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
@@ -80,7 +80,8 @@ class CaseResult:
     """One case's part of a check; `comparison`, `decoded` and `detects` are what the reports show
     and are not in the JSON. `decoded` holds the text around the first differing token: side
     ("golden", "actual") -> (before, token, after); `detects` the smallest relative change of a
-    metric that the golden sees: metric -> change."""
+    metric that the golden sees: metric -> change. `if_accepted` is the verdict at the tolerances
+    of the tree itself, where a base's are in force."""
 
     case: str
     verdict: Verdict
@@ -95,6 +96,7 @@ class CaseResult:
         default_factory=dict, compare=False, repr=False
     )
     detects: Mapping[str, float] = field(default_factory=dict, compare=False, repr=False)
+    if_accepted: Verdict | None = field(default=None, compare=False, repr=False)
 
     def to_json(self) -> dict[str, Any]:
         """The contract's object of a case."""
@@ -120,8 +122,26 @@ class Canary:
 
 
 @dataclass(frozen=True)
+class Loosening:
+    """Something of a change that would loosen the gate after its merge.
+
+    Attributes:
+        kind: `tolerance` or `quarantine`.
+        case: whose; empty where a file cannot be read.
+        text: what is looser, and who says why.
+        acceptable: whether an owner may accept it at all.
+    """
+
+    kind: str
+    case: str
+    text: str
+    acceptable: bool = True
+
+
+@dataclass(frozen=True)
 class CheckResult:
-    """A whole check."""
+    """A whole check; `loosened` is what of a change would loosen the gate of the base that judges
+    it, `if_accepted` the verdict if an owner accepted that."""
 
     verdict: Verdict
     lane: str
@@ -130,6 +150,8 @@ class CheckResult:
     canary: Canary | None
     cases: Sequence[CaseResult]
     message: str = ""
+    loosened: Sequence[Loosening] = ()
+    if_accepted: Verdict | None = None
 
     @property
     def exit_code(self) -> int:
@@ -139,7 +161,7 @@ class CheckResult:
     def to_json(self) -> dict[str, Any]:
         """The one object that `golden check --json` prints."""
         canary = self.canary
-        return {
+        document = {
             "verdict": str(self.verdict),
             "lane": self.lane,
             "seconds": round(self.seconds, 3),
@@ -147,6 +169,12 @@ class CheckResult:
             "canary": None if canary is None else {"fault": canary.fault, "caught": canary.caught},
             "cases": [case.to_json() for case in self.cases],
         }
+        if self.loosened:
+            document["loosened"] = [asdict(loosening) for loosening in self.loosened]
+            document["verdict_if_accepted"] = (
+                None if self.if_accepted is None else str(self.if_accepted)
+            )
+        return document
 
 
 def jsonable(value: Any) -> Any:

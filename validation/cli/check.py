@@ -42,6 +42,7 @@ from validation.execution import RunError, RunOptions
 from validation.files import encode_json, write_atomically
 from validation.goldens import Golden, GoldenStore
 from validation.goldens.acceptance import RefusedError, refuse_dirty
+from validation.goldens.calibrated import write_calibration
 from validation.goldens.environments import identity, in_words
 from validation.goldens.judge import check_with_base
 from validation.source import find_root, source_digest
@@ -95,6 +96,9 @@ def add_commands(commands: Any) -> None:
         default=[],
         metavar="RUN_DIR",
         help="measure on what checks and calibrations left, on other machines too; run nothing",
+    )
+    parser.add_argument(
+        "--reason", default="", help="why, for goldens/audit and whoever accepts wider tolerances"
     )
     parser.set_defaults(func=calibrate)
 
@@ -172,7 +176,7 @@ def calibrate(options: argparse.Namespace) -> int:
     progress = Progress()
     if options.folders:
         for case in chosen_cases(cases, options.case, lane):
-            _calibrate_on(options.folders, store, lane, case.name, progress)
+            _calibrate_on(options.folders, store, lane, case.name, progress, options.reason)
         return 0
     folder = new_run_folder(root, lane, source_digest(root))
     plan = CheckPlan(root=root, lane=lane, cases=[], faults=[], command=["golden", *sys.argv[1:]])
@@ -205,12 +209,17 @@ def calibrate(options: argparse.Namespace) -> int:
         except (RunError, ValueError) as error:
             raise RefusedError(f"case {case.name}: {error}") from error
         save_trace(base, folder.trace(case.name))
-        _store(store, golden, measured)
+        _store(store, golden, measured, options.reason)
     return 0
 
 
 def _calibrate_on(
-    folders: Sequence[Path], store: GoldenStore, lane: str, case: str, progress: Progress
+    folders: Sequence[Path],
+    store: GoldenStore,
+    lane: str,
+    case: str,
+    progress: Progress,
+    reason: str,
 ) -> None:
     """Calibrates a case on what run folders hold of it."""
     golden = golden_of_runs(store, lane, case, folders)
@@ -219,7 +228,7 @@ def _calibrate_on(
         measured = measure(golden.trace, made, chosen, progress)
     except ValueError as error:
         raise RefusedError(f"case {case}: {error}") from error
-    _store(store, golden, measured)
+    _store(store, golden, measured, reason)
 
 
 def golden_of_runs(store: GoldenStore, lane: str, case: str, folders: Sequence[Path]) -> Golden:
@@ -241,21 +250,21 @@ def golden_of_runs(store: GoldenStore, lane: str, case: str, folders: Sequence[P
     raise RefusedError(f"case {case}: no run folder has a run of it")
 
 
-def _store(store: GoldenStore, golden: Golden, measured: Measured) -> None:
-    """Stores tolerances with a golden, and says what they are worth."""
+def _store(store: GoldenStore, golden: Golden, measured: Measured, reason: str) -> None:
+    """Stores tolerances with a golden and who measured them, and says what they are worth."""
     calibration = {
         **measured.record(),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+    calibrated = replace(
+        golden,
+        tolerances=measured.tolerances,
+        calibration=calibration,
+        detectable_effect=detectable_effect(golden.trace, measured),
+    )
     with store.lock():
-        store.save(
-            replace(
-                golden,
-                tolerances=measured.tolerances,
-                calibration=calibration,
-                detectable_effect=detectable_effect(golden.trace, measured),
-            )
-        )
+        write_calibration(store, golden, calibrated, reason)
+        store.save(calibrated)
     print(
         f"{golden.lane}/{golden.case}: {len(measured.tolerances.classes)} classes from "
         f"{len(measured.lines)} runs, {measured.spread.safety:.1f} x their noise; a false alarm at "

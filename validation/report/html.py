@@ -34,6 +34,7 @@ from validation.report.wording import (
     counted,
     flat,
     headline,
+    loosening_lines,
     number_text,
     ran,
     share,
@@ -93,16 +94,19 @@ def _worst_first(cases: Sequence[CaseResult]) -> list[CaseResult]:
 
 
 def _details(result: CheckResult) -> list[str]:
+    lines = loosening_lines(result)
     if result.canary is None:
-        return []
+        return lines
     if result.canary.caught:
         return [
             f"The gate proved itself in this run: it caught the planted fault "
-            f"{clean(result.canary.fault)}."
+            f"{clean(result.canary.fault)}.",
+            *lines,
         ]
     return [
         f"The planted fault {clean(result.canary.fault)} was not caught, "
-        "so no verdict of this run can be trusted."
+        "so no verdict of this run can be trusted.",
+        *lines,
     ]
 
 

@@ -12,7 +12,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from validation.files import write_atomically
-from validation.report.wording import clean, flat, headline, number_text, share, value_text, where
+from validation.report.wording import (
+    clean,
+    flat,
+    headline,
+    loosening_lines,
+    number_text,
+    share,
+    value_text,
+    where,
+)
 from validation.verdict import CaseResult, CheckResult, Divergence
 
 _XML_FORBIDDEN = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -82,6 +91,7 @@ def _add_properties(suite: ET.Element, result: CheckResult) -> None:
         values["canary"] = (
             f"{result.canary.fault}: {'caught' if result.canary.caught else 'NOT caught'}"
         )
+    values |= {f"loosening.{n}": line for n, line in enumerate(loosening_lines(result), start=1)}
     for name, value in values.items():
         ET.SubElement(properties, "property", name=_text(name), value=_text(value))
     suite.insert(0, properties)

@@ -15,6 +15,7 @@ from rich.text import Text
 from validation.report.wording import (
     clean,
     headline,
+    loosening_lines,
     number_text,
     ran,
     share,
@@ -71,7 +72,8 @@ def plain_check(result: CheckResult) -> str:
     for case in _troubled(result):
         lines.append("")
         lines += [f"{label}: {value}" for label, value in _trouble(case)]
-    lines += ["", _canary(result), f"{result.verdict}  {_totals(result)}", headline(result)]
+    lines += ["", _canary(result), *loosening_lines(result)]
+    lines += [f"{result.verdict}  {_totals(result)}", headline(result)]
     return "\n".join(line for line in lines if line is not None) + "\n"
 
 
@@ -109,7 +111,8 @@ def rich_check(result: CheckResult) -> RenderableType:
         (f" {result.verdict} ", f"reverse {STYLES.get(str(result.verdict), '')}"),
         f"  {_totals(result)}",
     )
-    parts += [Text(""), Text(_canary(result), style="dim"), verdict, Text(headline(result))]
+    parts += [Text(""), Text(_canary(result), style="dim"), *map(Text, loosening_lines(result))]
+    parts += [verdict, Text(headline(result))]
     return Group(*parts)
 
 

@@ -88,6 +88,19 @@ def skipped(result: CheckResult) -> list[CaseResult]:
     return [case for case in result.cases if case.skipped_because is not None]
 
 
+def loosening_lines(result: CheckResult) -> list[str]:
+    """Return what of the change would loosen the gate, and the verdict if that were accepted."""
+    if not result.loosened:
+        return []
+    lines = [
+        f"loosens the gate: {clean(found.case) or 'quarantine'}: {_first_line(found.text)}"
+        for found in result.loosened
+    ]
+    if result.if_accepted == "PASS":
+        return [*lines, "if an owner accepts this: PASS"]
+    return [*lines, f"no owner can accept this: the verdict would be {result.if_accepted}"]
+
+
 def headline(result: CheckResult) -> str:
     """Return the verdict's reason in one sentence."""
     cases = ran(result)

@@ -8,16 +8,18 @@ import re
 import threading
 import xml.etree.ElementTree as ET
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from validation.report.html import build_page
 from validation.report.junit import write_junit
 from validation.report.terminal import plain_check, print_check
-from validation.report.wording import clean, share, where
-from validation.verdict import CheckResult, Verdict
+from validation.report.wording import clean, loosening_lines, share, where
+from validation.verdict import CheckResult, Loosening, Verdict
 
 from .checks import DIVERGENCE, FAILED, INVALID, PASSED, SKIPPED, check
 
@@ -154,3 +156,35 @@ def test_a_screenful_even_with_many_failures() -> None:
     drawn = on_terminal(check(Verdict.FAIL, *many))
     assert "and 12 more" in drawn
     assert drawn.count("\n") < 60
+
+
+def test_what_loosens_the_gate_is_a_line_in_every_sink(tmp_path: Path) -> None:
+    found = [
+        Loosening("tolerance", "moe_loss", "5 times wider\x1b[31m"),
+        Loosening("quarantine", "", "goldens/quarantine.json: not JSON\nmore", acceptable=False),
+    ]
+    result = replace(check(Verdict.FAIL, FAILED), loosened=found, if_accepted=Verdict.INVALID)
+    expected = [
+        "loosens the gate: moe_loss: 5 times wider\\u001b[31m",
+        "loosens the gate: quarantine: goldens/quarantine.json: not JSON",
+        "no owner can accept this: the verdict would be INVALID",
+    ]
+    assert loosening_lines(result) == expected
+    lines = plain_check(result).splitlines()
+    place = lines.index(expected[0])
+    assert lines[place : place + 3] == expected
+    assert lines[place + 3].startswith("FAIL"), "the verdict comes last"
+    assert "loosens the gate: moe_loss" in on_terminal(result)
+    properties = junit(result, tmp_path).findall("testsuite/properties/property")
+    values = {p.get("name"): p.get("value") for p in properties}
+    assert [values[f"loosening.{n}"] for n in (1, 2, 3)] == expected
+    page = build_page(result, {}, tmp_path, datetime.now(UTC))
+    assert page.details[-3:] == expected
+
+    accepted = replace(result, if_accepted=Verdict.PASS)
+    assert loosening_lines(accepted)[-1] == "if an owner accepts this: PASS"
+    assert loosening_lines(replace(result, loosened=())) == []
+    assert "loosened" not in check(Verdict.FAIL, FAILED).to_json()
+    document = accepted.to_json()
+    assert document["verdict_if_accepted"] == "PASS"
+    assert [item["kind"] for item in document["loosened"]] == ["tolerance", "quarantine"]
