@@ -1,4 +1,4 @@
-"""A lane that this machine cannot serve is refused by name: too few cards, another card, software."""
+"""What a lane needs and this machine lacks is named: cards, the right cards, software."""
 
 import json
 import subprocess
@@ -29,6 +29,9 @@ def machine(
 
     def text(value: str) -> str | bytes:
         return value.encode() if bytes_too else value
+
+    def capability(index: int) -> tuple[int, ...]:
+        return tuple(map(int, cards[index][1].split(".")))
 
     nvml = SimpleNamespace(
         nvmlInit=lambda: None,
