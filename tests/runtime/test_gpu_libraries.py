@@ -91,14 +91,20 @@ def test_hidden_while_active_and_back_afterwards(monkeypatch: pytest.MonkeyPatch
     for name in ("apex", "apex.optimizers"):
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
     before = dict(sys.modules)
-    with pytest.raises(KeyError), hidden_libraries(), hidden_libraries():
+    with hidden_libraries(), hidden_libraries():
         for name in (*GPU_LIBRARIES, "apex.optimizers"):
             with pytest.raises(ModuleNotFoundError):
                 __import__(name)
         assert importlib.util.find_spec("transformer_engine") is None
-        raise KeyError
     assert {name: sys.modules[name] for name in before} == before
-    assert set(sys.modules) - set(before) == set()
+    assert set(sys.modules) == set(before)
+
+
+def test_an_error_inside_brings_them_back() -> None:
+    before = {name for name in GPU_LIBRARIES if name in sys.modules}
+    with pytest.raises(KeyError), hidden_libraries():
+        raise KeyError
+    assert {name for name in GPU_LIBRARIES if name in sys.modules} == before
 
 
 _IMPORT = """
