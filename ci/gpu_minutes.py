@@ -17,7 +17,7 @@ from typing import Any
 
 from verdict_table import VerdictError, parse
 
-GPUS: Mapping[str, int] = {"h200": 1, "h200-x2": 2}
+GPUS: Mapping[str, int] = {"h200": 1, "h200-x2": 2, "h200-x4": 4}
 OUTSIDE = "(outside cases)"
 
 

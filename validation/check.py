@@ -23,6 +23,7 @@ from validation.goldens.loosening import (
     verdict_if_accepted,
 )
 from validation.goldens.quarantine import apply_quarantine
+from validation.machine import unfit
 from validation.power.probes import shared_records, unseen_edit
 from validation.source import commit, dirty_files, source_digest
 from validation.trace import Trace, load_trace, save_trace
@@ -225,12 +226,10 @@ def check_case(
         seconds = time.monotonic() - began
         return CaseResult(case.name, verdict, seconds=seconds, message=message, **more)
 
-    if gpus < LANES[plan.lane]:
-        return result(
-            Verdict.UNFIT,
-            f"lane {plan.lane} has {LANES[plan.lane]} GPU(s), this machine has {gpus}",
-        )
-    reason = case.needs.missing(plan.root, gpus)
+    refusal = unfit(plan.lane, LANES[plan.lane], gpus)
+    if refusal is not None:
+        return result(Verdict.UNFIT, refusal)
+    reason = case.needs.missing(plan.root, gpus, plan.lane)
     if reason is not None:
         return result(Verdict.SKIPPED, skipped_because=reason)
     # A run without a golden is still worth having: it is what `golden update --from` accepts.

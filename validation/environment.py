@@ -11,6 +11,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from validation.cases import LANES
+from validation.isolation import HIDDEN_DISTRIBUTIONS
+from validation.machine import unfit_gpus
+
 # Variables that change numbers or speed; nothing else of the environment is recorded.
 VARIABLES = (
     "ATEN_CPU_CAPABILITY",
@@ -67,7 +71,8 @@ def describe(lane: str, ranks: int = 1) -> dict[str, Any]:
             "cuda": torch.version.cuda,
             "topology": _topology(torch) if ranks > 1 else None,
         }
-    described |= {name: _version(name) for name in PACKAGES}
+    hidden = HIDDEN_DISTRIBUTIONS if lane == "cpu" else ()
+    described |= {name: None if name in hidden else _version(name) for name in PACKAGES}
     described |= {name: os.environ[name] for name in VARIABLES if name in os.environ}
     return described
 
@@ -91,8 +96,12 @@ def gpu_count() -> int:
 
 
 def default_lane(gpus: int) -> str:
-    """The lane that a machine of so many GPUs serves."""
-    return "cpu" if gpus == 0 else ("h200" if gpus == 1 else "h200-x2")
+    """The lane that this machine serves with so many GPUs: the one that uses most of them.
+
+    Only the hardware decides. Software that is missing is refused by name where the lane is run.
+    """
+    fit = [lane for lane, needs in LANES.items() if unfit_gpus(lane, needs, gpus) is None]
+    return max(fit, key=lambda lane: LANES[lane].gpus)
 
 
 def _version(package: str) -> str | None:

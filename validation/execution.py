@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from validation.cases import Case
+from validation.cases import LANES, Case
 from validation.files import DamagedFileError, encode_json, write_atomically
 from validation.trace import Trace, load_trace
 from validation.warm import ForkedRun, WarmParent
@@ -117,11 +117,13 @@ def _run_processes(case: Case, options: RunOptions, root: Path, job: Path, log: 
     deadline = time.monotonic() + case.timeout
     runs: list[ForkedRun] = []
     try:
+        without_gpus = LANES[options.lane].gpus == 0
         # torch then counts cards through NVML, which leaves CUDA to the forks.
-        look = {} if options.lane == "cpu" else {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
-        parent = _warm_parent(root, {**look, **(options.environment or {})}, log)
-        for environment in _rank_environments(case.processes):
-            runs.append(parent.start(job, environment, log, case.preload))
+        look = {} if without_gpus else {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+        environment = {**look, **(options.environment or {})}
+        parent = _warm_parent(root, environment, without_gpus, log)
+        for rank_environment in _rank_environments(case.processes):
+            runs.append(parent.start(job, rank_environment, log, case.preload))
         while True:
             codes = [run.poll() for run in runs]
             failed = [(rank, code) for rank, code in enumerate(codes) if code]
@@ -163,15 +165,17 @@ _all_parents: list[dict[tuple[Any, ...], WarmParent]] = []
 _parents = _Parents()
 
 
-def _warm_parent(root: Path, environment: Mapping[str, str], log: Path) -> WarmParent:
+def _warm_parent(
+    root: Path, environment: Mapping[str, str], without_gpus: bool, log: Path
+) -> WarmParent:
     """The parent of runs in this environment; the longest unused one makes room for a new one."""
-    key = (root, *sorted(environment.items()))
+    key = (root, without_gpus, *sorted(environment.items()))
     started = _parents.by_environment
     parent = started.pop(key, None)
     if parent is None or not parent.alive:
         while len(started) >= _MAX_PARENTS:
             started.pop(next(iter(started))).close()
-        parent = WarmParent(root, environment, log)
+        parent = WarmParent(root, environment, without_gpus, log)
     started[key] = parent
     return parent
 

@@ -29,6 +29,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from validation.isolation import isolated
+
 _POLL_SECONDS = 0.02
 _GRACE_SECONDS = 5.0
 _PR_SET_PDEATHSIG = 1
@@ -40,15 +42,19 @@ class WarmParent:
     Args:
         root: working directory of the runs.
         environment: variables put over this process's own.
+        without_gpus: whether accelerators, and what needs them, are hidden from it and its runs.
         log: appended with what the parent itself prints.
     """
 
-    def __init__(self, root: Path, environment: Mapping[str, str], log: Path) -> None:
+    def __init__(
+        self, root: Path, environment: Mapping[str, str], without_gpus: bool, log: Path
+    ) -> None:
+        given = {**os.environ, **environment, "PYTHONPATH": _search_path(root)}
         with log.open("ab") as stream:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "validation.warm"],
                 cwd=root,
-                env={**os.environ, **environment, "PYTHONPATH": _search_path(root)},
+                env=isolated(given) if without_gpus else given,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stream,

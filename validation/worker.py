@@ -16,6 +16,7 @@ from typing import Any
 from validation.arithmetic import arithmetic
 from validation.environment import describe
 from validation.files import decode_json, read_file
+from validation.isolation import explain_hidden
 from validation.recorder import Recorder
 from validation.trace import save_trace
 
@@ -35,9 +36,13 @@ def main(argv: list[str] | None = None) -> int:
     recorder = Recorder(rank=rank, steps=job["traced_steps"])
     with contextlib.ExitStack() as planted:
         planted.enter_context(arithmetic(job["arithmetic"], job["rounding_seed"]))
-        for fault in job["faults"]:
-            planted.enter_context(resolve(fault)())
-        resolve(job["target"])(recorder, job["settings"])
+        try:
+            for fault in job["faults"]:
+                planted.enter_context(resolve(fault)())
+            resolve(job["target"])(recorder, job["settings"])
+        except ModuleNotFoundError as error:
+            explain_hidden(error)
+            raise
     environment = describe(job["lane"], int(os.environ.get("WORLD_SIZE", "1")))
     trace = recorder.trace(job["case"], {"environment": environment})
     save_trace(trace, Path(job["output"]) / f"rank{rank}")

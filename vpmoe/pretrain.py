@@ -20,6 +20,7 @@ import torch
 
 from vpmoe.config import PresetError, expand_preset_flags
 from vpmoe.runtime import detect_lane
+from vpmoe.runtime.lane import in_words
 from vpmoe.runtime.patches import replaced, skip_helper_build
 
 # A preset is enough to start: what Megatron insists on and a user has no reason to choose.
@@ -43,8 +44,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except PresetError as error:
         print(f"vpmoe pretrain: {error}", file=sys.stderr)
         return 2
-    with _process_environment(), _determinism_restored(), lane.activate(), skip_helper_build():
-        _train(flags)
+    with _process_environment(), _determinism_restored():
+        if os.environ["RANK"] == "0":
+            print(f"vpmoe pretrain: {in_words(lane)}", file=sys.stderr, flush=True)
+        with lane.activate(), skip_helper_build():
+            _train(flags)
     return 0
 
 

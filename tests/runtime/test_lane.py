@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch.overrides import _get_current_function_mode_stack
 
+from vpmoe import pretrain
 from vpmoe.runtime import cpu_lane, detect_lane
-from vpmoe.runtime.lane import CPU, GPU
+from vpmoe.runtime.lane import CPU, GPU, in_words
 from vpmoe.runtime.patches import replaced, skip_helper_build
 
 no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="maps a machine without CUDA")
@@ -144,3 +145,31 @@ def test_cuda_machine_stays_on_cuda() -> None:
     with detect_lane().activate():
         assert torch.zeros(2, device="cuda").device.type == "cuda"
         assert torch.ones(2).cuda().type() == "torch.cuda.FloatTensor"
+
+
+def test_a_lane_says_why_it_was_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    assert in_words(CPU) == "lane cpu (no CUDA device is visible)"
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert in_words(CPU) == "lane cpu (this torch is built without CUDA)"
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    assert in_words(GPU) == "lane gpu (NVIDIA H100, compute capability 9.0)"
+
+
+@no_cuda
+@pytest.mark.parametrize(("rank", "lines"), [(None, 1), ("0", 1), ("1", 0)])
+def test_the_first_rank_says_the_lane(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    rank: str | None,
+    lines: int,
+) -> None:
+    monkeypatch.setattr(pretrain, "_train", lambda flags: None)
+    monkeypatch.delenv("RANK", raising=False)
+    if rank is not None:
+        monkeypatch.setenv("RANK", rank)
+    assert pretrain.main([]) == 0
+    printed = capsys.readouterr()
+    assert printed.err.splitlines() == [f"vpmoe pretrain: {in_words(CPU)}"] * lines
+    assert printed.out == ""

@@ -18,9 +18,17 @@ from pathlib import Path
 from typing import Any
 
 from validation.files import encode_json, safe_name
+from validation.isolation import HIDDEN
+from validation.machine import LaneNeeds
 
-LANES: Mapping[str, int] = {"cpu": 0, "h200": 1, "h200-x2": 2}
-"""Lane -> GPUs that a machine of it has."""
+_HOPPER = {"capabilities": ("9.0",), "modules": ("triton",)}
+LANES: Mapping[str, LaneNeeds] = {
+    "cpu": LaneNeeds(0),
+    "h200": LaneNeeds(1, **_HOPPER),
+    "h200-x2": LaneNeeds(2, **_HOPPER),
+    "h200-x4": LaneNeeds(4, **_HOPPER),
+}
+"""Lane -> what a machine of it has."""
 
 
 ARITHMETICS = ("native", "wide")
@@ -44,16 +52,19 @@ class Needs:
     modules: Sequence[str] = ()
     paths: Sequence[str] = ()
 
-    def missing(self, root: Path, gpus: int) -> str | None:
+    def missing(self, root: Path, gpus: int, lane: str) -> str | None:
         """Why the case cannot run here, or None.
 
         Args:
             root: the repository.
             gpus: CUDA devices of the machine.
+            lane: where it would run.
         """
         if gpus < self.gpus:
             return f"needs {self.gpus} GPU(s), this machine has {gpus}"
         for name in self.modules:
+            if LANES[lane].gpus == 0 and name.partition(".")[0] in HIDDEN:
+                return f"needs the Python module {name}, which lane {lane} hides"
             if importlib.util.find_spec(name) is None:
                 return f"needs the Python module {name}"
         for path in self.paths:

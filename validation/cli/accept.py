@@ -121,7 +121,7 @@ def record_here(
     provenance = describe_source(plan)
     traces = []
     for case in chosen_cases(cases, options.case, lane):
-        reason = case.needs.missing(root, gpu_count())
+        reason = case.needs.missing(root, gpu_count(), lane)
         if reason is not None:
             if case.name in options.case:
                 raise RefusedError(f"case {case.name} cannot run here: it {reason}")

@@ -181,7 +181,7 @@ def calibrate(options: argparse.Namespace) -> int:
     folder = new_run_folder(root, lane, source_digest(root))
     plan = CheckPlan(root=root, lane=lane, cases=[], faults=[], command=["golden", *sys.argv[1:]])
     for case in chosen_cases(cases, options.case, lane):
-        reason = case.needs.missing(root, gpu_count())
+        reason = case.needs.missing(root, gpu_count(), lane)
         if reason is not None:
             progress(f"{case.name}: skipped, it {reason}")
             continue

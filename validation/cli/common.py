@@ -17,6 +17,7 @@ from rich.text import Text
 from validation.cases import LANES, Case, CaseError
 from validation.environment import default_lane, gpu_count
 from validation.goldens.acceptance import RefusedError
+from validation.machine import unfit
 
 
 def add_selection(parser: argparse.ArgumentParser) -> None:
@@ -34,11 +35,12 @@ def lane_to_run(options: argparse.Namespace) -> str:
     """The chosen lane, if this machine can serve it.
 
     Raises:
-        RefusedError: it lacks GPUs.
+        RefusedError: it cannot, and why.
     """
-    lane, gpus = chosen_lane(options), gpu_count()
-    if gpus < LANES[lane]:
-        raise RefusedError(f"lane {lane} has {LANES[lane]} GPU(s), this machine has {gpus}")
+    lane = chosen_lane(options)
+    refusal = unfit(lane, LANES[lane], gpu_count())
+    if refusal is not None:
+        raise RefusedError(refusal)
     return lane
 
 

@@ -78,7 +78,7 @@ def faults(options: argparse.Namespace) -> int:
     goldens: dict[str, Golden] = {}
     store, progress, gpus = GoldenStore(root / "goldens"), Progress(), gpu_count()
     for case in cases.values():
-        if lane not in case.lanes or case.needs.missing(root, gpus) is not None:
+        if lane not in case.lanes or case.needs.missing(root, gpus, lane) is not None:
             continue
         try:
             goldens[case.name] = store.nearest(lane, case.name, here(lane, case.processes))

@@ -14,6 +14,7 @@ from typing import Any
 
 from validation.cases import LANES, Case
 from validation.files import SCHEMA
+from validation.machine import unfit as unfit_machine
 from validation.source import RepositoryError, git, source_digest
 from validation.throughput.figures import Figures, OperatorChange, figures_of, operator_changes
 from validation.throughput.session import (
@@ -29,7 +30,7 @@ from validation.throughput.telemetry import MAX_NEIGHBOURS, unfit, watch_for
 from validation.verdict import EXIT_CODES, Verdict, jsonable, worst
 
 BENCH_FILE = "bench.json"
-DEFAULT_PAIRS: Mapping[str, int] = {"cpu": 60, "h200": 240, "h200-x2": 240}
+DEFAULT_PAIRS: Mapping[str, int] = {"cpu": 60, "h200": 240, "h200-x2": 240, "h200-x4": 240}
 """By lane: a minute or two, start-up included where steps are short."""
 EACH_ALPHA = ALPHA / 2
 """Of each of the two tests, the median step's and the whole block's."""
@@ -186,12 +187,15 @@ def run_bench(
     """
     began, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
     results: list[CaseBench] = []
-    if gpus < LANES[plan.lane]:
-        why = f"lane {plan.lane} has {LANES[plan.lane]} GPU(s), this machine has {gpus}"
-        results = [CaseBench(case=c.name, verdict=Verdict.UNFIT, message=why) for c in plan.cases]
+    refusal = unfit_machine(plan.lane, LANES[plan.lane], gpus)
+    if refusal is not None:
+        results = [
+            CaseBench(case=c.name, verdict=Verdict.UNFIT, message=refusal) for c in plan.cases
+        ]
     with base_checkout(plan.root, plan.base) as (tree, commit):
         for case in () if results else plan.cases:
-            reason = case.needs.missing(plan.root, gpus) or case.needs.missing(tree, gpus)
+            reason = case.needs.missing(plan.root, gpus, plan.lane)
+            reason = reason or case.needs.missing(tree, gpus, plan.lane)
             if reason is not None:
                 results.append(CaseBench(case=case.name, verdict=Verdict.SKIPPED, message=reason))
                 continue

@@ -24,9 +24,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from validation.cases import Case
+from validation.cases import LANES, Case
 from validation.execution import RunError
 from validation.files import encode_json, write_atomically
+from validation.isolation import isolated
 
 SIDES = ("base", "head")
 BLOCK_SECONDS = 0.05
@@ -253,6 +254,11 @@ class _Side:
         tree = plan.trees[name]
         # The checkout before what the user's path may say of an installed copy.
         path = [str(gate), str(tree), os.environ.get("PYTHONPATH", "")]
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(part for part in path if part),
+            "TMPDIR": str(temporary),
+        }
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 [
@@ -260,12 +266,7 @@ class _Side:
                     str(temporary / "job.json"),
                 ],
                 cwd=tree,
-                env={
-                    **os.environ,
-                    "PYTHONPATH": os.pathsep.join(part for part in path if part),
-                    "TMPDIR": str(temporary),
-                    **({"CUDA_VISIBLE_DEVICES": ""} if plan.lane == "cpu" else {}),
-                },
+                env=isolated(environment) if LANES[plan.lane].gpus == 0 else environment,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,

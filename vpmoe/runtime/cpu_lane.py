@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
+from vpmoe.runtime.gpu_libraries import hidden_libraries
 from vpmoe.runtime.patches import replaced
 
 # What Megatron cannot do, or does on CUDA only, without a GPU. The user's flags come later and win.
@@ -202,6 +203,7 @@ def activate() -> Iterator[None]:
         yield
         return
     with ExitStack() as stack:
+        stack.enter_context(hidden_libraries())
         stack.enter_context(_without_dynamo())
         for name, value in _cuda_replacements().items():
             stack.enter_context(replaced(torch.cuda, name, value))

@@ -56,3 +56,14 @@ def detect_lane() -> Lane:
     `CUDA_VISIBLE_DEVICES=""` therefore selects the CPU lane on a machine with GPUs.
     """
     return GPU if torch.cuda.is_available() else CPU
+
+
+def in_words(lane: Lane) -> str:
+    """The lane and why it was chosen, for a person; on the GPU lane CUDA is initialised by it."""
+    if lane is GPU:
+        major, minor = torch.cuda.get_device_capability()
+        card = torch.cuda.get_device_name()
+        return f"lane {lane.name} ({card}, compute capability {major}.{minor})"
+    if torch.version.cuda is None:
+        return f"lane {lane.name} (this torch is built without CUDA)"
+    return f"lane {lane.name} (no CUDA device is visible)"
