@@ -18,6 +18,7 @@ from validation.goldens import Golden, GoldenStore
 from validation.goldens.environments import in_words, same_stack
 from validation.goldens.judge import hold_to_base, vanished_cases
 from validation.goldens.quarantine import apply_quarantine, load_quarantine
+from validation.nearness import calibrated_here, may_be_the_machine, nearness, summary
 from validation.power.probes import shared_records, unseen_edit
 from validation.source import commit, dirty_files, source_digest
 from validation.trace import Trace, load_trace, save_trace
@@ -116,15 +117,17 @@ def run_check(plan: CheckPlan, folder: RunFolder, progress: Progress) -> CheckRe
         message = "nothing was compared: no case ran"
     if ran and not counted:
         message = "nothing was compared: every case that ran is quarantined"
-    return CheckResult(
+    compared = [r for r in ran if r.compared]
+    checked = CheckResult(
         verdict=verdict,
         lane=plan.lane,
         seconds=time.monotonic() - began,
         environment=environment_of(folder, [case.name for case in plan.cases], plan.lane),
         canary=canary,
         cases=results,
-        message=message,
+        calibrated_here=bool(compared) and all(case.calibrated_here for case in compared),
     )
+    return replace(checked, message=message or summary(checked))
 
 
 def environment_of(folder: RunFolder, cases: Sequence[str], lane: str) -> dict[str, Any]:
@@ -240,30 +243,38 @@ def check_case(
     if exact and not plan.exact and verdict is Verdict.FAIL:
         message += ", and this source on this stack made the golden: it must repeat bit for bit"
     message = "; ".join(filter(None, (message, compared_with(golden, found))))
-    divergences = list(comparison.divergences)
-    compared, identical = comparison.compared, comparison.identical
+    divergences, comparisons = list(comparison.divergences), [comparison]
     if case.law is not None and verdict is not Verdict.INVALID:
         try:
             reference = law_reference(case.law, plan, folder, provenance)
         except RunError as error:
             return result(Verdict.INVALID, f"law: {case.law.reference} left no trace: {error}")
         held = compare_law(case.law, reference, trace)
-        compared, identical = compared + held.compared, identical + held.identical
+        if held.divergences:
+            # One that holds says how far apart its two runs are, not how near the golden is.
+            comparisons.append(held)
         if held.divergences and not divergences:
             divergences = list(held.divergences)
             verdict = Verdict.FAIL
             law = f"{len(divergences)} records are not those of {case.law.reference}, as its law "
             message = "; ".join(filter(None, (f"{law}demands", message)))
     first = divergences[0] if divergences else None
+    if verdict is Verdict.FAIL:
+        machine = may_be_the_machine(case, golden, found, divergences, plan.lane)
+        message = "; ".join(filter(None, (message, machine)))
     return result(
         verdict,
         message,
-        compared=compared,
-        identical=identical,
+        # Of the golden's records alone: a law's two runs may round differently and be right.
+        compared=comparison.compared,
+        identical=comparison.identical,
         first_divergence=first,
         comparison=comparison,
         decoded=decoded_tokens(case, comparison),
         detects=golden.detectable_effect,
+        wide=case.arithmetic == "wide",
+        calibrated_here=calibrated_here(golden, found),
+        **nearness(*comparisons),
     )
 
 
