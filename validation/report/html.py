@@ -103,12 +103,12 @@ def _details(result: CheckResult) -> list[str]:
         return [
             *lines,
             f"The gate proved itself in this run: it caught the planted fault "
-            f"{clean(result.canary.fault)}."
+            f"{clean(result.canary.fault)}.",
         ]
     return [
         *lines,
         f"The planted fault {clean(result.canary.fault)} was not caught, "
-        "so no verdict of this run can be trusted."
+        "so no verdict of this run can be trusted.",
     ]
 
 

@@ -12,7 +12,6 @@ import math
 import os
 import random
 import select
-import shutil
 import signal
 import statistics
 import subprocess
@@ -27,6 +26,7 @@ from typing import Any
 from validation.cases import Case
 from validation.execution import RunError
 from validation.files import encode_json, write_atomically
+from validation.revisions import copied_gate, search_path
 
 SIDES = ("base", "head")
 BLOCK_SECONDS = 0.05
@@ -211,15 +211,8 @@ def open_session(plan: SessionPlan, watch: Watch) -> Iterator[Session]:
     Raises:
         RunError: a side could not be started, naming it, with the end of its log.
     """
-    import validation
-
     with tempfile.TemporaryDirectory(prefix="golden-bench-", ignore_cleanup_errors=True) as name:
-        gate = Path(name) / "gate"
-        shutil.copytree(
-            Path(validation.__file__).parent,
-            gate / "validation",
-            ignore=shutil.ignore_patterns("__pycache__"),
-        )
+        gate = copied_gate(Path(name) / "gate")
         sides: dict[str, _Side] = {}
         try:
             for side in sorted(SIDES, key=lambda side: side != plan.first):
@@ -251,8 +244,6 @@ class _Side:
         write_atomically(temporary / "job.json", encode_json(job))
         plan.logs.mkdir(parents=True, exist_ok=True)
         tree = plan.trees[name]
-        # The checkout before what the user's path may say of an installed copy.
-        path = [str(gate), str(tree), os.environ.get("PYTHONPATH", "")]
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 [
@@ -262,7 +253,7 @@ class _Side:
                 cwd=tree,
                 env={
                     **os.environ,
-                    "PYTHONPATH": os.pathsep.join(part for part in path if part),
+                    "PYTHONPATH": search_path(plan.trees["head"], tree, gate),
                     "TMPDIR": str(temporary),
                     **({"CUDA_VISIBLE_DEVICES": ""} if plan.lane == "cpu" else {}),
                 },
