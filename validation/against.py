@@ -37,7 +37,7 @@ from validation.environment import gpu_count
 from validation.execution import RunError, RunOptions, run_case
 from validation.files import decode_json, encode_json, read_file, write_atomically
 from validation.goldens import Golden
-from validation.nearness import nearness, summary
+from validation.nearness import counted, nearness, summary
 from validation.power.probes import unseen_edit
 from validation.revisions import base_checkout, code_of, copied_gate, search_path
 from validation.trace import Trace, load_trace, save_trace
@@ -114,8 +114,8 @@ def _message(result: CheckResult, base: str) -> str:
     records = sum(case.compared for case in ran)
     if result.verdict is Verdict.PASS:
         first = (
-            f"IDENTICAL: {len(ran)} case(s) of {base} and of this tree ran here and have the same "
-            f"bits in each of {records:,} records; no golden, no tolerance."
+            f"IDENTICAL: {counted(len(ran), 'case')} of {base} and of this tree ran here, with the "
+            f"same bits in each of {records:,} records; no golden, no tolerance."
         )
     elif result.verdict is Verdict.FAIL:
         first = summary(result).partition("\n")[0]

@@ -110,7 +110,7 @@ def summary(result: CheckResult) -> str:
     if result.verdict is Verdict.PASS:
         return "\n".join([_which_pass(result, ran), *_machine(result), *_rounded_elsewhere(ran)])
     if result.verdict is Verdict.FAIL:
-        text = f"{len(bad)} of {_count(len(ran), 'case')} moved."
+        text = f"{len(bad)} of {counted(len(ran), 'case')} moved."
         first = next((case for case in bad if case.first_divergence is not None), None)
         if first is not None and first.first_divergence is not None:
             text += f" First divergence: {first.case}, {_line(first.first_divergence.place)}."
@@ -129,7 +129,7 @@ def _which_pass(result: CheckResult, ran: Sequence[CaseResult]) -> str:
     compared = sum(case.compared for case in ran)
     identical = sum(case.identical for case in ran)
     passed = [case for case in ran if case.verdict is Verdict.PASS]
-    matched = f"{_count(len(passed), 'case')} ran and matched the goldens"
+    matched = f"{counted(len(passed), 'case')} ran and matched the goldens"
     if result.kind == IDENTICAL:
         wide = sum(case.wide for case in ran)
         where = "on this machine"
@@ -138,18 +138,20 @@ def _which_pass(result: CheckResult, ran: Sequence[CaseResult]) -> str:
         elif wide:
             where += f", and on any machine in the {wide} that run in wide arithmetic"
         return (
-            f"IDENTICAL: {matched} bit for bit, each of {_count(compared, 'record')}: this code "
+            f"IDENTICAL: {matched} bit for bit, each of {counted(compared, 'record')}: this code "
             f"rounds nothing differently {where}."
         )
     other = compared - identical
-    text = f"WITHIN TOLERANCE: {matched}; {other:,} of {_count(compared, 'record')} have other bits"
+    text = (
+        f"WITHIN TOLERANCE: {matched}; {other:,} of {counted(compared, 'record')} have other bits"
+    )
     known = [case for case in passed if case.largest_ratio is not None]
     nearest = max(known, key=lambda case: case.largest_ratio or 0.0, default=None)
     if nearest is not None and nearest.largest_at is not None:
         text += f", the largest ratio of error to tolerance is {_near(nearest)}"
     left_out = len(ran) - len(passed)
     if left_out:
-        text += f"; {_count(left_out, 'quarantined case')} moved, which does not count"
+        text += f"; {counted(left_out, 'quarantined case')} moved, which does not count"
     return f"{text}."
 
 
@@ -195,10 +197,11 @@ def _near(case: CaseResult) -> str:
 def _names(cases: Sequence[CaseResult]) -> str:
     names = [case.case for case in cases]
     more = len(names) - _NAMED
-    return ", ".join(names[:_NAMED]) + (f" and {_count(more, 'more case')}" if more > 0 else "")
+    return ", ".join(names[:_NAMED]) + (f" and {counted(more, 'more case')}" if more > 0 else "")
 
 
-def _count(count: int, noun: str) -> str:
+def counted(count: int, noun: str) -> str:
+    """`1 case`, `2 cases`."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 

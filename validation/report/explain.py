@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from validation.nearness import counted
 from validation.report.evidence import CaseEvidence, DecodedEvidence, EventEvidence, State
 from validation.report.gather import load_evidence
 from validation.report.wording import (
     clean,
-    counted,
     flat,
     headline,
     notes,

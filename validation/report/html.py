@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from validation.files import write_atomically
+from validation.nearness import counted
 from validation.report.charts import curve_chart, decimate, format_number
 from validation.report.evidence import CaseEvidence, CurveEvidence, State
 from validation.report.explain import environment_changes
@@ -31,7 +32,6 @@ from validation.report.page import (
 from validation.report.pictures import heat_map, mask_pictures
 from validation.report.wording import (
     clean,
-    counted,
     flat,
     headline,
     nearest_text,

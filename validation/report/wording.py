@@ -49,11 +49,6 @@ def share(part: int, whole: int) -> str:
     return f"{part:,} ({percent:.4g} %)"
 
 
-def counted(count: int, noun: str) -> str:
-    """Return `1 case`, `2 cases`."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
 def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     """Return nested values as (dotted name, text) pairs."""
     pairs: list[tuple[str, str]] = []

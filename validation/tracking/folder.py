@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from validation.files import DamagedFileError, decode_json, read_file, safe_name, to_float
+from validation.nearness import counted
 from validation.report import JUNIT_FILE, REPORT_FILE
 from validation.report.evidence import CaseEvidence, CurveEvidence
 from validation.report.gather import load_evidence
 from validation.report.wording import (
-    counted,
     flat,
     headline,
     kind_text,
@@ -202,7 +202,7 @@ def _check_tags(result: CheckResult, provenance: Mapping[str, Any]) -> dict[str,
     if provenance.get("commit"):
         tags["mlflow.source.git.commit"] = str(provenance["commit"])
     if result.kind:
-        tags["golden.kind_of_pass"] = result.kind
+        tags["golden.pass"] = result.kind
     if result.calibrated_here is not None:
         tags["golden.calibrated_here"] = "yes" if result.calibrated_here else "no"
     if result.nearest is not None:
@@ -275,7 +275,7 @@ def _case_record(
             "golden.case": case.case,
             "golden.lane": lane,
             "golden.verdict": str(case.verdict),
-            **({"golden.kind_of_pass": case.kind} if case.kind else {}),
+            **({"golden.pass": case.kind} if case.kind else {}),
             **_nearest_tags(case),
             **_divergence_tags(case),
         },

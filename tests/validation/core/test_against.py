@@ -25,7 +25,7 @@ def test_an_unchanged_tree_is_identical_and_leaves_nothing_behind(project: Any) 
     assert answer.code == 0, answer.err
     verdict = answer.json()
     assert verdict["verdict"] == "PASS"
-    assert verdict["message"].startswith("IDENTICAL: 2 case(s) of HEAD")
+    assert verdict["message"].startswith("IDENTICAL: 2 cases of HEAD")
     assert (verdict["largest_ratio"], verdict["calibrated_here"]) == (0, None)
     assert verdict["canary"] == {"fault": "edited-trace", "caught": True}
     assert [case["case"] for case in verdict["cases"]] == ["plain_loss", "plain_seed"]
@@ -86,7 +86,7 @@ def test_an_installed_copy_that_comes_first_is_no_comparison(project: Any, tmp_p
     path = {"PYTHONPATH": f"{installed}:" + project.environment()["PYTHONPATH"]}
     answer = project.golden("check", "plain_seed", "--against", "HEAD", "--json", **path)
     assert answer.code == 3, answer.out + answer.err
-    assert "imported the working tree's code" in answer.json()["message"] + str(answer.json())
+    assert "imported the working tree's code" in answer.json()["cases"][0]["message"]
 
 
 def test_cases_of_one_side_alone_are_not_comparable(project: Any) -> None:
@@ -95,7 +95,7 @@ def test_cases_of_one_side_alone_are_not_comparable(project: Any) -> None:
     assert answer.code == 0, answer.err
     reasons = {case["case"]: case["skipped_because"] for case in answer.json()["cases"]}
     assert reasons["plain_loss"] is None
-    assert "HEAD has no such case" in reasons["plain_new"]
+    assert "has no such case" in reasons["plain_new"]
     assert "alone has it" in reasons["plain_seed"]
     answer = project.golden("check", "plain_new", "--against", "HEAD", "--json")
     assert answer.code == 3
@@ -111,7 +111,7 @@ def test_a_side_that_cannot_run_is_invalid_and_says_which(project: Any) -> None:
     project.edit("import no_such_module\n", "")
     answer = project.golden("check", "plain_seed", "--against", "HEAD", "--json")
     assert answer.code == 3
-    assert "HEAD could not be run" in answer.json()["message"]
+    assert "HEAD (" in answer.json()["message"]
     assert "no_such_module" in answer.json()["cases"][0]["message"]
     project.edit(
         "import contextlib\n", "import contextlib\nimport no_such_case\n", "plain_cases.py"

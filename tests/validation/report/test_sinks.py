@@ -104,7 +104,8 @@ def test_any_text_gives_well_formed_xml_without_control_characters(
 def test_plain_text_names_the_first_divergence_and_what_was_identical() -> None:
     text = plain_check(check(Verdict.FAIL, PASSED, FAILED, SKIPPED))
     assert "\x1b" not in text
-    assert re.search(r"^dense_loss +PASS +800 +640 \(80 %\) +14\.1$", text, re.MULTILINE)
+    row = r"^dense_loss +PASS WITHIN TOLERANCE +800 +640 \(80 %\) +- +14\.1$"
+    assert re.search(row, text, re.MULTILINE)
     assert "h200_loss  SKIPPED: needs a CUDA device" in text
     assert "first divergence: step 3, micro-batch 0, forward, decoder.layers.1" in text
     assert "canary: attention_scale caught" in text
