@@ -91,10 +91,10 @@ def run_against(
         if able:
             results += _compare_all(plan, able, base, folder, progress, every_case=every_case)
     verdict = worst(result.verdict for result in results)
-    canary, message = None, ""
+    canary, proof = None, ""
     compared = [result for result in results if result.comparison is not None and result.compared]
     if compared:
-        canary, message = _prove(compared[0], plan.lane)
+        canary, proof = _prove(compared[0], plan.lane)
         if not canary.caught:
             verdict = Verdict.INVALID
     checked = CheckResult(
@@ -104,12 +104,11 @@ def run_against(
         environment=environment_of(folder, [case.name for case in plan.cases], plan.lane),
         canary=canary,
         cases=results,
-        message=message,
     )
-    return replace(checked, message=_message(checked, name))
+    return replace(checked, message=_message(checked, name, proof))
 
 
-def _message(result: CheckResult, base: str) -> str:
+def _message(result: CheckResult, base: str, proof: str) -> str:
     ran = [case for case in result.cases if case.compared]
     records = sum(case.compared for case in ran)
     if result.verdict is Verdict.PASS:
@@ -120,11 +119,13 @@ def _message(result: CheckResult, base: str) -> str:
     elif result.verdict is Verdict.FAIL:
         first = summary(result).partition("\n")[0]
         first = f"{first} Both {base} and this tree ran here: the machine is no reason."
-    elif not result.message and not any(c.skipped_because is None for c in result.cases):
-        first = "Nothing was compared: no case could run on both sides."
+    elif result.canary is not None and not result.canary.caught:
+        return proof
+    elif all(case.skipped_because is not None for case in result.cases):
+        return "Nothing was compared: no case could run on both sides."
     else:
-        return result.message or summary(result)
-    return "\n".join([first, result.message])
+        return summary(result)
+    return f"{first}\n{proof}"
 
 
 def _prove(result: CaseResult, lane: str) -> tuple[Canary, str]:

@@ -52,7 +52,7 @@ def base_checkout(
     with tempfile.TemporaryDirectory(prefix="golden-base-") as name:
         # As deep as a path leads upwards, so that its link is inside of the temporary folder too.
         deep = max((Path(os.path.normpath(path)).parts.count("..") for path in needs), default=0)
-        tree = Path(name).joinpath(*["beside"] * deep, "tree")
+        tree = Path(name).joinpath(*["golden-level"] * deep, "tree")
         tree.parent.mkdir(parents=True, exist_ok=True)
         git(root, "worktree", "add", "--quiet", "--detach", "--force", str(tree), commit)
         try:
