@@ -83,7 +83,7 @@ def plain_check(result: CheckResult) -> str:
 
 def rich_check(result: CheckResult) -> RenderableType:
     """Return the verdict drawn for a terminal."""
-    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 3, 0, 0))
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
     table.add_column("case", overflow="fold")
     table.add_column("verdict")
     for name in ("compared", "bit-identical", "ratio", "seconds"):
@@ -139,7 +139,7 @@ def _trouble(case: CaseResult) -> list[tuple[str, str]]:
             allowed = f", tolerance {number_text(divergence.tolerance)}"
             lines.append(("relative error", number_text(divergence.relative_error) + allowed))
     if case.largest_at is not None:
-        lines.append(("nearness", nearest_text(case)))
+        lines.append(("largest ratio", nearest_text(case).removeprefix("largest ratio ")))
     if case.message:
         lines.append(("message", clean(case.message)))
     return lines
