@@ -9,10 +9,11 @@ from __future__ import annotations
 import argparse
 import html
 import json
+import math
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ CASE_VERDICTS = (*VERDICTS, "SKIPPED")
 MAX_BYTES = 1 << 20
 MAX_CASES = 200
 MAX_TEXT = 300
+MAX_MESSAGE = 1200
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 _MARKS = {"PASS": "✅", "FAIL": "❌", "INVALID": "❌", "UNFIT": "⚠️", "SKIPPED": "➖"}
@@ -41,6 +43,8 @@ class Row:
     identical: int
     seconds: float
     note: str
+    kind: str
+    ratio: float | None
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,10 @@ class Table:
     seconds: float
     canary: str
     rows: Sequence[Row]
+    kind: str
+    ratio: float | None
+    calibrated_here: bool | None
+    message: str
     loosened: Sequence[Loosening] = ()
     if_accepted: str | None = None
 
@@ -114,12 +122,18 @@ def parse(data: Any) -> Table:
     cases = _field(data, "cases", list)
     if len(cases) > MAX_CASES:
         raise VerdictError(f"cases: more than {MAX_CASES}")
+    rows = [_row(case) for case in cases]
+    verdict = _one_of(data, "verdict", VERDICTS)
     return Table(
-        verdict=_one_of(data, "verdict", VERDICTS),
+        verdict=verdict,
         lane=_name(data, "lane"),
         seconds=_number(data, "seconds"),
         canary=_canary(data.get("canary")),
-        rows=[_row(case) for case in cases],
+        rows=rows,
+        kind=_kind(verdict, [row for row in rows if row.compared]),
+        ratio=_ratio(data),
+        calibrated_here=_optional(data, "calibrated_here", bool),
+        message=_text(_optional(data, "message", str), MAX_MESSAGE),
         **_loosened(data),
     )
 
@@ -147,18 +161,61 @@ def _loosened(data: Any) -> dict[str, Any]:
 def _row(data: Any) -> Row:
     divergence = data.get("first_divergence") if isinstance(data, dict) else None
     note = _place(divergence) if isinstance(divergence, dict) else ""
-    return Row(
+    row = Row(
         case=_name(data, "case"),
         verdict=_one_of(data, "verdict", CASE_VERDICTS),
         compared=int(_number(data, "compared")),
         identical=int(_number(data, "identical")),
         seconds=_number(data, "seconds"),
         note=note or _text(data.get("skipped_because")) or _text(data.get("message")),
+        kind="",
+        ratio=_ratio(data),
     )
+    if row.identical > row.compared:
+        raise VerdictError("identical: more than compared")
+    nearest = _optional(data, "largest_at", dict)
+    if row.verdict == "PASS" and row.ratio is not None:
+        if row.ratio > 1:
+            raise VerdictError("largest_ratio: more than 1 in a case that passed")
+        if nearest is not None:
+            near = _text(f"largest ratio {row.ratio:.3g} at {_place(nearest, _WHERE)}")
+            row = replace(row, note="; ".join(filter(None, (near, row.note))))
+    return replace(row, kind=_kind(row.verdict, [row] if row.compared else []))
 
 
-def _place(divergence: dict[str, Any]) -> str:
-    words = ("step", "phase", "module", "tensor", "rank", "expected", "actual")
+def _kind(verdict: str, rows: Sequence[Row]) -> str:
+    """Which PASS it is, by the counts alone; empty for anything else."""
+    if verdict != "PASS" or not rows:
+        return ""
+    same = all(row.verdict == "PASS" and row.identical == row.compared for row in rows)
+    return "IDENTICAL" if same else "WITHIN TOLERANCE"
+
+
+def _ratio(data: dict[str, Any]) -> float | None:
+    """The largest ratio of error to tolerance; None also in files from before it was said."""
+    value = data.get("largest_ratio")
+    if value is None:
+        return None
+    if value == "inf":
+        return math.inf
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise VerdictError("largest_ratio: no number")
+    if not 0 <= value < 1e300:
+        raise VerdictError("largest_ratio: not a number from 0")
+    return float(value)
+
+
+def _optional(data: dict[str, Any], name: str, kind: type) -> Any:
+    """A field that older files lack."""
+    return None if data.get(name) is None else _field(data, name, kind)
+
+
+_WHERE = ("step", "phase", "module", "tensor", "rank")
+
+
+def _place(
+    divergence: dict[str, Any], words: Sequence[str] = (*_WHERE, "expected", "actual")
+) -> str:
     parts = [(w, divergence.get(w)) for w in words if divergence.get(w) is not None]
     return _text(", ".join(f"{word} {str(value)[:MAX_TEXT]}" for word, value in parts))
 
@@ -199,21 +256,29 @@ def _number(data: Any, name: str) -> float:
     return float(value)
 
 
-def _text(value: Any) -> str:
+def _text(value: Any, longest: int = MAX_TEXT) -> str:
     """One short line of printable characters."""
     if not isinstance(value, str):
         return ""
-    line = " ".join("".join(c if c.isprintable() else " " for c in value[:MAX_TEXT]).split())
-    return line + ("…" if len(value) > MAX_TEXT else "")
+    line = " ".join("".join(c if c.isprintable() else " " for c in value[:longest]).split())
+    return line + ("…" if len(value) > longest else "")
 
 
 def render(table: Table) -> str:
     """The table as Markdown. Free text stands in `<code>`, where it neither links nor mentions."""
-    head = f"### {_MARKS[table.verdict]} golden {table.lane}: {table.verdict}"
+    kind = f", {table.kind}" if table.kind else ""
+    head = f"### {_MARKS[table.verdict]} golden {table.lane}: {table.verdict}{kind}"
+    facts = [f"{len(table.rows)} cases in {table.seconds:.0f} s", table.canary]
+    if table.ratio is not None:
+        facts.append(f"largest ratio of error to tolerance {table.ratio:.3g}")
+    if table.calibrated_here is False and table.kind != "IDENTICAL":
+        facts.append("not calibrated on this type of machine")
+    message = ["", f"<code>{_escape(table.message)}</code>"] if table.message else []
     lines = [
         head,
         "",
-        f"{len(table.rows)} cases in {table.seconds:.0f} s; {table.canary}.",
+        f"{'; '.join(facts)}.",
+        *message,
         "",
         "| case | verdict | records | bit-identical | seconds | |",
         "| --- | --- | ---: | ---: | ---: | --- |",
@@ -221,7 +286,7 @@ def render(table: Table) -> str:
     for row in table.rows:
         share = f"{row.identical / row.compared:.1%}" if row.compared else "-"
         note = f"<code>{_escape(row.note)}</code>" if row.note else ""
-        verdict = f"{_MARKS[row.verdict]} {row.verdict}"
+        verdict = f"{_MARKS[row.verdict]} {row.verdict} {row.kind}".rstrip()
         lines.append(
             f"| {row.case} | {verdict} | {row.compared} | {share} | {row.seconds:.1f} | {note} |"
         )

@@ -26,6 +26,7 @@ from validation.files import DamagedFileError
 from validation.goldens.acceptance import RefusedError
 from validation.goldens.judge import checked_out
 from validation.goldens.store import GoldenStore
+from validation.revisions import copied_gate, search_path
 from validation.source import RepositoryError, git
 
 
@@ -150,14 +151,8 @@ class Workshop:
         """
         git(self.tree, "checkout", "--quiet", "--force", "--detach", commit)
         git(self.tree, "clean", "-fdq")
-        # Without the repository's own folders, whose code is not that of the commit.
-        inherited = [
-            part
-            for part in os.environ.get("PYTHONPATH", "").split(os.pathsep)
-            if part and not Path(part).resolve().is_relative_to(self.root.resolve())
-        ]
         command = [python, "-P", "-m", "validation.bisect", self.lane, self.case, str(goldens)]
-        path = os.pathsep.join([str(self.gate), *inherited, str(self.tree)])
+        path = search_path(self.root, self.tree, self.gate)
         done = subprocess.run(
             command,
             cwd=self.tree,
@@ -182,15 +177,8 @@ def workshop(root: Path, commit: str, case: str, lane: str) -> Iterator[Workshop
         case: name of the case.
         lane: its lane.
     """
-    import validation
-
     with tempfile.TemporaryDirectory(prefix="golden-bisect-") as name:
-        gate, tree = Path(name) / "gate", Path(name) / "tree"
-        shutil.copytree(
-            Path(validation.__file__).parent,
-            gate / "validation",
-            ignore=shutil.ignore_patterns("__pycache__"),
-        )
+        gate, tree = copied_gate(Path(name) / "gate"), Path(name) / "tree"
         git(root, "worktree", "add", "--quiet", "--detach", "--force", str(tree), commit)
         try:
             yield Workshop(root, tree, gate, case, lane)

@@ -24,6 +24,7 @@ from validation.goldens.loosening import (
 )
 from validation.goldens.quarantine import apply_quarantine
 from validation.machine import unfit
+from validation.nearness import calibrated_here, may_be_the_machine, nearness, summary
 from validation.power.probes import shared_records, unseen_edit
 from validation.source import commit, dirty_files, source_digest
 from validation.trace import Trace, load_trace, save_trace
@@ -133,19 +134,21 @@ def run_check(plan: CheckPlan, folder: RunFolder, progress: Progress) -> CheckRe
             return True
         return check_canary(replace(plan, judge=None), store, folder, results, progress)[0].caught
 
-    return CheckResult(
+    compared = [r for r in ran if r.compared]
+    checked = CheckResult(
         verdict=verdict,
         lane=plan.lane,
         seconds=time.monotonic() - began,
         environment=environment_of(folder, [case.name for case in plan.cases], plan.lane),
         canary=canary,
         cases=results,
-        message=message,
         loosened=loosened,
         if_accepted=verdict_if_accepted(loosened, unquarantined, store.folder, proves)
         if loosened
         else None,
+        calibrated_here=bool(compared) and all(case.calibrated_here for case in compared),
     )
+    return replace(checked, message=message or summary(checked))
 
 
 def environment_of(folder: RunFolder, cases: Sequence[str], lane: str) -> dict[str, Any]:
@@ -262,33 +265,40 @@ def check_case(
     if exact and not plan.exact and verdict is Verdict.FAIL:
         message += ", and this source on this stack made the golden: it must repeat bit for bit"
     message = "; ".join(filter(None, (message, compared_with(golden, found))))
-    divergences = list(comparison.divergences)
-    compared, identical = comparison.compared, comparison.identical
+    divergences, comparisons = list(comparison.divergences), [comparison]
     if case.law is not None and verdict is not Verdict.INVALID:
         try:
             reference = law_reference(case.law, plan, folder, provenance)
         except RunError as error:
             return result(Verdict.INVALID, f"law: {case.law.reference} left no trace: {error}")
         held = compare_law(case.law, reference, trace)
-        compared, identical = compared + held.compared, identical + held.identical
         if held.divergences:
             if_accepted = worst([if_accepted, Verdict.FAIL])
+            # One that holds says how far apart its two runs are, not how near the golden is.
+            comparisons.append(held)
         if held.divergences and not divergences:
             divergences = list(held.divergences)
             verdict = Verdict.FAIL
             law = f"{len(divergences)} records are not those of {case.law.reference}, as its law "
             message = "; ".join(filter(None, (f"{law}demands", message)))
     first = divergences[0] if divergences else None
+    if verdict is Verdict.FAIL:
+        machine = may_be_the_machine(case, golden, found, divergences, plan.lane)
+        message = "; ".join(filter(None, (message, machine)))
     return result(
         verdict,
         message,
-        compared=compared,
-        identical=identical,
+        # Of the golden's records alone: a law's two runs may round differently and be right.
+        compared=comparison.compared,
+        identical=comparison.identical,
         first_divergence=first,
         comparison=comparison,
         decoded=decoded_tokens(case, comparison),
         detects=golden.detectable_effect,
         if_accepted=if_accepted,
+        wide=case.arithmetic == "wide",
+        calibrated_here=calibrated_here(golden, found),
+        **nearness(*comparisons),
     )
 
 

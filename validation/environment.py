@@ -8,6 +8,7 @@ import importlib.util
 import os
 import platform
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -142,3 +143,19 @@ def _driver() -> str | None:
     except Exception:  # NVML may be absent in a container; the driver is then unknown
         return None
     return version.decode() if isinstance(version, bytes) else str(version)
+
+
+def machine_type(environment: Mapping[str, Any]) -> str:
+    """The type of machine that an environment is of, as `AuthenticAMD 25/17`.
+
+    Machines of one type have one set of kernels. On a lane with GPUs it is the GPU's name; where
+    vendor, family and model of the CPU are unknown, its name.
+
+    Args:
+        environment: what `describe` left.
+    """
+    cpu = [environment.get(name) for name in ("cpu_vendor", "cpu_family", "cpu_model")]
+    if environment.get("lane", "cpu") != "cpu" or None in cpu:
+        return str(environment.get("device"))
+    vendor, family, model = cpu
+    return f"{vendor} {family}/{model}"

@@ -140,6 +140,84 @@ def test_gpu_minutes_are_summed_by_case_and_times_the_lanes_gpus() -> None:
     assert "total" in gpu_minutes.render(minutes)
 
 
+def passed(**changes: Any) -> dict[str, Any]:
+    """A check's JSON as today's gate prints it, with one case that passed."""
+    place = {"step": 1, "phase": "optimizer", "module": "training", "tensor": "update_rms/norm"}
+    ours = {"first_divergence": None, "message": "", "largest_ratio": 0.43, "largest_at": place}
+    case = {**verdict()["cases"][0], "verdict": "PASS", **ours}
+    content = verdict(verdict="PASS", cases=[case])
+    content |= {"largest_ratio": 0.43, "calibrated_here": False, "message": "WITHIN TOLERANCE: why"}
+    for name, value in changes.items():
+        (case if name.startswith("case_") else content)[name.removeprefix("case_")] = value
+    return content
+
+
+def test_a_pass_says_which_pass_and_how_near() -> None:
+    text = render(parse(passed()))
+    assert "golden cpu: PASS, WITHIN TOLERANCE" in text
+    assert "largest ratio of error to tolerance 0.43" in text
+    assert "not calibrated on this type of machine" in text
+    assert "<code>WITHIN TOLERANCE&#58; why</code>" in text
+    assert (
+        "| tiny_moe | ✅ PASS WITHIN TOLERANCE | 2000 | 25.0% | 12.2 | <code>largest ratio" in text
+    )
+    assert "tensor update&#95;rms&#47;norm" in text
+    same = {"case_identical": 2000, "case_largest_ratio": 0, "case_largest_at": None}
+    text = render(parse(passed(**same, largest_ratio=0, message="")))
+    assert "golden cpu: PASS, IDENTICAL" in text
+    assert "| tiny_moe | ✅ PASS IDENTICAL | 2000 | 100.0% | 12.2 |  |" in text
+    assert "WITHIN" not in text
+
+
+def test_files_from_before_the_new_fields_are_still_read() -> None:
+    old = passed(case_largest_ratio=None, largest_ratio=None, calibrated_here=None, message=None)
+    for content in (old, old["cases"][0]):
+        for name in ("largest_ratio", "largest_at", "calibrated_here"):
+            content.pop(name, None)
+    del old["message"]
+    assert "PASS, WITHIN TOLERANCE" in render(parse(old))
+
+
+def test_an_invalid_verdicts_reason_is_shown() -> None:
+    text = render(parse(verdict(verdict="INVALID") | {"message": "the gate is blind\nto it"}))
+    assert "<code>the gate is blind to it</code>" in text
+    assert "largest ratio" not in text
+    assert "ratio of error to tolerance inf" in render(parse(passed(largest_ratio="inf")))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        passed(largest_ratio="0.4"),
+        passed(largest_ratio="-inf"),
+        passed(largest_ratio=-0.1),
+        passed(largest_ratio=float("nan")),
+        passed(largest_ratio=10**400),
+        passed(largest_ratio=True),
+        passed(largest_ratio=[1]),
+        passed(case_largest_ratio=1.5),
+        passed(case_largest_ratio="inf"),
+        passed(case_largest_at="here"),
+        passed(case_identical=2001),
+        passed(calibrated_here="yes"),
+        passed(message=["PASS"]),
+    ],
+)
+def test_new_fields_of_another_kind_are_refused(data: Any) -> None:
+    with pytest.raises(VerdictError):
+        parse(data)
+
+
+@pytest.mark.parametrize("hostile", ["<b>@all | x", "a\n### ✅ PASS", "`</code>[x](y)", "x" * 5000])
+def test_messages_and_places_of_a_stranger_stay_text(hostile: str) -> None:
+    text = render(parse(passed(message=hostile, case_largest_at={"module": hostile})))
+    assert len(text.splitlines()) == 9
+    for line in (text.splitlines()[4], text.splitlines()[-1]):
+        cell = line.split("<code>")[1].partition("</code>")[0]
+        assert not set(cell) & set("<>|@`[]()*!\n")
+    assert len(text) < 5000
+
+
 @dataclass
 class GitHub:
     """What a fake GitHub has, and was asked."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from validation.against import run_against
 from validation.calibrate import (
     Measured,
     detectable_effect,
@@ -45,6 +47,7 @@ from validation.goldens.acceptance import RefusedError, refuse_dirty
 from validation.goldens.calibrated import write_calibration
 from validation.goldens.environments import identity, in_words
 from validation.goldens.judge import check_with_base
+from validation.revisions import commit_of
 from validation.source import find_root, source_digest
 from validation.trace import Trace, load_trace, save_trace
 from validation.verdict import CheckResult
@@ -59,6 +62,7 @@ def add_commands(commands: Any) -> None:
         "canary) and say PASS, FAIL, INVALID or UNFIT. Everything is left in runs/.",
         epilog="examples:\n  golden check\n  golden check tiny_moe --exact\n"
         "  golden check --lane cpu --json > verdict.json\n"
+        "  golden check tiny_moe --against origin/main    (was it the code, or the machine?)\n"
         "  OMP_NUM_THREADS=1 golden check    (your settings are obeyed)\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -71,6 +75,12 @@ def add_commands(commands: Any) -> None:
         "--judge",
         metavar="REV",
         help="let the gate of a base revision judge: its comparator, cases and tolerances",
+    )
+    parser.add_argument(
+        "--against",
+        metavar="REV",
+        help="run this tree and a revision, both here, and compare them bit for bit: no golden, "
+        "no tolerance",
     )
     # How --judge reaches the base's own gate.
     parser.add_argument("--judged-by", type=Path, metavar="DIR", help=argparse.SUPPRESS)
@@ -106,6 +116,11 @@ def add_commands(commands: Any) -> None:
 def check(options: argparse.Namespace) -> int:
     """Runs the check and every sink; returns the verdict's exit code."""
     root = find_root()
+    if options.against is not None:
+        refuse_mixture(options)
+        commit_of(root, options.against, "--against")
+        # A cancelled job's runs and worktree shall end as they do on Ctrl-C.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     if options.judge:
         return check_with_base(root, options.judge, _words(options))
     lane = chosen_lane(options)
@@ -121,7 +136,11 @@ def check(options: argparse.Namespace) -> int:
     progress = Progress()
     folder = new_run_folder(root, lane, source_digest(root))
     with progress:
-        result = run_check(plan, folder, progress)
+        if options.against is not None:
+            every = not options.case
+            result = run_against(plan, options.against, folder, progress, every_case=every)
+        else:
+            result = run_check(plan, folder, progress)
     try:
         write_sinks(result, folder, options.report, options.junit)
     except Exception as error:  # a report that cannot be drawn never changes a verdict
@@ -136,6 +155,21 @@ def check(options: argparse.Namespace) -> int:
         print(f"run: {folder.path.relative_to(root)}")
     publish(folder.path, progress)
     return result.exit_code
+
+
+def refuse_mixture(options: argparse.Namespace) -> None:
+    """Refuses what `--against`, which has neither golden nor tolerance, leaves nothing to do.
+
+    Raises:
+        RefusedError: such an option is there.
+    """
+    others = {"--judge": options.judge, "--exact": options.exact, "--judged-by": options.judged_by}
+    given = [name for name, value in others.items() if value]
+    if given:
+        raise RefusedError(
+            f"--against compares two runs bit for bit, without goldens: {given[0]} says nothing "
+            "there; leave out one of the two"
+        )
 
 
 def _words(options: argparse.Namespace) -> list[str]:

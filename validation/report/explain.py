@@ -4,13 +4,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from validation.nearness import counted
 from validation.report.evidence import CaseEvidence, DecodedEvidence, EventEvidence, State
 from validation.report.gather import load_evidence
 from validation.report.wording import (
     clean,
-    counted,
     flat,
     headline,
+    notes,
     number_text,
     ran,
     share,
@@ -39,7 +40,11 @@ def render_explanation(run_dir: Path) -> str:
     # A movement is explained rather than what could not be compared at all.
     chosen = next((c for c in troubled if c.first_divergence is not None), None)
     chosen = chosen or next(iter(troubled), None)
-    lines = [f"{result.verdict}  lane {result.lane}, {run_dir.name}", headline(result)]
+    lines = [
+        f"{result.verdict}  lane {result.lane}, {run_dir.name}",
+        headline(result),
+        *notes(result),
+    ]
     if chosen is not None:
         evidence = load_evidence(run_dir, chosen.case) or CaseEvidence()
         lines += ["", *_explain_case(chosen, evidence, result)]

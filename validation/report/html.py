@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from validation.files import write_atomically
+from validation.nearness import counted
 from validation.report.charts import curve_chart, decimate, format_number
 from validation.report.evidence import CaseEvidence, CurveEvidence, State
 from validation.report.explain import environment_changes
@@ -31,12 +32,14 @@ from validation.report.page import (
 from validation.report.pictures import heat_map, mask_pictures
 from validation.report.wording import (
     clean,
-    counted,
     flat,
     headline,
     loosening_lines,
+    nearest_text,
+    notes,
     number_text,
     ran,
+    ratio_text,
     share,
     skipped,
     value_text,
@@ -94,19 +97,19 @@ def _worst_first(cases: Sequence[CaseResult]) -> list[CaseResult]:
 
 
 def _details(result: CheckResult) -> list[str]:
-    lines = loosening_lines(result)
+    lines = [*notes(result), *loosening_lines(result)]
     if result.canary is None:
         return lines
     if result.canary.caught:
         return [
+            *lines,
             f"The gate proved itself in this run: it caught the planted fault "
             f"{clean(result.canary.fault)}.",
-            *lines,
         ]
     return [
+        *lines,
         f"The planted fault {clean(result.canary.fault)} was not caught, "
         "so no verdict of this run can be trusted.",
-        *lines,
     ]
 
 
@@ -124,6 +127,12 @@ def _facts(result: CheckResult) -> list[Item]:
         Item("Records compared", f"{compared:,}"),
         Item("Bit-identical", f"{identical:,}", note=_percent(identical, compared)),
     ]
+    nearest = result.nearest
+    if nearest is not None:
+        # Beyond 1 a record diverges.
+        ratio = ratio_text(nearest.largest_ratio)
+        note = "" if nearest.largest_at is None else clean(nearest.case)
+        facts.append(Item("Largest error / tolerance", ratio, note=note))
     if result.canary is not None:
         caught = "caught" if result.canary.caught else "NOT caught"
         facts.append(Item("Canary", caught, note=clean(result.canary.fault)))
@@ -175,10 +184,12 @@ def _case_view(
         name=clean(case.case),
         anchor=f"case-{index}",
         verdict=str(case.verdict),
-        summary=where(divergence) if divergence is not None else "",
+        kind=case.kind,
+        summary=where(divergence) if divergence is not None else nearest_text(case),
         compared=f"{case.compared:,}",
         identical=f"{case.identical:,}",
         identical_percent=100 * case.identical / case.compared if case.compared else None,
+        ratio=ratio_text(case.largest_ratio),
         seconds=f"{case.seconds:.1f}",
         count_note=note,
         message=clean(case.message),

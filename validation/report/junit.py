@@ -17,7 +17,9 @@ from validation.report.wording import (
     flat,
     headline,
     loosening_lines,
+    nearest_text,
     number_text,
+    ratio_text,
     share,
     value_text,
     where,
@@ -69,7 +71,8 @@ def _add_case(suite: ET.Element, case: CaseResult, lane: str) -> None:
         problem.set("message", _text(message))
     output = ET.SubElement(element, "system-out")
     compared = f"{case.compared:,} records compared"
-    output.text = f"{compared}, {share(case.identical, case.compared)} bit-identical"
+    parts = [case.kind, f"{compared}, {share(case.identical, case.compared)} bit-identical"]
+    output.text = _text("; ".join(filter(None, [*parts, nearest_text(case)])))
 
 
 def divergence_text(divergence: Divergence, message: str = "") -> str:
@@ -87,6 +90,12 @@ def divergence_text(divergence: Divergence, message: str = "") -> str:
 def _add_properties(suite: ET.Element, result: CheckResult) -> None:
     properties = ET.Element("properties")
     values = {"verdict": result.verdict, "lane": result.lane, **dict(flat(result.environment))}
+    if result.kind:
+        values["kind"] = result.kind
+    if result.nearest is not None:
+        values["largest_ratio"] = ratio_text(result.nearest.largest_ratio)
+    if result.calibrated_here is not None:
+        values["calibrated_here"] = str(result.calibrated_here)
     if result.canary is not None:
         values["canary"] = (
             f"{result.canary.fault}: {'caught' if result.canary.caught else 'NOT caught'}"

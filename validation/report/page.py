@@ -133,10 +133,12 @@ class CaseView:
     name: str
     anchor: str
     verdict: str
+    kind: str
     summary: str
     compared: str
     identical: str
     identical_percent: float | None
+    ratio: str
     seconds: str
     count_note: str
     message: str

@@ -4,9 +4,10 @@ import itertools
 import math
 from collections.abc import Sequence
 
+from validation.nearness import counted
 from validation.report.evidence import EventEvidence, Intervals, State, TableEvidence
 from validation.report.page import HeatCell, HeatRow, HeatView, LegendEntry, MaskView
-from validation.report.wording import clean, counted, number_text
+from validation.report.wording import clean, number_text
 
 MAX_HEAT_ROWS = 120
 MAX_HEAT_STEPS = 60

@@ -15,9 +15,13 @@ from rich.text import Text
 from validation.report.wording import (
     clean,
     headline,
+    kind_text,
     loosening_lines,
+    nearest_text,
+    notes,
     number_text,
     ran,
+    ratio_text,
     share,
     skipped,
     value_text,
@@ -48,18 +52,19 @@ def print_check(result: CheckResult, stream: TextIO | None = None) -> None:
 
 def plain_check(result: CheckResult) -> str:
     """Return the verdict as plain text."""
-    rows = [("case", "verdict", "compared", "bit-identical", "seconds")]
+    rows = [("case", "verdict", "compared", "bit-identical", "ratio", "seconds")]
     rows += [
         (
             clean(case.case),
-            str(case.verdict),
+            kind_text(case),
             f"{case.compared:,}",
             share(case.identical, case.compared),
+            ratio_text(case.largest_ratio),
             f"{case.seconds:.1f}",
         )
         for case in ran(result)
     ]
-    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    widths = [max(len(row[column]) for row in rows) for column in range(6)]
     lines = (
         []
         if len(rows) == 1
@@ -72,24 +77,26 @@ def plain_check(result: CheckResult) -> str:
     for case in _troubled(result):
         lines.append("")
         lines += [f"{label}: {value}" for label, value in _trouble(case)]
+    verdict = f"{result.verdict}  {_totals(result)}"
     lines += ["", _canary(result), *loosening_lines(result)]
-    lines += [f"{result.verdict}  {_totals(result)}", headline(result)]
+    lines += [verdict, headline(result), *notes(result)]
     return "\n".join(line for line in lines if line is not None) + "\n"
 
 
 def rich_check(result: CheckResult) -> RenderableType:
     """Return the verdict drawn for a terminal."""
-    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 3, 0, 0))
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
     table.add_column("case", overflow="fold")
     table.add_column("verdict")
-    for name in ("compared", "bit-identical", "seconds"):
+    for name in ("compared", "bit-identical", "ratio", "seconds"):
         table.add_column(name, justify="right")
     for case in ran(result):
         table.add_row(
             Text(clean(case.case)),
-            Text(str(case.verdict), style=STYLES.get(str(case.verdict), "")),
+            Text(kind_text(case), style=STYLES.get(str(case.verdict), "")),
             f"{case.compared:,}",
             share(case.identical, case.compared),
+            ratio_text(case.largest_ratio),
             f"{case.seconds:.1f}",
         )
     parts: list[RenderableType] = [table] if table.row_count else []
@@ -113,6 +120,7 @@ def rich_check(result: CheckResult) -> RenderableType:
     )
     parts += [Text(""), Text(_canary(result), style="dim"), *map(Text, loosening_lines(result))]
     parts += [verdict, Text(headline(result))]
+    parts += [Text(note, style="dim") for note in notes(result)]
     return Group(*parts)
 
 
@@ -133,6 +141,8 @@ def _trouble(case: CaseResult) -> list[tuple[str, str]]:
         if divergence.relative_error is not None:
             allowed = f", tolerance {number_text(divergence.tolerance)}"
             lines.append(("relative error", number_text(divergence.relative_error) + allowed))
+    if case.largest_at is not None:
+        lines.append(("largest ratio", nearest_text(case).removeprefix("largest ratio ")))
     if case.message:
         lines.append(("message", clean(case.message)))
     return lines

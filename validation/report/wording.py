@@ -9,6 +9,7 @@ import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
+from validation.nearness import summary
 from validation.report.charts import format_number
 from validation.verdict import CaseResult, CheckResult, Divergence
 
@@ -37,19 +38,7 @@ def number_text(value: float | None) -> str:
 
 def where(divergence: Divergence) -> str:
     """Return the place of a divergence in one line, outermost first."""
-    parts = []
-    if divergence.step is not None:
-        parts.append(f"step {divergence.step}")
-    if divergence.micro_batch is not None:
-        parts.append(f"micro-batch {divergence.micro_batch}")
-    if divergence.phase:
-        parts.append(str(divergence.phase))
-    parts += [clean(part) for part in (divergence.module, divergence.tensor) if part]
-    if divergence.rank is not None:
-        parts.append(f"rank {divergence.rank}")
-    if divergence.offset is not None:
-        parts.append(f"offset {divergence.offset}")
-    return ", ".join(parts)
+    return clean(divergence.place)
 
 
 def share(part: int, whole: int) -> str:
@@ -58,11 +47,6 @@ def share(part: int, whole: int) -> str:
         return f"{part:,}"
     percent = math.floor(1000 * part / whole) / 10
     return f"{part:,} ({percent:.4g} %)"
-
-
-def counted(count: int, noun: str) -> str:
-    """Return `1 case`, `2 cases`."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
@@ -92,10 +76,10 @@ def loosening_lines(result: CheckResult) -> list[str]:
     """Return what of the change would loosen the gate, and the verdict if that were accepted."""
     if not result.loosened:
         return []
-    lines = [
-        f"loosens the gate: {clean(found.case) or 'quarantine'}: {_first_line(found.text)}"
-        for found in result.loosened
-    ]
+    lines = []
+    for found in result.loosened:
+        text = clean(found.text).strip().partition("\n")[0]
+        lines.append(f"loosens the gate: {clean(found.case) or 'quarantine'}: {text}")
     if result.if_accepted == "PASS":
         return [*lines, "if an owner accepts this: PASS"]
     return [*lines, f"no owner can accept this: the verdict would be {result.if_accepted}"]
@@ -103,30 +87,28 @@ def loosening_lines(result: CheckResult) -> list[str]:
 
 def headline(result: CheckResult) -> str:
     """Return the verdict's reason in one sentence."""
-    cases = ran(result)
-    if result.message:
-        return _first_line(result.message)
-    bad = [case for case in cases if case.verdict == result.verdict]
-    if result.verdict == "PASS":
-        return (
-            f"{counted(len(cases), 'case')} ran and matched the goldens within measured tolerance."
-        )
-    if result.verdict == "FAIL":
-        text = f"{len(bad)} of {counted(len(cases), 'case')} moved."
-        first = next((case for case in bad if case.first_divergence is not None), None)
-        if first is not None and first.first_divergence is not None:
-            text += f" First divergence: {clean(first.case)}, {where(first.first_divergence)}."
-        return text
-    if result.verdict == "INVALID":
-        if bad:
-            return f"{clean(bad[0].case)}: {_first_line(bad[0].message)}"
-        if not cases:
-            return "Nothing was compared: no case ran."
-        return "The gate could not prove itself: its canary was not caught."
-    if bad:
-        return f"This machine could not serve: {_first_line(bad[0].message)}"
-    return "This machine could not serve."
+    return clean(result.message or summary(result)).strip().partition("\n")[0]
 
 
-def _first_line(text: str) -> str:
-    return clean(text).strip().partition("\n")[0]
+def notes(result: CheckResult) -> list[str]:
+    """Return what else a PASS or a FAIL says: of rounding, and of the machine."""
+    if result.verdict not in ("PASS", "FAIL"):
+        return []  # the rest of an INVALID's message is the end of a log
+    return clean(result.message or summary(result)).strip().split("\n")[1:]
+
+
+def kind_text(result: CaseResult | CheckResult) -> str:
+    """Return a verdict with which PASS it is."""
+    return f"{result.verdict} {result.kind}".rstrip()
+
+
+def ratio_text(ratio: float | None) -> str:
+    """Return a ratio of error to tolerance in a few digits; a dash when there is none."""
+    return "-" if ratio is None else f"{ratio:.3g}"
+
+
+def nearest_text(case: CaseResult) -> str:
+    """Return a case's largest ratio and where it is; empty where nothing floating differs."""
+    if case.largest_at is None:
+        return ""
+    return f"largest ratio {ratio_text(case.largest_ratio)} at {where(case.largest_at)}"

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +13,8 @@ from typing import Any
 from validation.cases import LANES, Case
 from validation.files import SCHEMA
 from validation.machine import unfit as unfit_machine
-from validation.source import RepositoryError, git, source_digest
+from validation.revisions import base_checkout
+from validation.source import git, source_digest
 from validation.throughput.figures import Figures, OperatorChange, figures_of, operator_changes
 from validation.throughput.session import (
     BLOCK_SECONDS,
@@ -192,7 +191,8 @@ def run_bench(
         results = [
             CaseBench(case=c.name, verdict=Verdict.UNFIT, message=refusal) for c in plan.cases
         ]
-    with base_checkout(plan.root, plan.base) as (tree, commit):
+    needs = [path for case in plan.cases for path in case.needs.paths]
+    with base_checkout(plan.root, plan.base, "--base", needs) as (tree, commit):
         for case in () if results else plan.cases:
             reason = case.needs.missing(plan.root, gpus, plan.lane)
             reason = reason or case.needs.missing(tree, gpus, plan.lane)
@@ -338,23 +338,3 @@ def decide(
                 f"[{judgement.low - 1.0:.2%}, {judgement.high - 1.0:.2%}], p = {judgement.p:.2g}"
             )
     return Verdict.PASS, ""
-
-
-@contextlib.contextmanager
-def base_checkout(root: Path, revision: str) -> Iterator[tuple[Path, str]]:
-    """A temporary worktree of a revision, and its commit.
-
-    Raises:
-        RepositoryError: there is no such revision.
-    """
-    try:
-        commit = git(root, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}").strip()
-    except RepositoryError as error:
-        raise RepositoryError(f"--base {revision}: not a revision of {root}") from error
-    with tempfile.TemporaryDirectory(prefix="golden-base-") as folder:
-        tree = Path(folder) / "tree"
-        git(root, "worktree", "add", "--quiet", "--detach", "--force", str(tree), commit)
-        try:
-            yield tree, commit
-        finally:
-            git(root, "worktree", "remove", "--force", str(tree))

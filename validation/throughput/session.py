@@ -12,7 +12,6 @@ import math
 import os
 import random
 import select
-import shutil
 import signal
 import statistics
 import subprocess
@@ -28,6 +27,7 @@ from validation.cases import LANES, Case
 from validation.execution import RunError
 from validation.files import encode_json, write_atomically
 from validation.isolation import isolated
+from validation.revisions import copied_gate, search_path
 
 SIDES = ("base", "head")
 BLOCK_SECONDS = 0.05
@@ -212,15 +212,8 @@ def open_session(plan: SessionPlan, watch: Watch) -> Iterator[Session]:
     Raises:
         RunError: a side could not be started, naming it, with the end of its log.
     """
-    import validation
-
     with tempfile.TemporaryDirectory(prefix="golden-bench-", ignore_cleanup_errors=True) as name:
-        gate = Path(name) / "gate"
-        shutil.copytree(
-            Path(validation.__file__).parent,
-            gate / "validation",
-            ignore=shutil.ignore_patterns("__pycache__"),
-        )
+        gate = copied_gate(Path(name) / "gate")
         sides: dict[str, _Side] = {}
         try:
             for side in sorted(SIDES, key=lambda side: side != plan.first):
@@ -252,11 +245,9 @@ class _Side:
         write_atomically(temporary / "job.json", encode_json(job))
         plan.logs.mkdir(parents=True, exist_ok=True)
         tree = plan.trees[name]
-        # The checkout before what the user's path may say of an installed copy.
-        path = [str(gate), str(tree), os.environ.get("PYTHONPATH", "")]
         environment = {
             **os.environ,
-            "PYTHONPATH": os.pathsep.join(part for part in path if part),
+            "PYTHONPATH": search_path(plan.trees["head"], tree, gate),
             "TMPDIR": str(temporary),
         }
         with self._log.open("wb") as log:

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -9,10 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from validation.files import DamagedFileError, decode_json, read_file, safe_name, to_float
+from validation.nearness import counted
 from validation.report import JUNIT_FILE, REPORT_FILE
 from validation.report.evidence import CaseEvidence, CurveEvidence
 from validation.report.gather import load_evidence
-from validation.report.wording import counted, flat, headline, number_text, share, where
+from validation.report.wording import (
+    flat,
+    headline,
+    kind_text,
+    nearest_text,
+    notes,
+    number_text,
+    ratio_text,
+    share,
+    where,
+)
 from validation.tracking.record import CheckRecord, MetricPoint, RunRecord, markdown_cell
 from validation.verdict import Canary, CaseResult, CheckResult, Divergence, Verdict
 
@@ -38,6 +50,8 @@ def read_verdict(run_dir: Path) -> CheckResult:
             environment=dict(document["environment"]),
             canary=None if canary is None else Canary(str(canary["fault"]), bool(canary["caught"])),
             cases=[_read_case(case, path) for case in document["cases"]],
+            message=str(document.get("message") or ""),
+            calibrated_here=_known_flag(document.get("calibrated_here")),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise DamagedFileError(f"{path}: not a verdict: {error!r}") from error
@@ -46,13 +60,7 @@ def read_verdict(run_dir: Path) -> CheckResult:
 def _read_case(case: Mapping[str, Any], path: Path) -> CaseResult:
     if not safe_name(str(case["case"])):
         raise ValueError(f"{case['case']!r} is no name of a case")
-    divergence = case["first_divergence"]
-    if divergence is not None:
-        known = {k: v for k, v in divergence.items() if k in Divergence.__dataclass_fields__}
-        for name in ("relative_error", "tolerance"):
-            if known.get(name) is not None:
-                known[name] = to_float(known[name], path)
-        divergence = Divergence(**known)
+    ratio = case.get("largest_ratio")
     return CaseResult(
         case=str(case["case"]),
         verdict=Verdict(case["verdict"]),
@@ -60,9 +68,25 @@ def _read_case(case: Mapping[str, Any], path: Path) -> CaseResult:
         identical=int(case["identical"]),
         skipped_because=case["skipped_because"],
         seconds=to_float(case["seconds"], path),
-        first_divergence=divergence,
+        first_divergence=_read_divergence(case["first_divergence"], path),
         message=str(case["message"]),
+        largest_ratio=None if ratio is None else to_float(ratio, path),
+        largest_at=_read_divergence(case.get("largest_at"), path),
     )
+
+
+def _read_divergence(value: Mapping[str, Any] | None, path: Path) -> Divergence | None:
+    if value is None:
+        return None
+    known = {k: v for k, v in value.items() if k in Divergence.__dataclass_fields__}
+    for name in ("relative_error", "tolerance"):
+        if known.get(name) is not None:
+            known[name] = to_float(known[name], path)
+    return Divergence(**known)
+
+
+def _known_flag(value: object) -> bool | None:
+    return None if value is None else bool(value)
 
 
 def read_check(run_dir: Path) -> CheckRecord:
@@ -177,6 +201,12 @@ def _check_tags(result: CheckResult, provenance: Mapping[str, Any]) -> dict[str,
         tags["golden.command"] = " ".join(map(str, provenance["command"]))
     if provenance.get("commit"):
         tags["mlflow.source.git.commit"] = str(provenance["commit"])
+    if result.kind:
+        tags["golden.pass"] = result.kind
+    if result.calibrated_here is not None:
+        tags["golden.calibrated_here"] = "yes" if result.calibrated_here else "no"
+    if result.nearest is not None:
+        tags |= _nearest_tags(result.nearest)
     if result.canary is not None:
         tags["golden.canary"] = result.canary.fault
         tags["golden.canary_caught"] = "yes" if result.canary.caught else "no"
@@ -196,6 +226,17 @@ def _divergence_tags(case: CaseResult) -> dict[str, str]:
     return tags
 
 
+def _nearest_tags(case: CaseResult) -> dict[str, str]:
+    text = nearest_text(case)
+    return {"golden.nearest": f"{case.case}: {text}"} if text else {}
+
+
+def _ratio_metric(case: CaseResult | None) -> Iterator[MetricPoint]:
+    """The largest ratio of error to tolerance; what is infinite is told by a tag."""
+    if case is not None and case.largest_ratio is not None and math.isfinite(case.largest_ratio):
+        yield MetricPoint("largest_ratio", case.largest_ratio)
+
+
 def _check_metrics(result: CheckResult) -> Iterator[MetricPoint]:
     compared = sum(case.compared for case in result.cases)
     identical = sum(case.identical for case in result.cases)
@@ -204,6 +245,7 @@ def _check_metrics(result: CheckResult) -> Iterator[MetricPoint]:
     yield MetricPoint("records_compared", compared)
     yield MetricPoint("records_identical", identical)
     yield MetricPoint("identical_fraction", identical / compared if compared else 0.0)
+    yield from _ratio_metric(result.nearest)
     for verdict in (Verdict.PASS, Verdict.FAIL, Verdict.INVALID, Verdict.SKIPPED):
         yield MetricPoint(f"cases_{verdict.lower()}", verdicts[verdict])
     for case in result.cases:
@@ -233,11 +275,14 @@ def _case_record(
             "golden.case": case.case,
             "golden.lane": lane,
             "golden.verdict": str(case.verdict),
+            **({"golden.pass": case.kind} if case.kind else {}),
+            **_nearest_tags(case),
             **_divergence_tags(case),
         },
         note=_case_note(case),
         metrics=[
             *(MetricPoint(name, value) for name, value in totals.items()),
+            *_ratio_metric(case),
             *_curve_metrics(evidence.curves),
         ],
     )
@@ -274,26 +319,29 @@ def _note(result: CheckResult) -> str:
     compared = sum(case.compared for case in result.cases)
     identical = sum(case.identical for case in result.cases)
     rows = [
-        f"| {markdown_cell(c.case)} | {c.verdict} | {c.compared:,} | "
-        f"{share(c.identical, c.compared)} |"
+        f"| {markdown_cell(c.case)} | {kind_text(c)} | {c.compared:,} | "
+        f"{share(c.identical, c.compared)} | {ratio_text(c.largest_ratio)} |"
         for c in result.cases
     ]
     return "\n".join(
         [
             f"**{result.verdict}** {markdown_cell(headline(result))}",
+            *(f"\n{markdown_cell(note)}" for note in notes(result)),
             "",
             f"{counted(compared, 'record')} compared, {share(identical, compared)} bit-identical. "
             f"Full report: artifact `{REPORT_FILE}`.",
             "",
-            "| case | verdict | compared | bit-identical |",
-            "| --- | --- | --- | --- |",
+            "| case | verdict | compared | bit-identical | largest ratio |",
+            "| --- | --- | --- | --- | --- |",
             *rows,
         ]
     )
 
 
 def _case_note(case: CaseResult) -> str:
-    lines = [f"**{case.verdict}** {markdown_cell(case.message)}".rstrip()]
+    lines = [f"**{kind_text(case)}** {markdown_cell(case.message)}".rstrip()]
+    if nearest_text(case):
+        lines.append(f"{markdown_cell(nearest_text(case))}.")
     divergence = case.first_divergence
     if divergence is not None:
         lines.append(f"First divergence: {markdown_cell(where(divergence))}.")

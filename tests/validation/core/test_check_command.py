@@ -7,20 +7,37 @@ import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from validation.environment import describe, machine_type
+from validation.goldens import GoldenStore
 
 CASE_KEYS = {
     "case",
     "verdict",
     "compared",
     "identical",
+    "largest_ratio",
+    "largest_at",
     "skipped_because",
     "seconds",
     "first_divergence",
     "message",
+}
+VERDICT_KEYS = {
+    "verdict",
+    "lane",
+    "seconds",
+    "environment",
+    "canary",
+    "largest_ratio",
+    "calibrated_here",
+    "message",
+    "cases",
 }
 DIVERGENCE_KEYS = {
     "step",
@@ -43,13 +60,50 @@ def test_an_unchanged_tree_passes_in_another_environment(golden_project: Any) ->
     )
     verdict = answer.json()
     assert answer.code == 0, (verdict, answer.err)
-    assert set(verdict) == {"verdict", "lane", "seconds", "environment", "canary", "cases"}
+    assert set(verdict) == VERDICT_KEYS
     assert (verdict["verdict"], verdict["lane"]) == ("PASS", "cpu")
     assert verdict["canary"]["caught"] is True
     assert all(set(case) == CASE_KEYS for case in verdict["cases"])
     assert all(0 < case["identical"] < case["compared"] for case in verdict["cases"])
     assert verdict["environment"]["cpu_isa"] == "DEFAULT"
     assert verdict["environment"]["threads"] == 2
+    assert all(0 < case["largest_ratio"] <= 1 for case in verdict["cases"])
+    assert all(set(case["largest_at"]) == DIVERGENCE_KEYS for case in verdict["cases"])
+    nearest = max(verdict["cases"], key=lambda case: case["largest_ratio"])
+    assert verdict["largest_ratio"] == nearest["largest_ratio"]
+    assert verdict["message"].startswith("WITHIN TOLERANCE: 2 cases ran")
+    assert nearest["largest_at"]["module"] in verdict["message"]
+
+
+def test_a_run_of_the_goldens_own_bits_is_identical(golden_project: Any) -> None:
+    golden_project.edit('"""A tiny', '"""A very tiny')
+    answer = golden_project.golden("check", "--json")
+    verdict = answer.json()
+    assert answer.code == 0, answer.err
+    assert verdict["message"].startswith("IDENTICAL: 2 cases ran")
+    assert verdict["largest_ratio"] == 0
+    for case in verdict["cases"]:
+        assert case["identical"] == case["compared"] > 0
+        assert (case["largest_ratio"], case["largest_at"]) == (0, None)
+
+
+def test_a_machine_that_was_calibrated_is_known_and_another_is_told(golden_project: Any) -> None:
+    project = golden_project
+    elsewhere = {"ATEN_CPU_CAPABILITY": "default"}
+    store = GoldenStore(project.root / "goldens")
+    here = machine_type(describe("cpu"))
+    for machine in ("SomeVendor 1/2", here):
+        for name in ("plain_loss", "plain_seed"):
+            golden = store.load("cpu", name)
+            listed = [{"machine": machine, "runs": 8, "largest_ratio": 0.5}]
+            store.save(replace(golden, calibration={"calibrated_on": listed}))
+        verdict = project.golden("check", "--json", **elsewhere).json()
+        assert verdict["verdict"] == "PASS"
+        assert verdict["calibrated_here"] is (machine == here)
+        assert ("Nobody calibrated" in verdict["message"]) is (machine != here)
+    text = project.golden("check", **elsewhere).out
+    assert "PASS WITHIN TOLERANCE" in text
+    assert "Nobody calibrated" not in text
 
 
 def test_a_moved_case_fails_and_is_named_in_every_sink(golden_project: Any) -> None:

@@ -36,6 +36,17 @@ FAILED = CaseResult(
     message="attention output moved",
 )
 INVALID = CaseResult("resume", Verdict.INVALID, message="goldens/cpu/resume: digest differs")
+NEAR = CaseResult(
+    "near_loss",
+    Verdict.PASS,
+    compared=900,
+    identical=899,
+    seconds=3.0,
+    largest_ratio=0.43,
+    largest_at=Divergence(step=7, phase="optimizer", module="training", tensor="update_rms/norm"),
+    calibrated_here=False,
+)
+SAME = CaseResult("same_loss", Verdict.PASS, 700, 700, seconds=2.0, largest_ratio=0.0)
 SKIPPED = CaseResult("h200_loss", Verdict.SKIPPED, skipped_because="needs a CUDA device")
 
 

@@ -16,7 +16,19 @@ from validation.report.html import render_report
 from validation.report.pictures import MAX_HEAT_ROWS, heat_map, mask_pictures
 from validation.verdict import CheckResult, Verdict
 
-from .checks import DIVERGENCE, FAILED, INVALID, PASSED, SKIPPED, check, curve, moe_evidence, window
+from .checks import (
+    DIVERGENCE,
+    FAILED,
+    INVALID,
+    NEAR,
+    PASSED,
+    SAME,
+    SKIPPED,
+    check,
+    curve,
+    moe_evidence,
+    window,
+)
 
 RUN = Path("runs/20260101T000000-cpu-abc")
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -94,6 +106,19 @@ def test_every_verdict_says_why(result: CheckResult, phrase: str) -> None:
     assert f"{result.verdict} · cpu · golden check" in page.text
 
 
+def test_a_pass_says_which_pass_how_near_and_where() -> None:
+    page = report(check(Verdict.PASS, SAME, NEAR))
+    for text in (
+        "WITHIN TOLERANCE: 2 cases ran and matched the goldens",
+        "largest ratio 0.43 at step 7, optimizer, training, update_rms/norm",
+        "Largest error / tolerance",
+        "Nobody calibrated near_loss on this type of machine",
+    ):
+        assert text in page.text
+    assert page.text.count("IDENTICAL") == 1
+    assert "IDENTICAL: 1 case ran" in report(check(Verdict.PASS, SAME)).text
+
+
 HOSTILE = (
     "<script>document.title='owned'</script>",
     "<img src=x onerror=\"document.title='owned'\">",
@@ -118,10 +143,13 @@ def hostile_page(text: str) -> str:
         first_divergence=replace(
             DIVERGENCE, module=text, tensor=text, phase=text, expected=text, actual=[text]
         ),
+        largest_ratio=3.0,
+        largest_at=replace(DIVERGENCE, module=text),
     )
     result = replace(
         check(Verdict.FAIL, case, replace(SKIPPED, case=text, skipped_because=text)),
         environment={text: text},
+        message=f"{text}\n{text}",
     )
     return render_report(
         result, {text: CaseEvidence(names, events, tables, {text: text})}, RUN / text

@@ -21,7 +21,7 @@ from validation.report.terminal import plain_check, print_check
 from validation.report.wording import clean, loosening_lines, share, where
 from validation.verdict import CheckResult, Loosening, Verdict
 
-from .checks import DIVERGENCE, FAILED, INVALID, PASSED, SKIPPED, check
+from .checks import DIVERGENCE, FAILED, INVALID, NEAR, PASSED, SAME, SKIPPED, check
 
 
 def junit(result: CheckResult, tmp_path: Path) -> ET.Element:
@@ -106,11 +106,37 @@ def test_any_text_gives_well_formed_xml_without_control_characters(
 def test_plain_text_names_the_first_divergence_and_what_was_identical() -> None:
     text = plain_check(check(Verdict.FAIL, PASSED, FAILED, SKIPPED))
     assert "\x1b" not in text
-    assert re.search(r"^dense_loss +PASS +800 +640 \(80 %\) +14\.1$", text, re.MULTILINE)
+    row = r"^dense_loss +PASS WITHIN TOLERANCE +800 +640 \(80 %\) +- +14\.1$"
+    assert re.search(row, text, re.MULTILINE)
     assert "h200_loss  SKIPPED: needs a CUDA device" in text
     assert "first divergence: step 3, micro-batch 0, forward, decoder.layers.1" in text
     assert "canary: attention_scale caught" in text
     assert "FAIL  lane cpu: 2,000 records compared, 951 (47.5 %) bit-identical, 35.5 s" in text
+
+
+def test_a_quiet_case_is_one_line_that_says_which_pass() -> None:
+    text = plain_check(check(Verdict.PASS, SAME, NEAR))
+    lines = text.splitlines()
+    assert re.match(r"same_loss +PASS IDENTICAL +700 +700 \(100 %\) +0 +2\.0$", lines[1])
+    assert re.match(
+        r"near_loss +PASS WITHIN TOLERANCE +900 +899 \(99\.8 %\) +0\.43 +3\.0$", lines[2]
+    )
+    assert len(lines) == 8
+    drawn = on_terminal(check(Verdict.PASS, SAME, NEAR))
+    for shown in (text, " ".join(drawn.split())):
+        assert "update_rms/norm" in shown
+        assert "Nobody calibrated near_loss" in shown
+    assert "IDENTICAL: 1 case ran" in plain_check(check(Verdict.PASS, SAME))
+
+
+def test_junit_says_which_pass_and_how_near(tmp_path: Path) -> None:
+    (suite,) = junit(check(Verdict.PASS, SAME, NEAR), tmp_path)
+    output = {c.get("name"): c.findtext("system-out") or "" for c in suite.findall("testcase")}
+    assert output["same_loss"].startswith("IDENTICAL; 700 records compared")
+    assert output["near_loss"].startswith("WITHIN TOLERANCE; 900 records")
+    assert "largest ratio 0.43 at step 7, optimizer, training, update_rms/norm" in str(output)
+    properties = {p.get("name"): p.get("value") for p in suite.iter("property")}
+    assert (properties["kind"], properties["largest_ratio"]) == ("WITHIN TOLERANCE", "0.43")
 
 
 def test_a_missed_canary_and_an_empty_check_say_so() -> None:
@@ -130,8 +156,9 @@ def test_a_pipe_gets_plain_text_and_a_terminal_gets_colour() -> None:
 
 @pytest.mark.parametrize("hostile", ["\x1b[2J\x1b[1;1HPASS", "a\rPASS", "\u202eSSAP", "[bold]x[/]"])
 def test_names_from_a_trace_cannot_drive_the_terminal(hostile: str) -> None:
-    case = replace(FAILED, case=hostile, message=hostile)
-    result = check(Verdict.FAIL, case)
+    near = replace(DIVERGENCE, module=hostile)
+    case = replace(FAILED, case=hostile, message=hostile, largest_ratio=9.0, largest_at=near)
+    result = replace(check(Verdict.FAIL, case), message=f"{hostile}\n{hostile}")
     drawn = on_terminal(result)
     for text in (plain_check(result), drawn.replace("\r\n", "\n")):
         assert not {"\r", "\u202e"} & set(text)

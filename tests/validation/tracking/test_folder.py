@@ -1,6 +1,7 @@
 """A run folder becomes MLflow runs; a store that cannot be written never costs the verdict."""
 
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from validation.trace import Event, Key, Trace, save_trace
 from validation.tracking.folder import MAX_FAMILY, evidence_key, read_check, read_verdict
 from validation.tracking.publish import STATE_FILE, pending, publish_run
 from validation.tracking.store import quiet_client, resolve_store
-from validation.verdict import Canary, CaseResult, CheckResult, Verdict
+from validation.verdict import Canary, CaseResult, CheckResult, Divergence, Verdict
 
 NAME = "20260102T030405-cpu-0123456789ab"
 
@@ -79,6 +80,39 @@ def store(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
     path.write_bytes(template.read_bytes())
     with quiet_client():
         yield str(path)
+
+
+def test_which_pass_and_how_near_come_back_and_are_logged(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path, loss=3.0)
+    path = folder / "verdict.json"
+    document = json.loads(path.read_text())
+    place = {"step": 2, "phase": "forward", "module": "layer", "tensor": "output", "new": 1}
+    near = {"largest_ratio": 0.43, "largest_at": place, "identical": 1}
+    document["cases"][0] |= near
+    document |= {"calibrated_here": False, "message": "WITHIN TOLERANCE: 1 case\nNobody"}
+    path.write_text(json.dumps(document))
+    result = read_verdict(folder)
+    assert (result.kind, result.calibrated_here) == ("WITHIN TOLERANCE", False)
+    assert result.cases[0].largest_at == Divergence(2, None, "forward", "layer", "output")
+    record = read_check(folder)
+    assert record.parent.tags["golden.pass"] == "WITHIN TOLERANCE"
+    assert record.parent.tags["golden.calibrated_here"] == "no"
+    assert "0.43 at step 2, forward, layer, output" in record.parent.tags["golden.nearest"]
+    assert {m.name: m.value for m in record.parent.metrics}["largest_ratio"] == 0.43
+    assert record.cases[0].tags["golden.pass"] == "WITHIN TOLERANCE"
+    assert "Nobody" in record.parent.note
+    # Nothing was allowed: infinity is no metric, and an older folder says nothing of it.
+    document["cases"][0]["largest_ratio"] = "inf"
+    path.write_text(json.dumps(document))
+    assert read_verdict(folder).cases[0].largest_ratio == math.inf
+    assert "largest_ratio" not in {m.name for m in read_check(folder).parent.metrics}
+    for name in ("largest_ratio", "largest_at"):
+        del document["cases"][0][name]
+    for name in ("calibrated_here", "message", "largest_ratio"):
+        document.pop(name, None)
+    path.write_text(json.dumps(document))
+    assert read_verdict(folder).cases[0].largest_ratio is None
+    assert "golden.calibrated_here" not in read_check(folder).parent.tags
 
 
 def test_a_folder_is_described_whole(tmp_path: Path) -> None:

@@ -1,0 +1,389 @@
+"""`golden check --against REV`: base and head both run here and are compared bit for bit.
+
+No golden and no tolerance has a part in it, so it tells what the code moves from what a machine
+does. The base is a worktree of REV. The harness (the `validation` package, with the cases and
+adapters inside of it) is the running one on both sides; the code in the repository, adapters there
+included, is each side's own. A case's settings, traced steps and processes are the head's.
+
+    python -P -m validation.against JOB.json      the base's runs, in its worktree
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from validation.cases import LANES, Case, discover_cases
+from validation.check import (
+    CheckPlan,
+    Progress,
+    RunFolder,
+    describe_source,
+    environment_of,
+    judge,
+    record_case,
+)
+from validation.compare import compare
+from validation.environment import gpu_count
+from validation.execution import RunError, RunOptions, run_case
+from validation.files import decode_json, encode_json, read_file, write_atomically
+from validation.goldens import Golden
+from validation.machine import unfit
+from validation.nearness import counted, nearness, summary
+from validation.power.probes import unseen_edit
+from validation.revisions import base_checkout, code_of, copied_gate, search_path
+from validation.trace import Trace, load_trace, save_trace
+from validation.verdict import Canary, CaseResult, CheckResult, Divergence, Verdict, worst
+from validation.warm import die_with_parent
+
+BASE_FOLDER = "base"
+"""Of a run folder: the base's traces."""
+_HEAD = "GOLDEN_AGAINST_HEAD"
+_FROM_HEAD = ("settings", "processes", "traced_steps", "arithmetic", "timeout")
+_TAIL = 12
+
+
+def run_against(
+    plan: CheckPlan, revision: str, folder: RunFolder, progress: Progress, *, every_case: bool
+) -> CheckResult:
+    """Runs every case of the head and of a revision, and compares them bit for bit.
+
+    A case that moved is run once more by the base: where that differs from itself, the case or the
+    machine does not repeat, which is INVALID and says nothing of the change.
+
+    Args:
+        plan: the cases; its goldens, faults and judge have no part in this.
+        revision: the base.
+        folder: receives the head's traces in `traces/`, the base's in `base/`, and the log.
+        progress: told what happens.
+        every_case: whether cases that the base alone has are worth a word.
+
+    Raises:
+        RepositoryError: there is no such revision.
+    """
+    began, gpus = time.monotonic(), gpu_count()
+    needs = [path for case in plan.cases for path in case.needs.paths]
+    results: list[CaseResult] = []
+    with (
+        base_checkout(plan.root, revision, "--against", needs) as (tree, commit),
+        tempfile.TemporaryDirectory(prefix="golden-against-") as temporary,
+    ):
+        name = revision if commit.startswith(revision) else f"{revision} ({commit[:12]})"
+        base = _Base(plan, tree, Path(temporary), folder, name, progress)
+        able: list[Case] = []
+        for case in plan.cases:
+            reason = case.needs.missing(plan.root, gpus, plan.lane)
+            lacks = unfit(plan.lane, LANES[plan.lane], gpus)
+            if lacks is not None:
+                results.append(CaseResult(case.name, Verdict.UNFIT, message=lacks))
+            elif reason is not None:
+                results.append(CaseResult(case.name, Verdict.SKIPPED, skipped_because=reason))
+            else:
+                able.append(case)
+        if able:
+            results += _compare_all(plan, able, base, folder, progress, every_case=every_case)
+    verdict = worst(result.verdict for result in results)
+    canary, proof = None, ""
+    compared = [result for result in results if result.comparison is not None and result.compared]
+    if compared:
+        canary, proof = _prove(compared[0], plan.lane)
+        if not canary.caught:
+            verdict = Verdict.INVALID
+    checked = CheckResult(
+        verdict=verdict,
+        lane=plan.lane,
+        seconds=time.monotonic() - began,
+        environment=environment_of(folder, [case.name for case in plan.cases], plan.lane),
+        canary=canary,
+        cases=results,
+    )
+    return replace(checked, message=_message(checked, name, proof))
+
+
+def _message(result: CheckResult, base: str, proof: str) -> str:
+    ran = [case for case in result.cases if case.compared]
+    records = sum(case.compared for case in ran)
+    if result.verdict is Verdict.PASS:
+        first = (
+            f"IDENTICAL: {counted(len(ran), 'case')} of {base} and of this tree ran here, with the "
+            f"same bits in each of {records:,} records; no golden, no tolerance."
+        )
+    elif result.verdict is Verdict.FAIL:
+        first = summary(result).partition("\n")[0]
+        first = f"{first} Both {base} and this tree ran here: the machine is no reason."
+    elif result.canary is not None and not result.canary.caught:
+        return proof
+    elif all(case.skipped_because is not None for case in result.cases):
+        return "Nothing was compared: no case could run on both sides."
+    else:
+        return summary(result)
+    return f"{first}\n{proof}"
+
+
+def _prove(result: CaseResult, lane: str) -> tuple[Canary, str]:
+    """Edits the base's trace grossly, in each kind of record: the comparison must find it."""
+    assert result.comparison is not None
+    unseen = unseen_edit(_as_golden(result.comparison.golden, lane), compare)
+    if unseen is not None:
+        return Canary("edited-trace", False), f"the comparison is blind to {unseen}"
+    return Canary("edited-trace", True), (
+        f"The comparison found gross edits of the base's trace of {result.case}, in each kind of "
+        "record; without a golden no bug is planted."
+    )
+
+
+def _as_golden(trace: Trace, lane: str) -> Golden:
+    """A trace as what is expected, with no tolerance."""
+    return Golden(lane=lane, trace=trace, case_digest="", accepted={})
+
+
+def _compare_all(
+    plan: CheckPlan,
+    cases: Sequence[Case],
+    base: _Base,
+    folder: RunFolder,
+    progress: Progress,
+    *,
+    every_case: bool,
+) -> list[CaseResult]:
+    provenance = describe_source(plan)
+    try:
+        known = base.run(cases, folder.path / BASE_FOLDER)
+    except RunError as error:
+        why = f"{base.name} could not be run: {error}"
+        return [CaseResult(case.name, Verdict.INVALID, message=why) for case in cases]
+    results: list[CaseResult] = []
+    for number, case in enumerate(cases, start=1):
+        began = time.monotonic()
+        progress(f"[{number}/{len(cases)}] {case.name}: {case.description}")
+        if case.name not in known:
+            why = f"not comparable: {base.name} has no such case"
+            results.append(CaseResult(case.name, Verdict.SKIPPED, skipped_because=why))
+            continue
+        result = _compare_case(case, plan, base, folder, provenance)
+        result = replace(result, seconds=base.seconds[case.name] + time.monotonic() - began)
+        progress(f"[{number}/{len(cases)}] {case.name}: {result.verdict}")
+        results.append(result)
+    results = _without_flicker(results, cases, base, Path(folder.path / "again"))
+    if every_case:
+        why = f"not comparable: {base.name} alone has it"
+        mine = {case.name for case in plan.cases}
+        gone = [name for name in known if name not in mine]
+        results += [CaseResult(name, Verdict.SKIPPED, skipped_because=why) for name in gone]
+    return results
+
+
+def _compare_case(
+    case: Case,
+    plan: CheckPlan,
+    base: _Base,
+    folder: RunFolder,
+    provenance: Mapping[str, Any],
+) -> CaseResult:
+    try:
+        trace = record_case(case, plan.lane, plan.root, folder.log, provenance)
+    except RunError as error:
+        why = f"this tree could not be run: {error}"
+        return CaseResult(case.name, Verdict.INVALID, message=why)
+    save_trace(trace, folder.trace(case.name))
+    problem = base.problems[case.name]
+    if problem:
+        why = f"{base.name} could not be run: {problem}"
+        return CaseResult(case.name, Verdict.INVALID, message=why)
+    expected = load_trace(folder.path / BASE_FOLDER / case.name)
+    comparison, verdict, message = judge(_as_golden(expected, plan.lane), trace, exact=True)
+    return CaseResult(
+        case.name,
+        verdict,
+        message=message,
+        compared=comparison.compared,
+        identical=comparison.identical,
+        first_divergence=comparison.divergences[0] if comparison.divergences else None,
+        comparison=comparison,
+        wide=case.arithmetic == "wide",
+        **nearness(comparison),
+    )
+
+
+def _without_flicker(
+    results: Sequence[CaseResult], cases: Sequence[Case], base: _Base, again: Path
+) -> list[CaseResult]:
+    """The results, with INVALID for a case that moved and does not repeat itself anyway."""
+    moved = {result.case for result in results if result.verdict is Verdict.FAIL}
+    if not moved:
+        return list(results)
+    try:
+        base.run([case for case in cases if case.name in moved], again)
+        problems = base.problems
+    except RunError as error:
+        problems = dict.fromkeys(moved, str(error))
+    judged = []
+    for result in results:
+        if result.case in moved:
+            assert result.comparison is not None
+            why = f"it ran once and then did not: {problems[result.case]}"
+            if not problems[result.case]:
+                first = _flicker(result.comparison.golden, load_trace(again / result.case))
+                why = "" if first is None else f"its two runs differ, first at {first.place}"
+            if why:
+                why = (
+                    f"the case does not repeat itself on this machine, so that nothing can be said "
+                    f"of the change: {base.name} ran twice, and {why}"
+                )
+                result = replace(result, verdict=Verdict.INVALID, message=why)
+        judged.append(result)
+    return judged
+
+
+def _flicker(one: Trace, other: Trace) -> Divergence | None:
+    """The first record in which two runs of one code differ; a NaN in both is no difference."""
+    never = {(d.place, d.offset) for d in compare(one, one, exact=True).divergences}
+    found = compare(one, other, exact=True).divergences
+    return next((d for d in found if (d.place, d.offset) not in never), None)
+
+
+@dataclass
+class _Base:
+    """Runs of the base, each batch in a process of its own; `problems` and `seconds` are of the
+    last batch, by case."""
+
+    plan: CheckPlan
+    tree: Path
+    temporary: Path
+    folder: RunFolder
+    name: str
+    progress: Progress
+
+    def __post_init__(self) -> None:
+        self.gate = copied_gate(self.temporary / "gate")
+        self.problems: dict[str, str] = {}
+        self.seconds: dict[str, float] = {}
+
+    def run(self, cases: Sequence[Case], output: Path) -> list[str]:
+        """Runs cases as the base's code has them; returns the names that it declares.
+
+        Args:
+            cases: the head's declarations; those that the base does not have are left out.
+            output: receives a trace for each.
+
+        Raises:
+            RunError: the base's cases cannot be imported, or its process died.
+        """
+        job, answer = self.temporary / "job.json", self.temporary / "answer.json"
+        answer.unlink(missing_ok=True)
+        wanted = {case.name: {name: getattr(case, name) for name in _FROM_HEAD} for case in cases}
+        document = {
+            "lane": self.plan.lane,
+            "cases": {name: _plain(given) for name, given in wanted.items()},
+            "log": str(self.folder.log),
+            "output": str(output),
+            "answer": str(answer),
+        }
+        write_atomically(job, encode_json(document))
+        words = [sys.executable, "-P", "-m", "validation.against", str(job)]
+        environment = {
+            **os.environ,
+            "PYTHONPATH": search_path(self.plan.root, self.tree, self.gate),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            _HEAD: str(self.plan.root),
+        }
+        self.folder.log.touch()
+        start = self.folder.log.stat().st_size
+        with self.folder.log.open("ab") as log:
+            process = subprocess.Popen(
+                words, cwd=self.tree, env=environment, stdout=subprocess.PIPE, stderr=log, text=True
+            )
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                self.progress(f"{self.name}: {line.rstrip()}")
+            process.wait()
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
+        if process.returncode or not answer.exists():
+            with self.folder.log.open("rb") as log:
+                log.seek(start)
+                lines = log.read().decode(errors="replace").splitlines()[-_TAIL:]
+            ended = f"its process ended with exit code {process.returncode}"
+            raise RunError("\n".join([ended, *lines]))
+        found = decode_json(read_file(answer), answer)
+        self.problems = {name: str(why) for name, why in found["problems"].items()}
+        self.seconds = {name: float(seconds) for name, seconds in found["seconds"].items()}
+        return [str(name) for name in found["known"]]
+
+
+def _plain(given: Mapping[str, Any]) -> dict[str, Any]:
+    """A declaration's fields as JSON has them."""
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in given.items()}
+
+
+# --- the base, in its worktree ---------------------------------------------------------------
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the cases of a job in the working directory; returns 0."""
+    (job_file,) = sys.argv[1:] if argv is None else argv
+    die_with_parent(signal.SIGTERM)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    job = decode_json(read_file(Path(job_file)), Path(job_file))
+    tree, output = Path.cwd(), Path(job["output"])
+    known = {name: case for name, case in discover_cases().items() if job["lane"] in case.lanes}
+    problems, seconds = {}, {}
+    gpus = gpu_count()
+    for name in [name for name in job["cases"] if name in known]:
+        # Where the function is that runs the case is the base's own affair, what it runs is not.
+        case = replace(known[name], **job["cases"][name])
+        began = time.monotonic()
+        print(name, flush=True)
+        lacks = case.needs.missing(tree, gpus, job["lane"])
+        problems[name] = "" if lacks is None else f"it {lacks}"
+        if lacks is None:
+            options = RunOptions(lane=job["lane"], fault="validation.against:held_to_this_tree")
+            try:
+                save_trace(run_case(case, options, tree, Path(job["log"])), output / name)
+            except RunError as error:
+                problems[name] = str(error)
+        seconds[name] = time.monotonic() - began
+    answer = {"known": list(known), "problems": problems, "seconds": seconds}
+    write_atomically(Path(job["answer"]), encode_json(answer))
+    return 0
+
+
+@contextlib.contextmanager
+def held_to_this_tree() -> Iterator[None]:
+    """Refuses a run of the base that imported code of the head, or none of its own.
+
+    An installed or editable package may come before the worktree; the comparison would then be of
+    the head with itself.
+    """
+    import validation
+
+    head, tree = Path(os.environ[_HEAD]), Path.cwd()
+    own = (tree.resolve(), Path(validation.__file__).resolve().parent)
+    yield
+    strange = [p for p in code_of(head) if not any(p.is_relative_to(folder) for folder in own)]
+    if strange:
+        raise RuntimeError(
+            f"this run of the base imported the working tree's code: {strange[0]}; make the "
+            "package importable from the checkout, by PYTHONPATH or from its root"
+        )
+    if not code_of(tree):
+        raise RuntimeError(
+            "this run of the base imported no code of its checkout: an installed copy comes "
+            "first; uninstall it, or put the checkout's folder on PYTHONPATH"
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
