@@ -37,6 +37,7 @@ from validation.cli.common import (
     lane_to_run,
     publish,
 )
+from validation.cli.proofs import Unproven, prove
 from validation.environment import gpu_count, here
 from validation.execution import RunError, RunOptions
 from validation.files import encode_json, write_atomically
@@ -172,7 +173,8 @@ def calibrate(options: argparse.Namespace) -> int:
     progress = Progress()
     if options.folders:
         for case in chosen_cases(cases, options.case, lane):
-            _calibrate_on(options.folders, store, lane, case.name, progress)
+            golden = _calibrate_on(options.folders, store, lane, case.name, progress)
+            prove(root, [Unproven(lane, case, golden.place, golden.canaries.proofs)], progress)
         return 0
     folder = new_run_folder(root, lane, source_digest(root))
     plan = CheckPlan(root=root, lane=lane, cases=[], faults=[], command=["golden", *sys.argv[1:]])
@@ -206,13 +208,14 @@ def calibrate(options: argparse.Namespace) -> int:
             raise RefusedError(f"case {case.name}: {error}") from error
         save_trace(base, folder.trace(case.name))
         _store(store, golden, measured)
+        prove(root, [Unproven(lane, case, golden.place, golden.canaries.proofs)], progress)
     return 0
 
 
 def _calibrate_on(
     folders: Sequence[Path], store: GoldenStore, lane: str, case: str, progress: Progress
-) -> None:
-    """Calibrates a case on what run folders hold of it."""
+) -> Golden:
+    """Calibrates a case on what run folders hold of it; returns its golden before."""
     golden = golden_of_runs(store, lane, case, folders)
     try:
         chosen, made = reruns_made_elsewhere(golden, folders)
@@ -220,6 +223,7 @@ def _calibrate_on(
     except ValueError as error:
         raise RefusedError(f"case {case}: {error}") from error
     _store(store, golden, measured)
+    return golden
 
 
 def golden_of_runs(store: GoldenStore, lane: str, case: str, folders: Sequence[Path]) -> Golden:

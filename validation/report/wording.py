@@ -91,9 +91,10 @@ def skipped(result: CheckResult) -> list[CaseResult]:
 def headline(result: CheckResult) -> str:
     """Return the verdict's reason in one sentence."""
     cases = ran(result)
-    if result.message:
-        return _first_line(result.message)
     bad = [case for case in cases if case.verdict == result.verdict]
+    proven = result.canary is not None and result.canary.caught
+    if result.message and result.verdict == "INVALID" and not (bad and proven):
+        return _first_line(result.message)
     if result.verdict == "PASS":
         return (
             f"{counted(len(cases), 'case')} ran and matched the goldens within measured tolerance."
