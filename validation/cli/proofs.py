@@ -11,6 +11,8 @@ from validation.check import new_run_folder
 from validation.cli.common import Progress
 from validation.goldens import GoldenStore
 from validation.goldens.acceptance import Proposal
+from validation.goldens.canaries import in_force
+from validation.goldens.store import HEAD
 from validation.power.proof import ENOUGH, ENOUGH_AT_FIRST, Site, fit_faults, prove_here
 from validation.source import source_digest
 
@@ -47,10 +49,13 @@ def prove_accepted(
     root: Path, proposals: Iterable[Proposal], cases: dict[str, Case], progress: Progress
 ) -> None:
     """Proves again what replaced goldens listed, and a few canaries of first goldens."""
-    unproven = []
+    store, unproven = GoldenStore(root / "goldens"), []
     for proposal in proposals:
         before = proposal.before.canaries if proposal.before else None
         listed = list(before.proofs) if before else []
         case = cases[proposal.trace.case]
+        path = store.path(proposal.lane, case.name, proposal.place) / HEAD
+        if in_force(store.head(proposal.lane, case.name, proposal.place), path):
+            continue  # neither trace nor tolerances have moved
         unproven.append(Unproven(proposal.lane, case, proposal.place, listed, ENOUGH_AT_FIRST))
     prove(root, unproven, progress)

@@ -274,7 +274,9 @@ def accept(
         for p in proposals
     ]
     # What was proven against another trace is not proven against this one.
-    goldens = [g if g.canaries.against == basis_of(g) else replace(g, canaries=Canaries()) for g in goldens]
+    goldens = [
+        g if g.canaries.against == basis_of(g) else replace(g, canaries=Canaries()) for g in goldens
+    ]
     with store.lock():
         audit = write_audit(store, root, accepted, proposals, expected)
         for proposal, golden in zip(proposals, goldens, strict=True):

@@ -1,7 +1,7 @@
 """The faults that a golden is known to catch: what a check may plant to prove itself.
 
-A proof holds for the trace and the tolerances that it was made with. Their digest is kept beside the
-list, so that a golden whose trace or tolerances have changed since has no proven canary.
+A proof holds for the trace and the tolerances that it was made with. Their digest is kept beside
+the list, so that a golden whose trace or tolerances have changed since has no proven canary.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Proves canaries: plants faults that a check may draw, and lists those that the golden catches.
 
-What is proven here is what a check does: the fault planted for its few steps, in the plain settings,
-compared with the golden's same steps at its tolerances. A clean run must pass first; where it does
-not, a planted one that differs proves nothing.
+What is proven here is what a check does: the fault planted for its few steps, in the plain
+settings, compared with the golden's same steps at its tolerances. A clean run must pass first;
+where it does not, a planted one that differs proves nothing.
 """
 
 from __future__ import annotations
@@ -138,22 +138,23 @@ def prove_here(
             site.tell(f"{subject}: {fault.id}: caught at {proof.place}, margin {proof.margin:.3g}")
             proven[fault.id] = proof
     left = [name for name in listed if name not in tried]
-    line = record(site, golden, Planted(proven, tried))
+    line = record(site.store, site.faults, golden, Planted(proven, tried))
     return f"{line}; {len(left)} more were listed: run `golden faults`" if left else line
 
 
-def record(site: Site, golden: Golden, planted: Planted) -> str:
+def record(store: GoldenStore, faults: Iterable[Fault], golden: Golden, planted: Planted) -> str:
     """Lists what was proven with a golden, beside what it lists already; returns a line about it.
 
     Args:
-        site: where.
+        store: the goldens.
+        faults: every declared one; what is listed and no longer declared goes.
         golden: as it was when the faults were planted; one that has changed since is left alone.
         planted: what was found.
     """
     subject = "/".join(filter(None, (golden.lane, golden.case, golden.place)))
-    against, declared = basis_of(golden), {fault.id for fault in site.faults}
-    with site.store.lock():
-        now = site.store.load(golden.lane, golden.case, golden.place)
+    against, declared = basis_of(golden), {fault.id for fault in faults}
+    with store.lock():
+        now = store.load(golden.lane, golden.case, golden.place)
         if basis_of(now) != against:
             return f"no canary is listed for {subject}: the golden has changed since"
         kept = now.canaries.proofs if now.canaries.against == against else {}
@@ -161,7 +162,7 @@ def record(site: Site, golden: Golden, planted: Planted) -> str:
         proofs |= planted.proven
         canaries = Canaries(against, dict(sorted(proofs.items()))) if proofs else Canaries()
         if canaries != now.canaries:
-            site.store.save(replace(now, canaries=canaries))
+            store.save(replace(now, canaries=canaries))
     if not proofs:
         return f"no canary is proven for {subject}: of {len(planted.tried)} faults none is caught"
     smallest = min(proof.margin for proof in proofs.values())
@@ -171,14 +172,17 @@ def record(site: Site, golden: Golden, planted: Planted) -> str:
     )
 
 
-def record_matrix(site: Site, goldens: Mapping[str, Golden], matrix: Matrix) -> list[str]:
+def record_matrix(
+    store: GoldenStore, faults: Sequence[Fault], goldens: Mapping[str, Golden], matrix: Matrix
+) -> list[str]:
     """Lists, with each golden that judged a kill matrix, the canaries which that has proven.
 
     Only the runs that a check would make count: a fault's own case, stopped after its few steps;
     and only of cases whose clean run has passed.
 
     Args:
-        site: where.
+        store: the goldens.
+        faults: every declared one.
         goldens: by case, as they judged.
         matrix: not of whole runs.
 
@@ -190,7 +194,8 @@ def record_matrix(site: Site, goldens: Mapping[str, Golden], matrix: Matrix) -> 
     for name, golden in goldens.items():
         if f"unchanged/{name}" not in passed:
             continue
-        proven, tried = {}, set()
+        proven: dict[str, Proof] = {}
+        tried = set()
         for kill in matrix.kills:
             steps = kill.fault.canary_steps
             if steps is None or not fit(kill.fault, golden.lane):
@@ -203,7 +208,7 @@ def record_matrix(site: Site, goldens: Mapping[str, Golden], matrix: Matrix) -> 
                 proof = proof_of(Catch(seen.first, seen.margin), steps)
                 proven |= {} if proof is None else {kill.fault.id: proof}
         if tried:
-            lines.append(record(site, golden, Planted(proven, tried)))
+            lines.append(record(store, faults, golden, Planted(proven, tried)))
     return lines
 
 
