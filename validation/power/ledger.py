@@ -57,8 +57,6 @@ def _deciding(path: Path) -> str:
         head = decode_json(content, path)
     except DamagedFileError:
         return digest(content)
-    if KEY not in head:
-        return digest(content)
     return digest(encode_json({k: v for k, v in head.items() if k not in (KEY, "digest")}))
 
 
