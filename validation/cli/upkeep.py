@@ -26,7 +26,7 @@ from validation.goldens.rebase import (
     rebase_environment,
     rebase_merge,
 )
-from validation.power.proof import Planted, record
+from validation.power.proof import Planted, fit_faults, record
 from validation.source import find_root, git, source_digest
 from validation.trace import Trace
 
@@ -172,7 +172,7 @@ def rebase(options: argparse.Namespace) -> int:
         return 0
     for item in rebased:
         golden = store.load(lane, item.proposal.trace.case, item.proposal.place)
-        if item.proven:
+        if item.proven or fit_faults(faults, lane, golden.case):
             print(record(store, faults, golden, Planted(item.proven, item.proven)))
     return 0
 

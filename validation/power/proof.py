@@ -112,7 +112,7 @@ def prove_here(
         golden = site.store.load(lane, case.name, place)
         reason = _unable(site, lane, case) or _unlike(site, golden, case, chosen)
     except (DamagedFileError, RunError) as error:
-        reason = str(error)
+        reason = str(error).splitlines()[0]
     if reason:
         return (
             f"no canary is proven for {subject}: {reason}; run `golden calibrate {case.name}` or "
@@ -164,7 +164,8 @@ def record(store: GoldenStore, faults: Iterable[Fault], golden: Golden, planted:
         if canaries != now.canaries:
             store.save(replace(now, canaries=canaries))
     if not proofs:
-        return f"no canary is proven for {subject}: of {len(planted.tried)} faults none is caught"
+        none = f"of {len(planted.tried)} planted faults none is caught with a margin of {CERTAIN:g}"
+        return f"no canary is proven for {subject}: {none}"
     smallest = min(proof.margin for proof in proofs.values())
     return (
         f"{subject}: {len(planted.proven)} of {len(planted.tried)} planted faults are proven "

@@ -96,14 +96,14 @@ def _details(result: CheckResult) -> list[str]:
     if result.canary is None:
         return []
     if result.canary.caught:
-        return [
+        proved = (
             f"The gate proved itself in this run: it caught the planted fault "
             f"{clean(result.canary.fault)}."
-        ]
-    return [
-        f"The planted fault {clean(result.canary.fault)} was not caught, "
-        "so no verdict of this run can be trusted."
-    ]
+        )
+        return [proved, clean(result.message)] if result.message else [proved]
+    why = clean(result.message).partition("\n")[0]
+    why = why or f"The planted fault {clean(result.canary.fault)} was not caught"
+    return [f"{why}: no verdict of this run can be trusted."]
 
 
 def _facts(result: CheckResult) -> list[Item]:
