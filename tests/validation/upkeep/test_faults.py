@@ -127,19 +127,19 @@ def test_margins_are_shown_and_what_is_caught_plainly_is_listed(golden_project: 
     for name in ("plain_loss", "plain_seed"):
         golden = store.load("cpu", name)
         store.save(replace(golden, canaries=replace(golden.canaries, proofs={})))
-    answer = project.golden("faults", "--jobs", "1", "--output", "out")
+    answer = project.golden("faults", "--jobs", "1", "--output", "reports")
     assert answer.code == 0, answer.err
     assert "plain_loss: 1 of 1 planted faults are proven canaries" in answer.err
     margins = {n: store.load("cpu", n).canaries.proofs for n in ("plain_loss", "plain_seed")}
     assert margins["plain_loss"]["wide_window"].margin == math.inf
     margin = margins["plain_seed"]["halved_gradient"].margin
     assert 10 < margin < math.inf
-    document = json.loads((project.root / "out/matrix.json").read_text())
+    document = json.loads((project.root / "reports/matrix.json").read_text())
     assert {f["id"]: f["margin"] for f in document["faults"]} == {
         "halved_gradient": margin,
         "wide_window": "inf",
     }
-    page = (project.root / "out/matrix.md").read_text()
+    page = (project.root / "reports/matrix.md").read_text()
     smallest = page.partition("## Smallest margins")[2]
     assert smallest.index("halved_gradient") < smallest.index("wide_window")
     assert f"| {margin:.3g} |" in page
