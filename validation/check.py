@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from validation.cases import LANES, Case, Fault, Law, discover_cases
-from validation.compare import MISSING, Comparison, compare, compare_law
+from validation.compare import Comparison, compare, compare_law
 from validation.environment import describe, gpu_count
 from validation.execution import RunError, RunOptions, run_case
 from validation.files import DamagedFileError
@@ -25,6 +25,8 @@ from validation.goldens.loosening import (
 from validation.goldens.quarantine import apply_quarantine
 from validation.machine import unfit
 from validation.nearness import calibrated_here, may_be_the_machine, nearness, summary
+from validation.power.canary import candidates, choose_canary, why_none
+from validation.power.caught import catch_of
 from validation.power.probes import shared_records, unseen_edit
 from validation.source import commit, dirty_files, source_digest
 from validation.trace import Trace, load_trace, save_trace
@@ -115,11 +117,13 @@ def run_check(plan: CheckPlan, folder: RunFolder, progress: Progress) -> CheckRe
     results, counted = apply_quarantine(results, quarantine)
     ran = [r for r in results if r.verdict is not Verdict.SKIPPED]
     verdict = worst(counted)
-    canary, message = None, ""
+    canary, message, note = None, "", ""
     if ran and any(r.compared for r in ran):
-        canary, message = check_canary(plan, store, folder, results, progress)
-        if not canary.caught:
-            verdict = Verdict.INVALID
+        canary, said = check_canary(plan, store, folder, results, progress)
+        if canary.caught:
+            note = said
+        else:
+            verdict, message = Verdict.INVALID, said
     elif not ran:
         message = "nothing was compared: no case ran"
     if ran and not counted:
@@ -148,7 +152,8 @@ def run_check(plan: CheckPlan, folder: RunFolder, progress: Progress) -> CheckRe
         else None,
         calibrated_here=bool(compared) and all(case.calibrated_here for case in compared),
     )
-    return replace(checked, message=message or summary(checked))
+    said = message or summary(checked)
+    return replace(checked, message="\n".join(filter(None, (said, note))))
 
 
 def environment_of(folder: RunFolder, cases: Sequence[str], lane: str) -> dict[str, Any]:
@@ -357,15 +362,6 @@ def decoded_tokens(case: Case, comparison: Comparison) -> dict[str, tuple[str, s
     return texts
 
 
-def choose_canary(faults: Sequence[Fault], lane: str, source: str) -> Fault | None:
-    """The fault that this source tree's check plants: the same one at every rerun."""
-    fit = sorted(
-        (f for f in faults if f.canary and f.canary_steps is not None and lane in f.lanes),
-        key=lambda f: f.id,
-    )
-    return fit[int(source[:8], 16) % len(fit)] if fit else None
-
-
 def check_canary(
     plan: CheckPlan,
     store: GoldenStore,
@@ -373,36 +369,42 @@ def check_canary(
     results: Sequence[CaseResult],
     progress: Progress,
 ) -> tuple[Canary, str]:
-    """Plants a known bug for a few steps and compares with the golden's same steps.
+    """Plants a bug that a golden is proven to catch, and compares with the golden's same steps.
 
     First the comparison must find gross edits of a compared golden's own trace, in each kind of
-    record; where no package offers a bug for the lane, that is all.
+    record; where no bug of the lane is proven, that is all, and the message says so.
     """
     compared = next(result.case for result in results if result.compared)
     here = environment_of(folder, [compared], plan.lane)
     edited = hold_to_base(store.nearest(plan.lane, compared, here), plan.judge)
     unseen = unseen_edit(edited, compare)
-    fault = choose_canary(plan.faults, plan.lane, source_digest(plan.root))
-    if unseen is not None or fault is None or fault.canary_steps is None:
-        message = "" if unseen is None else f"the gate is blind to {unseen} in {compared}"
-        return Canary("edited-trace", unseen is None), message
+    if unseen is not None:
+        return Canary("edited-trace", False), f"the gate is blind to {unseen} in {compared}"
+    known = {**discover_cases(), **{case.name: case for case in plan.cases}}
+    gpus = gpu_count()
+    of_lane = [case for case in known.values() if plan.lane in case.lanes]
+    able = [case for case in of_lane if case.needs.missing(plan.root, gpus, plan.lane) is None]
+
+    def environment(name: str) -> dict[str, Any]:
+        return environment_of(folder, [name, compared], plan.lane)
+
+    found = candidates(store, plan.lane, able, plan.faults, environment, plan.judge)
+    drawn = choose_canary(found, source_digest(plan.root))
+    if drawn is None:
+        why = why_none(plan.faults, plan.lane)
+        return Canary("edited-trace", True), f"the canary is an edited record of {compared}: {why}"
+    fault, steps = drawn.fault, drawn.proof.steps
     progress(f"[canary] {fault.id}: planting {fault.imitates}")
-    name = fault.shown_by(plan.lane)
-    blind = f"the gate is blind to {fault.id} ({fault.imitates})"
-    case = {**discover_cases(), **{case.name: case for case in plan.cases}}.get(name)
-    if case is None:
-        return Canary(fault.id, False), f"{blind}: there is no case {name}"
-    options = RunOptions(
-        lane=plan.lane, settings={"stop_after": fault.canary_steps}, fault=fault.plant
-    )
+    options = RunOptions(lane=plan.lane, settings={"stop_after": steps}, fault=fault.plant)
     try:
-        trace = run_case(case, options, plan.root, folder.log)
-        found = trace.provenance["environment"]
-        golden = hold_to_base(store.nearest(plan.lane, name, found), plan.judge)
+        trace = run_case(drawn.case, options, plan.root, folder.log)
+        golden = store.load(plan.lane, drawn.case.name, drawn.place)
+        golden = hold_to_base(golden, plan.judge)
     except (DamagedFileError, RunError) as error:
         # A planted bug that crashes proves nothing about the comparison.
-        return Canary(fault.id, False), f"{blind}: {error}"
-    comparison = compare(golden.trace.up_to(fault.canary_steps), trace, golden.tolerances)
-    caught = any(MISSING not in (d.expected, d.actual) for d in comparison.divergences)
-    progress(f"[canary] {fault.id}: {'caught' if caught else 'NOT caught'}")
-    return Canary(fault.id, caught), "" if caught else blind
+        progress(f"[canary] {fault.id}: could not be run")
+        return Canary(fault.id, False), f"the canary {fault.id} could not be run: {error}"
+    catch = catch_of(compare(golden.trace.up_to(steps), trace, golden.tolerances))
+    progress(f"[canary] {fault.id}: {'NOT caught' if catch is None else 'caught'}")
+    blind = f"the gate is blind to {fault.id} ({fault.imitates}), planted in {drawn.case.name}"
+    return Canary(fault.id, catch is not None), blind if catch is None else ""

@@ -174,6 +174,8 @@ class CanaryItem(GoldenItem):
         canary, message = check_canary(self.plan, store, self.new_folder(), compared, self.progress)
         if not canary.caught:
             raise GoldenFailure(message)
+        if message:
+            self.progress(message)
 
 
 class UnusedItem(GoldenItem):

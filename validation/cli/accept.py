@@ -11,6 +11,7 @@ from typing import Any
 from validation.cases import Case, CaseError, discover_cases
 from validation.check import CheckPlan, describe_source, new_run_folder, record_case
 from validation.cli.common import Progress, add_selection, chosen_cases, lane_to_run
+from validation.cli.proofs import prove_accepted
 from validation.environment import gpu_count
 from validation.execution import RunError
 from validation.goldens import GoldenStore
@@ -103,6 +104,7 @@ def update(options: argparse.Namespace) -> int:
         if not (proposal.before and proposal.before.tolerances.classes):
             name = proposal.trace.case
             print(f"{name} is compared exactly until `golden calibrate {name}` has measured noise")
+    prove_accepted(root, proposals, cases, Progress())
     return 0
 
 

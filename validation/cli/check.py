@@ -39,6 +39,7 @@ from validation.cli.common import (
     lane_to_run,
     publish,
 )
+from validation.cli.proofs import Unproven, prove
 from validation.environment import gpu_count, here
 from validation.execution import RunError, RunOptions
 from validation.files import encode_json, write_atomically
@@ -210,7 +211,10 @@ def calibrate(options: argparse.Namespace) -> int:
     progress = Progress()
     if options.folders:
         for case in chosen_cases(cases, options.case, lane):
-            _calibrate_on(options.folders, store, lane, case.name, progress, options.reason)
+            golden = _calibrate_on(
+                options.folders, store, lane, case.name, progress, options.reason
+            )
+            prove(root, [Unproven(lane, case, golden.place, golden.canaries.proofs)], progress)
         return 0
     folder = new_run_folder(root, lane, source_digest(root))
     plan = CheckPlan(root=root, lane=lane, cases=[], faults=[], command=["golden", *sys.argv[1:]])
@@ -244,6 +248,7 @@ def calibrate(options: argparse.Namespace) -> int:
             raise RefusedError(f"case {case.name}: {error}") from error
         save_trace(base, folder.trace(case.name))
         _store(store, golden, measured, options.reason)
+        prove(root, [Unproven(lane, case, golden.place, golden.canaries.proofs)], progress)
     return 0
 
 
@@ -254,8 +259,8 @@ def _calibrate_on(
     case: str,
     progress: Progress,
     reason: str,
-) -> None:
-    """Calibrates a case on what run folders hold of it."""
+) -> Golden:
+    """Calibrates a case on what run folders hold of it; returns its golden before."""
     golden = golden_of_runs(store, lane, case, folders)
     try:
         chosen, made = reruns_made_elsewhere(golden, folders)
@@ -263,6 +268,7 @@ def _calibrate_on(
     except ValueError as error:
         raise RefusedError(f"case {case}: {error}") from error
     _store(store, golden, measured, reason)
+    return golden
 
 
 def golden_of_runs(store: GoldenStore, lane: str, case: str, folders: Sequence[Path]) -> Golden:

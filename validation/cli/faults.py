@@ -19,8 +19,15 @@ from validation.goldens import Golden, GoldenStore
 from validation.goldens.acceptance import RefusedError
 from validation.power.ledger import own_files, state_of
 from validation.power.matrix import Matrix, scores
-from validation.power.page import headline, render_html, render_markdown, verdict_of
+from validation.power.page import (
+    headline,
+    margin_of,
+    render_html,
+    render_markdown,
+    verdict_of,
+)
 from validation.power.planting import MatrixPlan, run_matrix, unseen_environment
+from validation.power.proof import record_matrix
 from validation.power.results import Results
 from validation.source import commit, find_root, source_digest
 
@@ -34,8 +41,9 @@ def add_commands(commands: Any) -> None:
         "at which step, and where it was traced to. Runs use other threads, vector\n"
         "instructions and perturbed weights than calibration did (the golden's settings on a\n"
         "lane with GPUs); clean runs, benign changes\n"
-        "and every bug's twin (the same patch without effect) must pass there. Exits 1 with\n"
-        "survivors or false alarms.",
+        "and every bug's twin (the same patch without effect) must pass there. Bugs\n"
+        "that are caught with a large margin are listed with the goldens, for checks to plant.\n"
+        "Exits 1 with survivors or false alarms.",
         epilog="examples:\n  golden faults\n  golden faults --only window-plus-one\n"
         "  golden faults --full --json > matrix.json   (every case on every fault)\n"
         "  golden faults --output docs/power           (matrix.md, matrix.html, matrix.json)\n"
@@ -54,6 +62,12 @@ def add_commands(commands: Any) -> None:
         "--output", type=Path, metavar="DIR", help="also write the matrix to DIR, as documents"
     )
     parser.add_argument("--lane", choices=list(LANES), help="default: what this machine is")
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        metavar="N",
+        help="runs at a time (default: 2 on lane cpu where there are two cores, otherwise 1)",
+    )
     parser.set_defaults(func=faults)
 
 
@@ -62,9 +76,11 @@ def faults(options: argparse.Namespace) -> int:
 
     Raises:
         CaseError: an unknown fault.
-        RefusedError: no golden to judge by.
+        RefusedError: no golden to judge by, or no jobs.
     """
     root, lane = find_root(), lane_to_run(options)
+    if options.jobs is not None and options.jobs < 1:
+        raise RefusedError(f"--jobs {options.jobs}: at least 1")
     cases, known = discover_cases(), discover_faults()
     unknown = [name for name in options.only or () if name not in known]
     if unknown:
@@ -87,7 +103,7 @@ def faults(options: argparse.Namespace) -> int:
     if not goldens or not chosen:
         raise RefusedError(f"lane {lane} has {len(goldens)} goldens and {len(chosen)} faults")
     folder = new_run_folder(root, lane, source_digest(root))
-    jobs = min(2, os.cpu_count() or 1) if lane == "cpu" else 1
+    jobs = options.jobs or (min(2, os.cpu_count() or 1) if lane == "cpu" else 1)
     plants = [f.plant for f in known.values()] + [b.plant for b in discover_benign().values()]
     targets = [case.target for case in cases.values()]
     state = state_of(root, lane, goldens, without=own_files(root, plants, targets))
@@ -125,6 +141,9 @@ def faults(options: argparse.Namespace) -> int:
         }
         for name, content in documents.items():
             write_atomically(options.output / name, content)
+    # A check stops after a few steps, which whole runs say nothing of.
+    for line in [] if options.full else record_matrix(store, list(known.values()), goldens, matrix):
+        progress(line)
     if options.json:
         json.dump(matrix.to_json(), sys.stdout, allow_nan=False)
         print()
@@ -145,19 +164,21 @@ def _where(plan: MatrixPlan) -> str:
 
 def render(matrix: Matrix) -> str:
     """The matrix as text, survivors first."""
-    rows = [("fault", "category", "verdict", "case", "step", "by", "traced to")]
+    rows = [("fault", "category", "verdict", "margin", "case", "step", "by", "traced to")]
     for kill in matrix.kills:
         first = kill.sightings[0] if kill.sightings else None
         step, by = ("-", "-") if first is None else (str(first.first.step), first.comparator)
         place = kill.localised or kill.fault.equivalent or kill.note or "-"
         mark = "" if kill.localised_right or not kill.killed else f" (is in {kill.fault.component})"
-        row = kill.fault.id, kill.fault.category, verdict_of(kill), kill.case, step, by
-        rows.append((*row, place + mark))
-    widths = [max(len(row[column]) for row in rows) for column in range(6)]
+        row = kill.fault.id, kill.fault.category, verdict_of(kill), margin_of(kill), kill.case
+        rows.append((*row, step, by, place + mark))
+    widths = [max(len(row[column]) for row in rows) for column in range(7)]
     lines = [
-        "  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[6]])
+        "  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[7]])
         for row in rows
     ]
     lines += [f"false alarm: {entry.id}: {entry.note}" for entry in matrix.false_alarms]
     lines += [f"{name}: {value}" for name, value in scores(matrix).items()]
+    nearest = ", ".join(f"{k.fault.id} {margin_of(k)}" for k in matrix.smallest_margins())
+    lines.append(f"smallest margins: {nearest or 'none'}")
     return "\n".join([*lines, headline(matrix)])

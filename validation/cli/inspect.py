@@ -137,6 +137,10 @@ def show(options: argparse.Namespace) -> int:
         lines = [f"accepted: {k}: {v}" for k, v in golden.accepted.items()]
         lines += [f"calibration: {k}: {v}" for k, v in golden.calibration.items() if k != "noise"]
         lines += [f"detects: {k}: {v!r}" for k, v in golden.detectable_effect.items()]
+        lines += [
+            f"canary: {name}: caught at {p.place} in {p.steps} steps, margin {p.margin!r}"
+            for name, p in golden.canaries.proofs.items()
+        ]
     print("\n".join([f"case: {trace.case}", *lines, *_described(trace)]))
     return 0
 

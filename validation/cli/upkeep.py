@@ -12,12 +12,21 @@ from validation.bisect import bisect
 from validation.cases import LANES, Case, discover_cases, discover_faults
 from validation.check import CheckPlan, describe_source, new_run_folder, record_case
 from validation.cli.common import Progress, add_selection, chosen_cases, lane_to_run
+from validation.cli.proofs import prove_accepted
 from validation.execution import RunError, RunOptions
 from validation.goldens import GoldenStore
 from validation.goldens.acceptance import RefusedError, accept, refuse_dirty
 from validation.goldens.health import examine
 from validation.goldens.merge import merge_heads, set_up
-from validation.goldens.rebase import Rebase, conflicted, rebase_environment, rebase_merge
+from validation.goldens.rebase import (
+    Rebase,
+    Rerun,
+    conflicted,
+    lane_to_move,
+    rebase_environment,
+    rebase_merge,
+)
+from validation.power.proof import Planted, fit_faults, record
 from validation.source import find_root, git, source_digest
 from validation.trace import Trace
 
@@ -64,7 +73,8 @@ def add_commands(commands: Any) -> None:
         "and shows both reasons. With --env: moves goldens to a new environment, if the code is\n"
         "provably unchanged and its drift is what calibration knows; run it there.",
         "  golden rebase\n"
-        "  golden rebase --env runs/OLD runs/NEW   (what golden check left in each environment)\n",
+        "  golden rebase --env runs/OLD runs/NEW   (what golden check left in each environment)\n"
+        "  golden rebase --env runs/OLD runs/NEW --lane h200   (of runs of several lanes, one)\n",
     )
     add_selection(parser)
     parser.add_argument("--env", nargs=2, type=Path, metavar=("OLD", "NEW"), help="run folders")
@@ -122,21 +132,32 @@ def rebase(options: argparse.Namespace) -> int:
     Raises:
         RefusedError: what does not hold; no golden is touched then.
     """
-    root, lane = find_root(), lane_to_run(options)
+    root = find_root()
+    if options.env:
+        options.lane = lane_to_move(options.env[1], options.lane)
+    lane = lane_to_run(options)
     store, cases = GoldenStore(root / "goldens"), discover_cases()
     refuse_dirty(root)
-    rerun = _rerunner(root, lane)
+    rerun, progress = _rerunner(root, lane), Progress()
+    faults = list(discover_faults().values())
     rebased: list[Rebase] = []
     if options.env:
-        old, new = options.env
-        faults = list(discover_faults().values())
-        rebased = rebase_environment(store, root, cases, faults, (old, new), options.case, rerun)
+        runs = (options.env[0], options.env[1])
+        try:
+            rebased = rebase_environment(
+                store, root, cases, faults, runs, options.case, rerun, lane
+            )
+        except RunError as error:
+            raise RefusedError(f"lane {lane}: {error}") from error
     else:
         waiting = conflicted(store, lane)
         for case in chosen_cases(cases, options.case or list(waiting), lane) if waiting else ():
             if case.name not in waiting:
                 raise RefusedError(f"{lane}/{case.name} was not accepted on both sides of a merge")
-            rebased.append(rebase_merge(store, lane, case, waiting[case.name], rerun))
+            try:
+                rebased.append(rebase_merge(store, lane, case, waiting[case.name], rerun))
+            except RunError as error:
+                raise RefusedError(f"{lane}/{case.name}: {error}") from error
     if not rebased:
         print(f"nothing to rebase on lane {lane}")
         return 0
@@ -146,6 +167,13 @@ def rebase(options: argparse.Namespace) -> int:
     reason = "; ".join(dict.fromkeys(item.reason for item in rebased))
     audit = accept(store, root, [item.proposal for item in rebased], cases, reason, ())
     print(f"accepted; audit: {audit.relative_to(root)}")
+    if not options.env:
+        prove_accepted(root, [item.proposal for item in rebased], cases, progress)
+        return 0
+    for item in rebased:
+        golden = store.load(lane, item.proposal.trace.case, item.proposal.place)
+        if item.proven or fit_faults(faults, lane, golden.case):
+            print(record(store, faults, golden, Planted(item.proven, item.proven)))
     return 0
 
 
@@ -183,18 +211,16 @@ def _latest_run(root: Path) -> Path:
     return runs[-1]
 
 
-def _rerunner(root: Path, lane: str) -> Callable[[Case, str | None], Trace]:
+def _rerunner(root: Path, lane: str) -> Rerun:
     """A function that runs a case here, its log in a run folder."""
     folder = new_run_folder(root, lane, source_digest(root))
     plan = CheckPlan(root=root, lane=lane, cases=[], faults=[], command=["golden", *sys.argv[1:]])
     provenance, progress = describe_source(plan), Progress()
 
-    def rerun(case: Case, fault: str | None) -> Trace:
+    def rerun(case: Case, fault: str | None, steps: int | None = None, /) -> Trace:
         progress(f"{case.name}: running" + (f" with {fault} planted" if fault else ""))
-        options = RunOptions(lane=lane, fault=fault)
-        try:
-            return record_case(case, lane, root, folder.log, provenance, options)
-        except RunError as error:
-            raise RefusedError(f"{lane}/{case.name}: {error}") from error
+        settings = None if steps is None else {"stop_after": steps}
+        options = RunOptions(lane=lane, fault=fault, settings=settings)
+        return record_case(case, lane, root, folder.log, provenance, options)
 
     return rerun

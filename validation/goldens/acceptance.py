@@ -10,9 +10,16 @@ from pathlib import Path
 from validation.cases import Case
 from validation.compare import EXACT, compare
 from validation.files import SCHEMA, DamagedFileError, digest, encode_json, write_atomically
+from validation.goldens.canaries import Canaries
 from validation.goldens.changes import Change, Expectation, changes
 from validation.goldens.environments import in_words
-from validation.goldens.store import Golden, GoldenStore, MissingGoldenError, environment_of
+from validation.goldens.store import (
+    Golden,
+    GoldenStore,
+    MissingGoldenError,
+    basis_of,
+    environment_of,
+)
 from validation.source import RepositoryError, dirty_files, git, source_digest
 from validation.trace import Trace, load_trace
 
@@ -262,8 +269,13 @@ def accept(
             calibration=p.before.calibration if p.before else {},
             detectable_effect=p.before.detectable_effect if p.before else {},
             place=p.place,
+            canaries=p.before.canaries if p.before else Canaries(),
         )
         for p in proposals
+    ]
+    # What was proven against another trace is not proven against this one.
+    goldens = [
+        g if g.canaries.against == basis_of(g) else replace(g, canaries=Canaries()) for g in goldens
     ]
     with store.lock():
         audit = write_audit(store, root, accepted, proposals, expected)

@@ -10,9 +10,11 @@ from pathlib import Path
 from validation.cases import LANES, Case, Fault
 from validation.compare import curve_class, event_class
 from validation.files import DamagedFileError, decode_json, read_file
+from validation.goldens.canaries import CERTAIN, listed, stale
 from validation.goldens.environments import in_words
 from validation.goldens.quarantine import load_quarantine
-from validation.goldens.store import Golden, GoldenStore, MissingGoldenError
+from validation.goldens.store import HEAD, Golden, GoldenStore, MissingGoldenError
+from validation.power.canary import fit
 
 MAX_LANE_BYTES = 5 * 10**6
 """What the goldens of the cpu lane may take together in a repository."""
@@ -24,7 +26,7 @@ class Finding:
 
     Attributes:
         kind: `orphaned`, `stale`, `damaged`, `unreachable`, `uncalibrated`, `unchecked`,
-            `never-run`, `leftover`, `quarantine` or `size`.
+            `canaries`, `never-run`, `leftover`, `quarantine` or `size`.
         subject: lane and case, or a file.
         text: what is wrong, and what to do.
     """
@@ -57,6 +59,7 @@ def examine(root: Path, cases: Mapping[str, Case], faults: Mapping[str, Fault]) 
                         f"golden update {case.name} --lane {lane} --reason TEXT",
                     )
                 )
+        found += _examine_canaries(store, lane, cases, faults)
     for fault in faults.values():
         missing = {fault.shown_by(lane) for lane in fault.lanes} - cases.keys()
         if missing:
@@ -113,6 +116,39 @@ def _examine_golden(store: GoldenStore, lane: str, case: Case, place: str) -> li
     for path in sorted(store.path(lane, name, place).iterdir()):
         if path.is_file() and path.name not in kept:
             found.append(_leftover(store, path))
+    return found
+
+
+def _examine_canaries(
+    store: GoldenStore, lane: str, cases: Mapping[str, Case], faults: Mapping[str, Fault]
+) -> list[Finding]:
+    """Lists that hold no longer, and a lane whose checks can plant nothing that is proven."""
+    found, proven = [], False
+    names = [name for name in store.names(lane) if name in cases and lane in cases[name].lanes]
+    for name, place in ((n, p) for n in names for p in store.places(lane, n)):
+        subject = "/".join(filter(None, (lane, name, place)))
+        path = store.path(lane, name, place) / HEAD
+        try:
+            head = store.head(lane, name, place)
+            known = listed(head, path).proofs
+        except DamagedFileError:
+            continue  # a finding of its own
+        again = f"golden calibrate {name}, or golden faults --lane {lane}"
+        if stale(head, path):
+            text = f"its {len(known)} canaries were proven against another trace or tolerances"
+            found.append(Finding("canaries", subject, f"{text}, and count for nothing: {again}"))
+            continue
+        gone = sorted(set(known) - faults.keys())
+        if gone:
+            text = f"lists {len(gone)} canaries that are no longer declared ({gone[0]}): {again}"
+            found.append(Finding("canaries", subject, text))
+        proven |= any(
+            proof.margin >= CERTAIN and fault in faults and fit(faults[fault], lane)
+            for fault, proof in known.items()
+        )
+    if not proven and any(fit(f, lane) and f.shown_by(lane) in names for f in faults.values()):
+        text = "no fault is proven to be caught, so that checks plant none: "
+        found.append(Finding("canaries", lane, f"{text}golden faults --lane {lane}"))
     return found
 
 

@@ -17,10 +17,12 @@ from validation.files import (
     SCHEMA,
     DamagedFileError,
     decode_json,
+    digest,
     encode_json,
     read_file,
     write_atomically,
 )
+from validation.goldens.canaries import KEY
 from validation.source import git
 
 ATTRIBUTES = "goldens/**/golden.json merge=golden diff=golden"
@@ -35,12 +37,23 @@ class ConflictedGoldenError(DamagedFileError):
 def merge_heads(base: Path, ours: Path, theirs: Path) -> None:
     """The merge driver's work: replaces `ours` by a head that names both acceptances.
 
+    Canaries alone are no acceptance. Where one side has changed nothing else, the other side's head
+    stands; where neither has, both lists are joined.
+
     Args:
         base: the common ancestor's `golden.json`; empty when both sides added it.
         ours: this branch's, overwritten.
         theirs: the other branch's.
     """
-    mine, other = _head(ours), _head(theirs)
+    mine, other, before = _head(ours), _head(theirs), _head(base)
+    if _accepted(mine) == _accepted(other):
+        write_atomically(ours, encode_json(_joined(mine, other)))
+        return
+    if before and _accepted(before) == _accepted(mine):
+        write_atomically(ours, read_file(theirs))
+        return
+    if before and _accepted(before) == _accepted(other):
+        return
     write_atomically(
         ours,
         encode_json(
@@ -48,7 +61,7 @@ def merge_heads(base: Path, ours: Path, theirs: Path) -> None:
                 "schema": SCHEMA,
                 "case": mine.get("case") or other.get("case"),
                 "lane": mine.get("lane") or other.get("lane"),
-                _CONFLICT: {"base": _head(base), "ours": mine, "theirs": other},
+                _CONFLICT: {"base": before, "ours": mine, "theirs": other},
             }
         ),
     )
@@ -138,6 +151,23 @@ def set_up(root: Path, program: Sequence[str] = ("golden",)) -> list[str]:
         write_atomically(attributes, f"{text}{separator}{ATTRIBUTES}\n".encode())
         done.append(f"{attributes.name}: {ATTRIBUTES} (commit it)")
     return done
+
+
+def _accepted(head: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a head was accepted or measured: everything but its canaries."""
+    return {name: value for name, value in head.items() if name not in (KEY, "digest")}
+
+
+def _joined(mine: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """One head of two that differ in their canaries at most, of which it has both sides'."""
+    lists = [head[KEY] for head in (other, mine) if head.get(KEY)]
+    rest = _accepted(mine)
+    if lists:
+        # Proofs against something else than the rest count for nothing, in either list.
+        known = [x for x in lists if x["proven_against"] == lists[-1]["proven_against"]]
+        faults = {name: proof for x in known for name, proof in x["faults"].items()}
+        rest[KEY] = {**lists[-1], "faults": faults}
+    return {**rest, "digest": digest(encode_json(rest))}
 
 
 def _head(path: Path) -> dict[str, Any]:

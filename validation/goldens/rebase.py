@@ -8,31 +8,44 @@ new environment only if the code is provably the same and its drift is what cali
 - the old run passes its environment's golden at the frozen tolerances;
 - the new environment has no golden of its own, which `golden update` would replace;
 - the new run differs from the golden by at most `GROWTH` tolerances, and in no discrete record;
-- every known fault of the rebased cases is still caught against the new golden.
+- no fault that the golden killed before survives against the new one; a fault that is declared
+  equivalent, that it did not kill, or that cannot be planted is no reason to refuse.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from validation.cases import Case, Fault
 from validation.compare import Tolerances, compare
-from validation.files import DamagedFileError, read_file
+from validation.execution import RunError
+from validation.files import DamagedFileError, decode_json, read_file
 from validation.goldens.acceptance import Proposal, RefusedError, load_runs, propose_after
+from validation.goldens.canaries import Proof
 from validation.goldens.changes import changes
 from validation.goldens.environments import identity, in_words
 from validation.goldens.merge import conflict_reasons, conflicting_heads
 from validation.goldens.store import HEAD, Golden, GoldenStore, environment_of, verified_head
+from validation.power.canary import fit
+from validation.power.caught import Catch, catch_of
+from validation.power.proof import proof_of
 from validation.trace import Trace
 
 GROWTH = 10.0
 """How many tolerances a new environment may move a floating record."""
 
-Rerun = Callable[[Case, str | None], Trace]
-"""Runs a case here, with a fault (`module:function`) or without."""
+
+class Rerun(Protocol):
+    """Runs a case here, with a fault (`module:function`) or without, whole or for a few steps.
+
+    Raises:
+        RunError: the run left no trace.
+    """
+
+    def __call__(self, case: Case, fault: str | None, steps: int | None = None, /) -> Trace: ...
 
 
 @dataclass(frozen=True)
@@ -43,11 +56,13 @@ class Rebase:
         proposal: what `accept` writes.
         reason: for the audit.
         shown: lines for the user.
+        proven: canaries that the planted runs have proven for the new golden, by the fault's id.
     """
 
     proposal: Proposal
     reason: str
     shown: Sequence[str]
+    proven: Mapping[str, Proof] = field(default_factory=dict)
 
 
 def conflicted(store: GoldenStore, lane: str) -> dict[str, dict[str, list[tuple[str, str]]]]:
@@ -124,6 +139,7 @@ def rebase_environment(
     runs: tuple[Path, Path],
     wanted: Sequence[str],
     rerun: Rerun,
+    lane: str | None = None,
 ) -> list[Rebase]:
     """Moves goldens to a new environment, after every check of the module's docstring.
 
@@ -135,14 +151,19 @@ def rebase_environment(
         runs: run folders of the old and of the new environment.
         wanted: cases; empty for all of the new run.
         rerun: runs a case here, which must be the new environment.
+        lane: the runs' lane to move; None for the only one they have.
 
     Raises:
         RefusedError: the first check that does not hold, naming the case.
+        RunError: a clean run failed here.
     """
     old = dict(_keyed(load_runs([runs[0]], root, cases, wanted)))
     rebased = []
+    lane = lane_to_move(runs[1], lane)
     for key, trace in _keyed(load_runs([runs[1]], root, cases, wanted)):
-        lane, name = key
+        if key[0] != lane:
+            continue
+        name = key[1]
         subject = f"{lane}/{name}"
         if key not in old:
             raise RefusedError(f"{subject}: {runs[0]} has no run of it in the old environment")
@@ -169,12 +190,35 @@ def rebase_environment(
         strangers = _environment_changes(trace, here)
         if strangers:
             raise RefusedError(f"{subject}: run this in the new environment ({strangers[0]})")
-        moved_golden = replace(golden, trace=trace)
-        _refuse_survivors(subject, moved_golden, lane, cases[name], faults, rerun)
+        proven, notes = _refuse_survivors(subject, golden, trace, cases[name], faults, rerun)
         shown = [f"{subject}: moves to another environment", *(f"  {d}" for d in differences)]
+        shown += [f"  {note}" for note in notes]
         reason = "environment: " + ", ".join(differences)
-        rebased.append(Rebase(_moved(store, golden, trace), reason, shown))
+        rebased.append(Rebase(_moved(store, golden, trace), reason, shown, proven))
     return rebased
+
+
+def lane_to_move(folder: Path, wanted: str | None) -> str:
+    """The lane of a run folder that is to be moved.
+
+    Args:
+        folder: what a check left.
+        wanted: what the user named; None for the only one there is.
+
+    Raises:
+        RefusedError: the folder has no trace of it, or has several lanes and none was named.
+        DamagedFileError: the head of a trace cannot be read.
+    """
+    heads = sorted((folder / "traces").glob("*/trace.json"))
+    provenances = [decode_json(read_file(head), head).get("provenance", {}) for head in heads]
+    found = sorted({str(environment_of(provenance).get("lane")) for provenance in provenances})
+    if not found:
+        raise RefusedError(f"{folder}: no traces; give a folder that `golden check` left")
+    if wanted is not None and wanted not in found:
+        raise RefusedError(f"{folder}: has no run of lane {wanted}, but of {', '.join(found)}")
+    if wanted is None and len(found) > 1:
+        raise RefusedError(f"{folder}: has runs of lanes {', '.join(found)}: choose with --lane")
+    return wanted or found[0]
 
 
 def _moved(store: GoldenStore, golden: Golden, trace: Trace) -> Proposal:
@@ -205,18 +249,50 @@ def _refuse_moved(
 
 def _refuse_survivors(
     subject: str,
-    golden: Golden,
-    lane: str,
+    before: Golden,
+    trace: Trace,
     case: Case,
     faults: Sequence[Fault],
     rerun: Rerun,
-) -> None:
+) -> tuple[dict[str, Proof], list[str]]:
+    """Plants the case's faults and holds each run to the moved golden.
+
+    Returns:
+        The canaries that were proven by it, and notes on faults that say nothing.
+
+    Raises:
+        RefusedError: a fault that the golden killed before survives.
+    """
+    lane = before.lane
+    after = replace(before, trace=trace)
+    proven, notes = {}, []
     for fault in faults:
-        if lane not in fault.lanes or fault.shown_by(lane) != case.name:
+        if lane not in fault.lanes or fault.shown_by(lane) != case.name or fault.equivalent:
             continue
-        comparison = compare(golden.trace, rerun(case, fault.plant), golden.tolerances)
-        if not comparison.divergences:
+        try:
+            if fault.canary_steps is not None:  # most faults show in them, for a part of the time
+                early = rerun(case, fault.plant, fault.canary_steps)
+                catch = _catch(after, early, fault.canary_steps)
+                proof = proof_of(catch, fault.canary_steps)
+                if proof is not None and fit(fault, lane):
+                    proven[fault.id] = proof
+                if catch is not None:
+                    continue
+            planted = rerun(case, fault.plant)
+        except RunError as error:
+            notes.append(f"fault {fault.id} could not be planted: {str(error).splitlines()[0]}")
+            continue
+        if _catch(after, planted) is not None:
+            continue
+        if _catch(before, planted) is not None:
             raise RefusedError(f"{subject}: the new golden would be blind to fault {fault.id}")
+        notes.append(f"fault {fault.id} was not caught before, either")
+    return proven, notes
+
+
+def _catch(golden: Golden, planted: Trace, steps: int | None = None) -> Catch | None:
+    expected = golden.trace if steps is None else golden.trace.up_to(steps)
+    return catch_of(compare(expected, planted, golden.tolerances))
 
 
 def _environment_changes(one: Trace, other: Trace) -> list[str]:

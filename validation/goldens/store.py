@@ -31,6 +31,7 @@ from validation.files import (
     to_float,
     write_atomically,
 )
+from validation.goldens.canaries import KEY, Canaries, basis, listed
 from validation.goldens.environments import distance, folder_name, identity, in_words
 from validation.goldens.merge import refuse_conflict
 from validation.trace.model import Trace
@@ -65,6 +66,7 @@ class Golden:
         calibration: reruns they came from, their noise, and the false-alarm bound.
         detectable_effect: metric -> smallest relative change that fails, at its first step.
         place: folder inside the case's; empty for the first environment.
+        canaries: the faults that it catches, and what they were proven against.
     """
 
     lane: str
@@ -75,6 +77,7 @@ class Golden:
     calibration: Mapping[str, Any] = field(default_factory=dict)
     detectable_effect: Mapping[str, float] = field(default_factory=dict)
     place: str = ""
+    canaries: Canaries = field(default_factory=Canaries)
 
     @property
     def case(self) -> str:
@@ -224,6 +227,7 @@ class GoldenStore:
                 name: to_float(value, path) for name, value in head["detectable_effect"].items()
             },
             place=place,
+            canaries=listed(head, path),
         )
 
     def files(self, lane: str, case: str, place: str = "") -> list[str]:
@@ -254,6 +258,8 @@ class GoldenStore:
             "tolerances": _encode_tolerances(golden.tolerances),
             "files": {name: digest(content) for name, content in contents.items()},
         }
+        if golden.canaries.proofs:
+            head[KEY] = golden.canaries.to_json()
         write_atomically(folder / HEAD, encode_json({**head, "digest": digest(encode_json(head))}))
         for stale in folder.iterdir():
             if stale.is_file() and stale.name not in {HEAD, *names.values()}:
@@ -277,6 +283,12 @@ class GoldenStore:
         runs.mkdir(parents=True, exist_ok=True)
         with FileLock(runs / ".goldens.lock"):
             yield
+
+
+def basis_of(golden: Golden) -> str:
+    """Digest of a golden's trace and tolerances: what a proof of a canary holds for."""
+    files = {name: digest(content) for name, content in encode_trace(golden.trace).items()}
+    return basis(files, _encode_tolerances(golden.tolerances))
 
 
 def environment_of(provenance: Mapping[str, Any]) -> Mapping[str, Any]:

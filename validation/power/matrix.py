@@ -23,11 +23,16 @@ class Sighting:
         case: its name.
         first: the first divergence.
         comparator: kind of the record: `discrete`, `table`, `tensor`, `curve` or `law`.
+        margin: error over tolerance of the worst record, inf where a fact differs; None in results
+            of a time that knew no margins.
+        steps: training steps after which the run was stopped; None where it was whole.
     """
 
     case: str
     first: Divergence
     comparator: str
+    margin: float | None = None
+    steps: int | None = None
 
     @property
     def place(self) -> str:
@@ -77,6 +82,11 @@ class Kill:
     def step(self) -> int | None:
         """Training step of the first divergence; 0 is before training."""
         return self.sightings[0].first.step if self.sightings else None
+
+    @property
+    def margin(self) -> float | None:
+        """How plainly it was caught: error over tolerance of the worst record."""
+        return self.sightings[0].margin if self.sightings else None
 
     @property
     def localised_right(self) -> bool:
@@ -168,6 +178,11 @@ class Matrix:
         """Changes that must pass, and did not."""
         return [entry for entry in self.passes if not entry.passed]
 
+    def smallest_margins(self, count: int = 10) -> list[Kill]:
+        """The kills that were nearest to none, the nearest first."""
+        known = [kill for kill in self.killed if kill.margin is not None]
+        return sorted(known, key=lambda kill: (kill.margin, kill.fault.id))[:count]
+
     def harmless(self, kind: str) -> list[Pass]:
         """Entries of one kind: `unchanged`, `twin`, or `benign`."""
         return [entry for entry in self.passes if kind_of(entry) == kind]
@@ -187,6 +202,7 @@ class Matrix:
         faults = [
             {
                 **kill.to_json(),
+                "margin": kill.margin,
                 "imitates": kill.fault.imitates,
                 "equivalent": kill.fault.equivalent if kill.equivalent else None,
                 "differs_bitwise": True if kill.killed else kill.differs,
@@ -197,6 +213,7 @@ class Matrix:
                         "step": s.first.step,
                         "phase": s.first.phase,
                         "comparator": s.comparator,
+                        "margin": s.margin,
                         "localised": s.place,
                     }
                     for s in kill.sightings

@@ -9,6 +9,11 @@ from markupsafe import Markup
 
 from validation.power.matrix import Kill, Matrix, Pass, scores
 
+MARGIN_IS = (
+    "The margin of a kill is the error over the tolerance of its worst record; inf where a "
+    "discrete record, a law or a table differs."
+)
+
 
 def render_html(matrix: Matrix, environment: str) -> str:
     """One HTML file that needs no network: scores, survivors first, then what must pass.
@@ -27,6 +32,7 @@ def render_html(matrix: Matrix, environment: str) -> str:
     return template.render(
         matrix=matrix,
         environment=environment,
+        margin_is=MARGIN_IS,
         scores=scores(matrix),
         tone="fail" if matrix.survivors or matrix.false_alarms else "pass",
         headline=headline(matrix),
@@ -39,6 +45,7 @@ def render_html(matrix: Matrix, environment: str) -> str:
             )
         ],
         verdict_of=verdict_of,
+        margin_of=margin_of,
         css=Markup(reports.joinpath("page.css").read_text("utf-8")),  # noqa: S704 our own file
     )
 
@@ -50,19 +57,25 @@ def render_markdown(matrix: Matrix, environment: str) -> str:
     lines += [f"| {name} | {value} |" for name, value in scores(matrix).items()]
     lines += ["", "## Bugs", ""]
     lines += [
-        "| fault | category | verdict | step | by | case | traced to | imitates |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| fault | category | verdict | margin | step | by | case | traced to | imitates |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for kill in matrix.kills:
-        first = kill.sightings[0] if kill.sightings else None
+        by = kill.sightings[0].comparator if kill.sightings else "-"
         place = f"`{kill.localised}`" if kill.localised else _cell(kill.note) or "-"
         if kill.killed and not kill.localised_right:
             place += f" (is in {kill.fault.component})"
         lines.append(
             f"| `{kill.fault.id}` | {kill.fault.category} | {verdict_of(kill)} | "
-            f"{'-' if kill.step is None else kill.step} | {first.comparator if first else '-'} | "
+            f"{margin_of(kill)} | {'-' if kill.step is None else kill.step} | {by} | "
             f"{_cases(kill)} | {place} | {_cell(kill.fault.imitates)} |"
         )
+    lines += ["", "## Smallest margins", "", MARGIN_IS, ""]
+    lines += ["| fault | margin | case | traced to |", "| --- | --- | --- | --- |"]
+    lines += [
+        f"| `{kill.fault.id}` | {margin_of(kill)} | {kill.case} | `{kill.localised}` |"
+        for kill in matrix.smallest_margins()
+    ]
     equivalents = matrix.equivalents
     if equivalents:
         lines += ["", "## Equivalent bugs", "", "Proved by a trace that is equal bit by bit.", ""]
@@ -92,6 +105,11 @@ def headline(matrix: Matrix) -> str:
 def verdict_of(kill: Kill) -> str:
     """A fault's verdict in a word."""
     return "killed" if kill.killed else "equivalent" if kill.equivalent else "SURVIVED"
+
+
+def margin_of(kill: Kill) -> str:
+    """A kill's margin in three digits."""
+    return "-" if kill.margin is None else f"{kill.margin:.3g}"
 
 
 def _cases(kill: Kill) -> str:

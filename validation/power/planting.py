@@ -1,10 +1,11 @@
 """Runs the kill matrix: each bug, each twin and each harmless change in a process of its own.
 
 A kill counts only at the golden's frozen tolerances, in an environment that calibration never saw:
-another thread count, other vector instructions and perturbed initial weights, all at once; on a
-lane with GPUs, in the golden's own settings. A run that crashes is no kill: the gate compared
-nothing. In the same environment every case must pass without a fault, and so must every benign
-change and every bug's twin, which is the same patch without effect.
+another thread count, other vector instructions and perturbed initial weights, all at once (of
+these only the weights move what is computed in wide arithmetic); on a lane with GPUs, in the
+golden's own settings. A run that crashes is no kill: the gate compared nothing. In the same
+environment every case must pass without a fault, and so must every benign change and every bug's
+twin, which is the same patch without effect.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from validation.cases import Benign, Case, Fault
-from validation.compare import MISSING, Comparison, compare
+from validation.compare import Comparison, compare
 from validation.execution import RunError, RunOptions, close_parents, run_case
 from validation.goldens import Golden
+from validation.power.caught import catch_of
 from validation.power.matrix import (
     Harmless,
     Kill,
@@ -164,12 +166,10 @@ def _try_fault(plan: MatrixPlan, fault: Fault) -> Kill:
         except RunError as error:
             notes.append(f"{name}: {str(error).splitlines()[-1]}")
             continue
-        first = next(
-            (d for d in comparison.divergences if MISSING not in (d.expected, d.actual)),
-            None,
-        )
-        if first is not None:
-            sightings.append(Sighting(name, first, comparator_of(first)))
+        catch = catch_of(comparison)
+        if catch is not None:
+            kind = comparator_of(catch.first)
+            sightings.append(Sighting(name, catch.first, kind, catch.margin, steps))
             if not plan.full:
                 break
     if sightings:

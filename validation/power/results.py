@@ -48,7 +48,14 @@ class Results:
         if entry is None:
             return None
         sightings = tuple(
-            Sighting(seen["case"], Divergence(**seen["first"]), seen["comparator"])
+            Sighting(
+                seen["case"],
+                Divergence(**seen["first"]),
+                seen["comparator"],
+                # Results of a time that knew no margins have none; infinity is kept as "inf".
+                None if seen.get("margin") is None else float(seen["margin"]),
+                seen.get("steps"),
+            )
             for seen in entry["sightings"]
         )
         return Kill(fault, sightings, entry["tried"], entry["note"], entry["differs"])
@@ -56,7 +63,13 @@ class Results:
     def keep_kill(self, kill: Kill) -> None:
         """Keeps what became of a fault."""
         sightings = [
-            {"case": seen.case, "first": seen.first.to_json(), "comparator": seen.comparator}
+            {
+                "case": seen.case,
+                "first": seen.first.to_json(),
+                "comparator": seen.comparator,
+                "margin": seen.margin,
+                "steps": seen.steps,
+            }
             for seen in kill.sightings
         ]
         entry = {"tried": kill.tried, "note": kill.note, "differs": kill.differs}

@@ -101,16 +101,12 @@ def _details(result: CheckResult) -> list[str]:
     if result.canary is None:
         return lines
     if result.canary.caught:
-        return [
-            *lines,
+        proved = (
             f"The gate proved itself in this run: it caught the planted fault "
-            f"{clean(result.canary.fault)}.",
-        ]
-    return [
-        *lines,
-        f"The planted fault {clean(result.canary.fault)} was not caught, "
-        "so no verdict of this run can be trusted.",
-    ]
+            f"{clean(result.canary.fault)}."
+        )
+        return [*lines, proved]
+    return [*lines, "The gate could not prove itself: no verdict of this run can be trusted."]
 
 
 def _facts(result: CheckResult) -> list[Item]:

@@ -152,7 +152,8 @@ def _canary(result: CheckResult) -> str:
     if result.canary is None:
         return "canary: not planted"
     caught = "caught" if result.canary.caught else "NOT CAUGHT"
-    return f"canary: {clean(result.canary.fault)} {caught}"
+    note = f" ({clean(result.message)})" if result.canary.caught and result.message else ""
+    return f"canary: {clean(result.canary.fault)} {caught}{note}"
 
 
 def _totals(result: CheckResult) -> str:

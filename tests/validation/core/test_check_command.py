@@ -15,6 +15,7 @@ import pytest
 
 from validation.environment import describe, machine_type
 from validation.goldens import GoldenStore
+from validation.goldens.canaries import Canaries
 
 CASE_KEYS = {
     "case",
@@ -184,6 +185,51 @@ def test_usage_and_unfit(golden_project: Any) -> None:
     if not any(Path("/dev").glob("nvidia[0-9]*")):
         project.edit('lanes=["cpu"]', 'lanes=["cpu", "h200"]', "plain_cases.py")
         assert project.golden("check", "--lane", "h200").code == 4
+
+
+def test_the_canary_is_one_that_the_golden_lists(golden_project: Any) -> None:
+    project = golden_project
+    store = GoldenStore(project.root / "goldens")
+    lists = {name: store.load("cpu", name).canaries for name in store.names("cpu")}
+    assert set(lists["plain_loss"].proofs) == {"wide_window"}
+    assert set(lists["plain_seed"].proofs) == {"halved_gradient"}
+    assert lists["plain_loss"].proofs["wide_window"].margin == float("inf")
+    shown = project.golden("show", str(store.path("cpu", "plain_seed") / "golden.json")).out
+    assert "canary: halved_gradient: caught at training.grad_norm in 2 steps" in shown
+    # The draw is from what is certain, whichever case is checked, and the same at every rerun.
+    golden = store.load("cpu", "plain_seed")
+    weak = {n: replace(p, margin=9.9) for n, p in golden.canaries.proofs.items()}
+    store.save(replace(golden, canaries=replace(golden.canaries, proofs=weak)))
+    answers = [project.golden("check", "plain_seed", "--json") for _ in range(2)]
+    assert [a.code for a in answers] == [0, 0], answers[0].err
+    assert {a.json()["canary"]["fault"] for a in answers} == {"wide_window"}
+
+
+def test_without_a_proven_canary_the_check_says_so_and_may_pass(golden_project: Any) -> None:
+    project = golden_project
+    store = GoldenStore(project.root / "goldens")
+    for name in store.names("cpu"):
+        store.save(replace(store.load("cpu", name), canaries=Canaries()))
+    answer = project.golden("check", "plain_seed")
+    assert answer.code == 0, answer.out
+    assert "the canary is an edited record of plain_seed" in answer.out
+    assert "golden calibrate" in answer.out
+    assert "1 case ran and matched" in answer.out
+    assert project.golden("health").code == 1
+    assert project.golden("faults").code == 0
+    assert project.golden("health").code == 0
+    canary = project.golden("check", "plain_seed", "--json").json()["canary"]
+    assert canary["fault"] in ("wide_window", "halved_gradient")
+
+
+def test_a_canary_that_cannot_be_run_is_told_from_one_that_is_missed(golden_project: Any) -> None:
+    project = golden_project
+    for old in ("plain_loop.WINDOW + 1", "parameter.grad.mul_(0.5)"):
+        project.edit(old, "raise_an_error()", "plain_cases.py")
+    answer = project.golden("check", "plain_seed")
+    assert answer.code == 3
+    assert "could not be run: the run failed" in answer.out
+    assert "blind" not in answer.out
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from validation.cases import Case, Fault
+from validation.execution import RunError
 from validation.goldens import Golden, GoldenStore
 from validation.goldens.acceptance import RefusedError
 from validation.goldens.rebase import Rebase, rebase_environment
@@ -40,6 +41,8 @@ class Scene:
             )
         )
         self.faulty = moved(self.golden, 1e4)
+        self.faults = [FAULT]
+        self.planted: list[tuple[str, int | None]] = []
 
     def trace(self, torch: str, **provenance: Any) -> Trace:
         return replace(
@@ -52,17 +55,24 @@ class Scene:
             },
         )
 
-    def rebase(self, old: Trace, new: Trace, here: Trace | None = None) -> list[Rebase]:
+    def rebase(
+        self, old: Trace, new: Trace, here: Trace | None = None, lane: str | None = None
+    ) -> list[Rebase]:
         folders = []
         for name, trace in (("old", old), ("new", new)):
             save_trace(trace, self.root / "runs" / name / "traces" / "tiny")
             folders.append(self.root / "runs" / name)
 
-        def rerun(case: Case, fault: str | None) -> Trace:
-            return self.faulty if fault else (here or new)
+        def rerun(case: Case, fault: str | None, steps: int | None = None, /) -> Trace:
+            if fault is None:
+                return here or new
+            self.planted.append((fault, steps))
+            if fault.endswith("crash"):
+                raise RunError("it crashed\nat the end")
+            return self.faulty if steps is None else self.faulty.up_to(steps)
 
-        faults, runs = [FAULT], (folders[0], folders[1])
-        return rebase_environment(self.store, self.root, {"tiny": CASE}, faults, runs, [], rerun)
+        cases, runs = {"tiny": CASE}, (folders[0], folders[1])
+        return rebase_environment(self.store, self.root, cases, self.faults, runs, [], rerun, lane)
 
 
 def moved(trace: Trace, tolerances: float) -> Trace:
@@ -113,3 +123,59 @@ def test_everything_else_is_refused(scene: Scene, what: str, text: str) -> None:
         new = scene.trace(torch="2.12", source_digest="0")
     with pytest.raises(RefusedError, match=text):
         scene.rebase(old, new, here)
+
+
+def test_faults_that_say_nothing_are_no_reason_to_refuse(scene: Scene) -> None:
+    # Within what the old golden allowed as well: nobody caught this before.
+    scene.faulty = moved(scene.golden, 0.5)
+    scene.faults = [
+        replace(FAULT, id="same", equivalent="it changes nothing"),
+        replace(FAULT, id="elsewhere", case="another"),
+        replace(FAULT, id="other-lane", lanes=["h200"]),
+        replace(FAULT, id="crash", plant="a:crash"),
+        FAULT,
+    ]
+    new = moved(scene.trace(torch="2.12"), 0.4)
+    (rebased,) = scene.rebase(scene.golden, new)
+    assert scene.planted == [("a:crash", None), ("a:f", None)]
+    assert "fault crash could not be planted: it crashed" in "\n".join(rebased.shown)
+    assert "fault f was not caught before" in "\n".join(rebased.shown)
+    assert rebased.proven == {}
+
+
+def test_a_record_that_is_lost_is_no_catch(scene: Scene) -> None:
+    new = moved(scene.trace(torch="2.12"), 3)
+    curves = {name: c for name, c in new.curves.items() if name != "lm_loss"}
+    scene.faulty = replace(new, curves=curves)
+    # The golden caught it: the other curves are three tolerances from what it holds.
+    with pytest.raises(RefusedError, match="blind to fault f"):
+        scene.rebase(scene.golden, new)
+
+
+def test_planted_runs_prove_canaries_of_the_moved_golden(scene: Scene) -> None:
+    scene.faults = [
+        replace(FAULT, id="plain", canary_steps=2),
+        replace(FAULT, id="no-canary", canary_steps=2, canary=False),
+        replace(FAULT, id="whole"),
+    ]
+    new = moved(scene.trace(torch="2.12"), 3)
+    (rebased,) = scene.rebase(scene.golden, new)
+    assert set(rebased.proven) == {"plain"}
+    assert rebased.proven["plain"].steps == 2
+    assert rebased.proven["plain"].margin == pytest.approx(1e4 - 3, rel=0.01)
+    assert scene.planted == [("a:f", 2), ("a:f", 2), ("a:f", None)]
+    # One that is caught, but not plainly, moves the golden and is no canary.
+    scene.faulty = moved(scene.golden, 8)
+    (rebased,) = scene.rebase(scene.golden, new)
+    assert rebased.proven == {}
+
+
+def test_the_lane_is_the_runs(scene: Scene) -> None:
+    new = moved(scene.trace(torch="2.12"), 3)
+    assert scene.rebase(scene.golden, new, lane="cpu")
+    with pytest.raises(RefusedError, match="no run of lane h200, but of cpu"):
+        scene.rebase(scene.golden, new, lane="h200")
+    other = replace(new, provenance={**new.provenance, "environment": {"lane": "h200"}})
+    save_trace(other, scene.root / "runs" / "new" / "traces" / "other")
+    with pytest.raises(RefusedError, match="lanes cpu, h200: choose with --lane"):
+        scene.rebase(scene.golden, new)

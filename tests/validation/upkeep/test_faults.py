@@ -1,7 +1,11 @@
 """The kill matrix: what is caught, where it is traced to, and what survives."""
 
 import json
+import math
+from dataclasses import replace
 from typing import Any
+
+from validation.goldens import GoldenStore
 
 
 def test_every_planted_bug_is_killed_and_harmless_changes_pass(golden_project: Any) -> None:
@@ -51,6 +55,7 @@ def test_a_canary_that_has_no_effect_makes_the_check_invalid(golden_project: Any
     assert answer.code == 3
     assert answer.json()["cases"][0]["verdict"] == "PASS"
     assert answer.json()["canary"]["caught"] is False
+    assert "the gate is blind to" in project.golden("check", "plain_seed").out
 
 
 def test_a_twin_with_an_effect_is_a_false_alarm(golden_project: Any) -> None:
@@ -114,3 +119,69 @@ def test_finished_runs_are_not_made_again(golden_project: Any) -> None:
     project.edit("VOCABULARY, WIDTH", "VOCABULARY,  WIDTH", "plain_loop.py")
     assert project.golden("faults", "--resume", "--output", "out").code == 0
     assert "oracle" not in (project.root / "out/matrix.json").read_text()
+
+
+def test_margins_are_shown_and_what_is_caught_plainly_is_listed(golden_project: Any) -> None:
+    project = golden_project
+    store = GoldenStore(project.root / "goldens")
+    for name in ("plain_loss", "plain_seed"):
+        golden = store.load("cpu", name)
+        store.save(replace(golden, canaries=replace(golden.canaries, proofs={})))
+    answer = project.golden("faults", "--jobs", "1", "--output", "reports")
+    assert answer.code == 0, answer.err
+    assert "plain_loss: 1 of 1 planted faults are proven canaries" in answer.err
+    margins = {n: store.load("cpu", n).canaries.proofs for n in ("plain_loss", "plain_seed")}
+    assert margins["plain_loss"]["wide_window"].margin == math.inf
+    margin = margins["plain_seed"]["halved_gradient"].margin
+    assert 10 < margin < math.inf
+    document = json.loads((project.root / "reports/matrix.json").read_text())
+    assert {f["id"]: f["margin"] for f in document["faults"]} == {
+        "halved_gradient": margin,
+        "wide_window": "inf",
+    }
+    page = (project.root / "reports/matrix.md").read_text()
+    smallest = page.partition("## Smallest margins")[2]
+    assert smallest.index("halved_gradient") < smallest.index("wide_window")
+    assert f"| {margin:.3g} |" in page
+    assert f"smallest margins: halved_gradient {margin:.3g}, wide_window inf" in answer.out
+    # The lists are no reason to make the runs again.
+    ledger = project.root / "runs/faults-cpu.jsonl"
+    before = ledger.read_text()
+    assert project.golden("faults", "--resume", "--json").json()["killed"] == 2
+    assert ledger.read_text() == before
+    assert project.golden("faults", "--jobs", "0").code == 2
+
+
+def test_a_code_that_has_moved_proves_no_canary(golden_project: Any) -> None:
+    project = golden_project
+    store = GoldenStore(project.root / "goldens")
+    before = store.load("cpu", "plain_seed")
+    store.save(replace(before, canaries=replace(before.canaries, proofs={})))
+    project.edit("lr=3e-3", "lr=4e-3")
+    answer = project.golden("faults", "--only", "halved_gradient")
+    assert "false alarm" in answer.out
+    assert not store.load("cpu", "plain_seed").canaries.proofs
+
+
+def test_accepting_proves_again_what_was_listed(golden_project: Any) -> None:
+    project = golden_project
+    store = GoldenStore(project.root / "goldens")
+    before = store.load("cpu", "plain_seed")
+    project.edit("lr=3e-3", "lr=4e-3")
+    project.commit("a higher rate")
+    words = ["--reason", "faster", "--expect", "plain_seed:*:any"]
+    answer = project.golden("update", "plain_seed", *words)
+    assert answer.code == 0, answer.err
+    assert "plain_seed: 1 of 1 planted faults are proven canaries" in answer.out
+    after = store.load("cpu", "plain_seed")
+    assert set(after.canaries.proofs) == {"halved_gradient"}
+    assert after.canaries.against != before.canaries.against
+    project.commit("accept")
+    # A fault that the new golden does not catch is listed no more.
+    project.edit("parameter.grad.mul_(0.5)", "parameter.grad.mul_(1.0)", "plain_cases.py")
+    project.edit("lr=4e-3", "lr=5e-3")
+    project.commit("a fault without effect")
+    answer = project.golden("update", "plain_seed", *words)
+    assert answer.code == 0, answer.err
+    assert "no canary is proven for cpu/plain_seed" in answer.out
+    assert not store.load("cpu", "plain_seed").canaries.proofs
