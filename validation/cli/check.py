@@ -44,7 +44,8 @@ from validation.goldens import Golden, GoldenStore
 from validation.goldens.acceptance import RefusedError, refuse_dirty
 from validation.goldens.environments import identity, in_words
 from validation.goldens.judge import check_with_base
-from validation.source import find_root, source_digest
+from validation.reach import case_source_digest
+from validation.source import find_root, tree_digest
 from validation.trace import Trace, load_trace, save_trace
 from validation.verdict import CheckResult
 
@@ -115,7 +116,7 @@ def check(options: argparse.Namespace) -> int:
         command=["golden", *sys.argv[1:]],
     )
     progress = Progress()
-    folder = new_run_folder(root, lane, source_digest(root))
+    folder = new_run_folder(root, lane, tree_digest(root))
     with progress:
         result = run_check(plan, folder, progress)
     try:
@@ -174,7 +175,7 @@ def calibrate(options: argparse.Namespace) -> int:
         for case in chosen_cases(cases, options.case, lane):
             _calibrate_on(options.folders, store, lane, case.name, progress)
         return 0
-    folder = new_run_folder(root, lane, source_digest(root))
+    folder = new_run_folder(root, lane, tree_digest(root))
     plan = CheckPlan(root=root, lane=lane, cases=[], faults=[], command=["golden", *sys.argv[1:]])
     for case in chosen_cases(cases, options.case, lane):
         reason = case.needs.missing(root, gpu_count())
@@ -200,7 +201,7 @@ def calibrate(options: argparse.Namespace) -> int:
         chosen = variants(case, lane, options.runs)
         try:
             with progress:
-                base = unchanged_base(golden, provenance["source_digest"], rerun)
+                base = unchanged_base(golden, case_source_digest(case, root), rerun)
                 measured = measure(base, rerun, chosen, progress)
         except (RunError, ValueError) as error:
             raise RefusedError(f"case {case.name}: {error}") from error

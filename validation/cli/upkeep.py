@@ -18,7 +18,7 @@ from validation.goldens.acceptance import RefusedError, accept, refuse_dirty
 from validation.goldens.health import examine
 from validation.goldens.merge import merge_heads, set_up
 from validation.goldens.rebase import Rebase, conflicted, rebase_environment, rebase_merge
-from validation.source import find_root, git, source_digest
+from validation.source import find_root, git, tree_digest
 from validation.trace import Trace
 
 
@@ -185,7 +185,7 @@ def _latest_run(root: Path) -> Path:
 
 def _rerunner(root: Path, lane: str) -> Callable[[Case, str | None], Trace]:
     """A function that runs a case here, its log in a run folder."""
-    folder = new_run_folder(root, lane, source_digest(root))
+    folder = new_run_folder(root, lane, tree_digest(root))
     plan = CheckPlan(root=root, lane=lane, cases=[], faults=[], command=["golden", *sys.argv[1:]])
     provenance, progress = describe_source(plan), Progress()
 
