@@ -107,9 +107,8 @@ def select(
             continue
         users = {name for name, files in used.items() if path in files}
         if found is Reach.USERS and not users:
-            return (
-                names  # used by no case of any lane as far as one can see: do not trust one's eyes
-            )
+            # Used by no case of any lane as far as one can see: do not trust one's eyes.
+            return names
         chosen |= users & set(names)
     chosen |= {c.law.reference for c in cases if c.name in chosen and c.law} & set(names)
     return [name for name in names if name in chosen] or names[:1]

@@ -137,7 +137,7 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def source_of(case: Case, tree: Tree, rules: Rules) -> set[str]:
-    """Files of a tree that a run of the case is made from; all code where its target is not there."""
+    """Files of a tree that a run of the case is made from; all code if its target is elsewhere."""
     target = tree.module(case.target.partition(":")[0])
     reach = {name: reach_of(name, rules) for name in tree.names}
     if target is None:

@@ -102,10 +102,9 @@ def _examine_golden(store: GoldenStore, lane: str, case: Case, place: str) -> li
         return [Finding("damaged", subject, str(error))]
     found = []
     if golden.case_digest != case.digest:
-        text = (
-            f"recorded of another declaration of the case{what_differs(case, golden.trace.provenance)}"
-            f": golden update {name} --reason TEXT"
-        )
+        why = what_differs(case, golden.trace.provenance)
+        text = f"recorded of another declaration of the case{why}: "
+        text += f"golden update {name} --reason TEXT"
         found.append(Finding("stale", subject, text))
     if golden.trace.records == 0:
         found.append(Finding("unchecked", subject, "holds no record"))

@@ -11,7 +11,7 @@ from validation.cases import Case, Fault
 from validation.goldens import Golden, GoldenStore
 from validation.goldens.acceptance import RefusedError
 from validation.goldens.rebase import Rebase, rebase_environment
-from validation.source import source_digest
+from validation.reach import case_source_digest
 from validation.trace import Trace, save_trace
 
 from .traces import TOLERANCE, random_trace, tolerances_of
@@ -45,7 +45,7 @@ class Scene:
         return replace(
             random_trace(1),
             provenance={
-                "source_digest": source_digest(self.root),
+                "source_digest": case_source_digest(CASE, self.root),
                 "case_digest": CASE.digest,
                 "environment": {"lane": "cpu", "torch": torch},
                 **provenance,
@@ -93,7 +93,7 @@ def test_small_drift_in_a_new_environment_is_accepted(scene: Scene) -> None:
         ("same environment", "the same environment"),
         ("elsewhere", "run this in the new environment"),
         ("blind", "blind to fault f"),
-        ("tree", "another source tree"),
+        ("tree", "another source of case tiny"),
     ],
 )
 def test_everything_else_is_refused(scene: Scene, what: str, text: str) -> None:
