@@ -235,9 +235,8 @@ def _refuse_foreign(folder: Path, trace: Trace, root: Path, cases: Mapping[str, 
     source = case_source_digest(case, root)
     if provenance.get("source_digest") != source:
         raise RefusedError(
-            f"{folder}: recorded from another source of case {case.name} "
-            f"({provenance.get('source_digest')}, commit {provenance.get('commit')}); here it is "
-            f"{source}: what the case imports or names, or what reaches every case, has changed"
+            f"{folder}: recorded from another source tree ({provenance.get('source_digest')}, "
+            f"commit {provenance.get('commit')}); what case {case.name} reaches is {source} here"
         )
 
 

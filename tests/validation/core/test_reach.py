@@ -193,10 +193,10 @@ def test_an_unknown_reach_is_refused_by_file_and_key(project: Path, text: str) -
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"settings": {"rows": "b", "more": 1}}, ": its settings (more, nested, rows) differ"),
-        ({"processes": 2, "traced_steps": [2]}, ": its processes and traced steps differ"),
-        ({"arithmetic": "wide"}, ": its arithmetic differ"),
-        ({"law": Law(reference="two", curves={"lm_loss": 0.0})}, ": its law differ"),
+        ({"settings": {"rows": "b", "more": 1}}, ": its settings differ (more, nested, rows)"),
+        ({"processes": 2, "traced_steps": [2]}, ": its processes differ; its traced steps differ"),
+        ({"arithmetic": "wide"}, ": its arithmetic differs"),
+        ({"law": Law(reference="two", curves={"lm_loss": 0.0})}, ": its law differs"),
         ({"target": "elsewhere:run"}, ""),
     ],
 )

@@ -93,7 +93,7 @@ def test_small_drift_in_a_new_environment_is_accepted(scene: Scene) -> None:
         ("same environment", "the same environment"),
         ("elsewhere", "run this in the new environment"),
         ("blind", "blind to fault f"),
-        ("tree", "another source of case tiny"),
+        ("tree", "another source tree"),
     ],
 )
 def test_everything_else_is_refused(scene: Scene, what: str, text: str) -> None:
