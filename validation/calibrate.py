@@ -131,11 +131,11 @@ def native_capability() -> str:
 def unchanged_base(golden: Golden, source: str, run: Callable[[Variant], Trace]) -> Trace:
     """The trace that reruns are compared with: noise must not take in what the code has changed.
 
-    The golden itself where this source tree made it; otherwise a rerun, which must pass first.
+    The golden itself where this source made it; otherwise a rerun, which must pass first.
 
     Args:
         golden: of the case.
-        source: digest of this source tree.
+        source: digest of the case's source here.
         run: makes a rerun.
 
     Raises:
@@ -159,7 +159,7 @@ def reruns_made_elsewhere(
     """What run folders hold of a golden's case, for `measure`.
 
     A folder's `traces/<case>` is a plain run, and `reruns/<case>/<n>` are what `golden calibrate`
-    left there. They count if the golden's source tree made them, or if the folder's plain run
+    left there. They count if the golden's source made them, or if the folder's plain run
     repeats the golden bit for bit: other code that does the same.
 
     Args:

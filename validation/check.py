@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from validation.cases import LANES, Case, Fault, Law, discover_cases
+from validation.cases.difference import what_differs
 from validation.compare import Comparison, compare, compare_law
 from validation.environment import describe, gpu_count
 from validation.execution import RunError, RunOptions, run_case
@@ -28,7 +29,8 @@ from validation.nearness import calibrated_here, may_be_the_machine, nearness, s
 from validation.power.canary import candidates, choose_canary, why_none
 from validation.power.caught import catch_of
 from validation.power.probes import shared_records, unseen_edit
-from validation.source import commit, dirty_files, source_digest
+from validation.reach import case_source_digest
+from validation.source import commit, dirty_files, tree_digest
 from validation.trace import Trace, load_trace, save_trace
 from validation.verdict import Canary, CaseResult, CheckResult, Verdict, worst
 from validation.worker import resolve
@@ -167,7 +169,7 @@ def environment_of(folder: RunFolder, cases: Sequence[str], lane: str) -> dict[s
 def describe_source(plan: CheckPlan) -> dict[str, Any]:
     """Provenance that all traces of a check share."""
     return {
-        "source_digest": source_digest(plan.root),
+        "tree_digest": tree_digest(plan.root),
         "commit": commit(plan.root),
         "dirty": dirty_files(plan.root)[:20],
         "command": list(plan.command),
@@ -188,13 +190,14 @@ def record_case(
     Raises:
         RunError: it left no trace.
     """
+    source = case_source_digest(case, root)  # before the run, which may take long
     trace = run_case(case, options or RunOptions(lane=lane), root, log)
-    own = {"case_digest": case.digest, "settings": dict(case.settings)}
+    own = {"case_digest": case.digest, "source_digest": source, **case.declared}
     return replace(trace, provenance={**provenance, **trace.provenance, **own})
 
 
 def must_repeat(case: Case, golden: Golden, trace: Trace) -> bool:
-    """Whether a run owes its golden bit-identity: a deterministic case, one source, one stack.
+    """Whether a run owes its golden bit-identity: a deterministic case, its source, one stack.
 
     Other code may round differently and be right; other hardware and versions do.
     """
@@ -260,7 +263,8 @@ def check_case(
         place = store.path(plan.lane, case.name, golden.place)
         return result(
             Verdict.INVALID,
-            f"{place}: recorded of another declaration of the case; record it again with "
+            f"{place}: recorded of another declaration of the case"
+            f"{what_differs(case, golden.trace.provenance)}; record it again with "
             f"`golden update {case.name} --reason TEXT`",
         )
     exact = plan.exact or must_repeat(case, golden, trace)
@@ -389,7 +393,7 @@ def check_canary(
         return environment_of(folder, [name, compared], plan.lane)
 
     found = candidates(store, plan.lane, able, plan.faults, environment, plan.judge)
-    drawn = choose_canary(found, source_digest(plan.root))
+    drawn = choose_canary(found, tree_digest(plan.root))
     if drawn is None:
         why = why_none(plan.faults, plan.lane)
         return Canary("edited-trace", True), f"the canary is an edited record of {compared}: {why}"

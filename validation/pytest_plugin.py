@@ -100,9 +100,9 @@ class GoldenItem(pytest.Item):
     def new_folder(self) -> "RunFolder":
         """Return a run folder of this item's own."""
         from validation.check import new_run_folder
-        from validation.source import source_digest
+        from validation.source import tree_digest
 
-        return new_run_folder(self.plan.root, self.plan.lane, source_digest(self.plan.root))
+        return new_run_folder(self.plan.root, self.plan.lane, tree_digest(self.plan.root))
 
     def progress(self, line: str) -> None:
         """Keep a line of progress for the item's report."""

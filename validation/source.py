@@ -7,8 +7,10 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+# What the harness and Python leave behind, whether git ignores it or not.
+LEFTOVERS = ("runs/", "reports/", "mlruns/")
 # Recorded results and prose: what they hold does not change what a run computes.
-NOT_SOURCE = ("goldens/", "docs/", "runs/", "reports/", "mlruns/", "benchmarks/results/")
+NOT_SOURCE = ("goldens/", "docs/", "benchmarks/results/")
 
 
 class RepositoryError(RuntimeError):
@@ -42,29 +44,38 @@ def git(root: Path, *words: str) -> str:
     return done.stdout
 
 
-def source_files(root: Path) -> list[str]:
-    """Files that git tracks, and untracked ones it does not ignore, outside `NOT_SOURCE`."""
+def is_leftover(name: str) -> bool:
+    """Whether a file is no part of a source tree, tracked or not."""
+    return name.startswith(LEFTOVERS) or "__pycache__/" in name
+
+
+def listed_files(root: Path) -> list[str]:
+    """Files that git tracks, and untracked ones it does not ignore; deleted ones included."""
     listed = git(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
-    return sorted({name for name in listed.split("\0") if name and not name.startswith(NOT_SOURCE)})
+    return sorted({name for name in listed.split("\0") if name and not is_leftover(name)})
 
 
-def source_digest(root: Path, without: Sequence[str] = ()) -> str:
-    """BLAKE2b-128 over names and contents of the source files, as they are in the working tree.
+def content_of(path: Path) -> bytes | None:
+    """What a file holds; a link's target before it, a submodule's commit; None of what is gone."""
+    if (path / ".git").exists():
+        return git(path, "rev-parse", "HEAD").encode()
+    link = str(path.readlink()).encode() + b"\0" if path.is_symlink() else b""
+    if path.is_file():
+        return link + path.read_bytes()
+    return link or None
+
+
+def tree_digest(root: Path, without: Sequence[str] = ()) -> str:
+    """BLAKE2b-128 over names and contents of the whole working tree, outside `NOT_SOURCE`.
 
     Args:
         root: the repository.
-        without: folders, as `tests/`, to leave out besides `NOT_SOURCE`.
+        without: files, and folders as `tests/`, to leave out besides.
     """
     hasher = hashlib.blake2b(digest_size=16)
-    for name in source_files(root):
-        if name.startswith(tuple(without)):
-            continue
-        path = root / name
-        if path.is_symlink():
-            content = str(path.readlink()).encode()
-        elif path.is_file():
-            content = path.read_bytes()
-        else:  # deleted, but not yet in the index
+    for name in listed_files(root):
+        content = content_of(root / name)
+        if content is None or name.startswith((*NOT_SOURCE, *without)):
             continue
         hasher.update(f"{name}\0{len(content)}\0".encode())
         hasher.update(content)
@@ -83,4 +94,4 @@ def dirty_files(root: Path, outside: Sequence[str] = ("goldens/",)) -> list[str]
     """Changed and untracked files outside these folders."""
     status = git(root, "status", "--porcelain", "-z", "--untracked-files=all", "--no-renames")
     names = [entry[3:] for entry in status.split("\0") if entry]
-    return sorted(name for name in names if not name.startswith(tuple(outside)))
+    return sorted(n for n in names if not n.startswith(tuple(outside)) and not is_leftover(n))

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
-import select_cases
-from select_cases import Reach, files_used, reach_of, select
+from select_cases import select
 
 from validation.cases import Case, discover_cases
+from validation.reach import DEFAULT_RULES, Reach, files_used, reach_of, rules_of, source_of
 from validation.source import git
+from validation.tree import Tree
 
 CASES = list(discover_cases().values())
 
@@ -116,7 +118,7 @@ def test_relative_imports_are_followed(tmp_path: Path) -> None:
     (package / "same.py").write_text("")
     (tmp_path / "vpmoe/other.py").write_text("")
     case = Case(name="one", description="", lanes=["cpu"], target="vpmoe.sub:run")
-    assert files_used(case, tmp_path) == {
+    assert files_used(case, Tree(tmp_path), DEFAULT_RULES) == {
         "vpmoe/__init__.py",
         "vpmoe/sub/__init__.py",
         "vpmoe/sub/deep.py",
@@ -131,12 +133,33 @@ def test_each_rule_is_of_a_file_that_there_is(repository: Path) -> None:
         "goldens/audit/x",
         "goldens/cpu/a/golden.json",
     ]
-    for pattern, _ in select_cases.RULES:
-        assert any(select_cases.fnmatchcase(path, pattern) for path in files), pattern
+    rules, tree = rules_of(repository), Tree(repository)
+    for pattern, _ in rules[: len(rules) - len(DEFAULT_RULES)]:
+        assert any(fnmatchcase(path, pattern) for path in files), pattern
     code = [path for path in files if path.startswith("vpmoe/") and path.endswith(".py")]
-    assert {reach_of(path) for path in code} == {Reach.ITS_USERS}
-    used = set().union(*(files_used(case, repository) for case in CASES))
+    assert {reach_of(path, rules) for path in code} == {Reach.USERS}
+    used = set().union(*(files_used(case, tree, rules) for case in CASES))
     tools = {path for path in code if path not in used}
     assert all(
         "cli" in path or path.endswith(("display.py", "progress.py", "params.py")) for path in tools
     ), tools
+
+
+def test_the_gate_is_no_part_of_a_run(repository: Path) -> None:
+    tree, rules = Tree(repository), rules_of(repository)
+    for case in CASES:
+        source = source_of(case, tree, rules)
+        assert "validation/worker.py" in source
+        assert "validation/recorder.py" in source
+        left_out = ("docs/", "tests/", "goldens/", "benchmarks/", "ci/", ".github/", "README.md")
+        judges = ("validation/report/", "validation/cli/", "validation/cases/vpmoe/faults/")
+        others = ("pyproject.toml", "tox.ini", "constraints.txt", "validation/cases/vpmoe/__init__")
+        assert not [n for n in source if n.startswith((*left_out, *judges, *others))]
+
+
+def test_the_bases_rules_hold(repository: Path, tmp_path: Path) -> None:
+    head = tmp_path / "head"
+    head.mkdir()
+    (head / "pyproject.toml").write_text('[tool.golden.reach]\n"*" = "nothing"\n')
+    trees = [head, repository]
+    assert select(["vpmoe/native.cu"], of_lane("cpu"), "cpu", trees) == names("cpu")

@@ -149,9 +149,13 @@ class Case:
 
     @property
     def digest(self) -> str:
-        """Of everything that decides what is run."""
-        content = {
-            "target": self.target,
+        """Of what is run: not of where the adapter is, which a move changes and nothing else."""
+        return hashlib.blake2b(encode_json(self.declared), digest_size=8).hexdigest()
+
+    @property
+    def declared(self) -> dict[str, Any]:
+        """What is run, as JSON."""
+        content: dict[str, Any] = {
             "settings": dict(self.settings),
             "processes": self.processes,
             "traced_steps": list(self.traced_steps),
@@ -160,7 +164,7 @@ class Case:
             content["arithmetic"] = self.arithmetic
         if self.law is not None:
             content["law"] = asdict(self.law)
-        return hashlib.blake2b(encode_json(content), digest_size=8).hexdigest()
+        return content
 
 
 @dataclass(frozen=True, kw_only=True)

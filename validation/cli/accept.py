@@ -25,7 +25,7 @@ from validation.goldens.acceptance import (
     refuse_undeclared,
 )
 from validation.goldens.changes import Expectation
-from validation.source import find_root, source_digest
+from validation.source import find_root, tree_digest
 from validation.trace import Trace, save_trace
 
 
@@ -117,7 +117,7 @@ def record_here(
         RefusedError: a run failed, or a case named by the user cannot run here.
     """
     lane = lane_to_run(options)
-    folder = new_run_folder(root, lane, source_digest(root))
+    folder = new_run_folder(root, lane, tree_digest(root))
     progress = Progress()
     plan = CheckPlan(root=root, lane=lane, cases=[], faults=[], command=["golden", *sys.argv[1:]])
     provenance = describe_source(plan)

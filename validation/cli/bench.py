@@ -17,7 +17,7 @@ from validation.environment import gpu_count
 from validation.execution import RunError
 from validation.files import encode_json, write_atomically
 from validation.goldens.acceptance import RefusedError
-from validation.source import find_root, source_digest
+from validation.source import find_root, tree_digest
 from validation.throughput.bench import BENCH_FILE, DEFAULT_PAIRS, MIN_PAIRS, BenchPlan, run_bench
 from validation.throughput.session import BLOCK_SECONDS
 from validation.throughput.statistics import MIN_EFFECT
@@ -113,7 +113,7 @@ def bench(options: argparse.Namespace) -> int:
     )
     # A cancelled job's trainings and checkout shall end as they do on Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    folder = new_run_folder(root, lane, source_digest(root))
+    folder = new_run_folder(root, lane, tree_digest(root))
     progress = Progress()
     try:
         with progress:

@@ -48,8 +48,9 @@ from validation.goldens.acceptance import RefusedError, refuse_dirty
 from validation.goldens.calibrated import write_calibration
 from validation.goldens.environments import identity, in_words
 from validation.goldens.judge import check_with_base
+from validation.reach import case_source_digest
 from validation.revisions import commit_of
-from validation.source import find_root, source_digest
+from validation.source import find_root, tree_digest
 from validation.trace import Trace, load_trace, save_trace
 from validation.verdict import CheckResult
 
@@ -135,7 +136,7 @@ def check(options: argparse.Namespace) -> int:
         command=["golden", *sys.argv[1:]],
     )
     progress = Progress()
-    folder = new_run_folder(root, lane, source_digest(root))
+    folder = new_run_folder(root, lane, tree_digest(root))
     with progress:
         if options.against is not None:
             every = not options.case
@@ -216,7 +217,7 @@ def calibrate(options: argparse.Namespace) -> int:
             )
             prove(root, [Unproven(lane, case, golden.place, golden.canaries.proofs)], progress)
         return 0
-    folder = new_run_folder(root, lane, source_digest(root))
+    folder = new_run_folder(root, lane, tree_digest(root))
     plan = CheckPlan(root=root, lane=lane, cases=[], faults=[], command=["golden", *sys.argv[1:]])
     for case in chosen_cases(cases, options.case, lane):
         reason = case.needs.missing(root, gpu_count(), lane)
@@ -242,7 +243,7 @@ def calibrate(options: argparse.Namespace) -> int:
         chosen = variants(case, lane, options.runs)
         try:
             with progress:
-                base = unchanged_base(golden, provenance["source_digest"], rerun)
+                base = unchanged_base(golden, case_source_digest(case, root), rerun)
                 measured = measure(base, rerun, chosen, progress)
         except (RunError, ValueError) as error:
             raise RefusedError(f"case {case.name}: {error}") from error

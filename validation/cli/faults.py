@@ -29,7 +29,7 @@ from validation.power.page import (
 from validation.power.planting import MatrixPlan, run_matrix, unseen_environment
 from validation.power.proof import record_matrix
 from validation.power.results import Results
-from validation.source import commit, find_root, source_digest
+from validation.source import commit, find_root, tree_digest
 
 
 def add_commands(commands: Any) -> None:
@@ -102,7 +102,7 @@ def faults(options: argparse.Namespace) -> int:
             progress(f"{case.name} kills nothing: {error}")
     if not goldens or not chosen:
         raise RefusedError(f"lane {lane} has {len(goldens)} goldens and {len(chosen)} faults")
-    folder = new_run_folder(root, lane, source_digest(root))
+    folder = new_run_folder(root, lane, tree_digest(root))
     jobs = options.jobs or (min(2, os.cpu_count() or 1) if lane == "cpu" else 1)
     plants = [f.plant for f in known.values()] + [b.plant for b in discover_benign().values()]
     targets = [case.target for case in cases.values()]

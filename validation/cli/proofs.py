@@ -14,7 +14,7 @@ from validation.goldens.acceptance import Proposal
 from validation.goldens.canaries import in_force
 from validation.goldens.store import HEAD
 from validation.power.proof import ENOUGH, ENOUGH_AT_FIRST, Site, fit_faults, prove_here
-from validation.source import source_digest
+from validation.source import tree_digest
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def prove(root: Path, goldens: Iterable[Unproven], progress: Progress) -> None:
         root=root,
         store=GoldenStore(root / "goldens"),
         faults=faults,
-        log=new_run_folder(root, wanted[0].lane, source_digest(root)).log,
+        log=new_run_folder(root, wanted[0].lane, tree_digest(root)).log,
         tell=progress,
     )
     for g in wanted:

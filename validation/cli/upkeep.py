@@ -27,7 +27,7 @@ from validation.goldens.rebase import (
     rebase_merge,
 )
 from validation.power.proof import Planted, fit_faults, record
-from validation.source import find_root, git, source_digest
+from validation.source import find_root, git, tree_digest
 from validation.trace import Trace
 
 
@@ -213,7 +213,7 @@ def _latest_run(root: Path) -> Path:
 
 def _rerunner(root: Path, lane: str) -> Rerun:
     """A function that runs a case here, its log in a run folder."""
-    folder = new_run_folder(root, lane, source_digest(root))
+    folder = new_run_folder(root, lane, tree_digest(root))
     plan = CheckPlan(root=root, lane=lane, cases=[], faults=[], command=["golden", *sys.argv[1:]])
     provenance, progress = describe_source(plan), Progress()
 

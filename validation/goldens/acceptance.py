@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from validation.cases import Case
+from validation.cases.difference import what_differs
 from validation.compare import EXACT, compare
 from validation.files import SCHEMA, DamagedFileError, digest, encode_json, write_atomically
 from validation.goldens.canaries import Canaries
@@ -20,7 +21,8 @@ from validation.goldens.store import (
     basis_of,
     environment_of,
 )
-from validation.source import RepositoryError, dirty_files, git, source_digest
+from validation.reach import case_source_digest
+from validation.source import RepositoryError, dirty_files, git, tree_digest
 from validation.trace import Trace, load_trace
 
 
@@ -183,11 +185,11 @@ def refuse_missing_lanes(
 def load_runs(
     folders: Sequence[Path], root: Path, cases: Mapping[str, Case], wanted: Sequence[str]
 ) -> list[tuple[str, Trace]]:
-    """Traces of runs made elsewhere, held against this source tree.
+    """Traces of runs made elsewhere, held against this tree's source of their cases.
 
     Args:
         folders: run folders, one or several lanes'.
-        root: the repository.
+        root: the repository, whose source of each case must have made its run.
         cases: declared here.
         wanted: names given by the user; empty for all in the folders.
 
@@ -195,10 +197,9 @@ def load_runs(
         (lane, trace) pairs.
 
     Raises:
-        RefusedError: a folder without traces, of another source tree or declaration, made from a
-            dirty tree, altered, or lacking a wanted case on a lane.
+        RefusedError: a folder without traces, of another source or declaration of a case, altered,
+            or lacking a wanted case on a lane.
     """
-    here = source_digest(root)
     found: dict[tuple[str, str], Trace] = {}
     lanes: dict[str, Path] = {}
     for folder in folders:
@@ -214,7 +215,7 @@ def load_runs(
             lanes[lane] = folder
             if wanted and trace.case not in wanted:
                 continue
-            _refuse_foreign(head.parent, trace, here, cases)
+            _refuse_foreign(head.parent, trace, root, cases)
             if (lane, trace.case) in found:
                 raise RefusedError(f"{head.parent}: {lane}/{trace.case} is in two run folders")
             found[lane, trace.case] = trace
@@ -228,17 +229,22 @@ def load_runs(
     return [(lane, trace) for (lane, _), trace in found.items()]
 
 
-def _refuse_foreign(folder: Path, trace: Trace, source: str, cases: Mapping[str, Case]) -> None:
+def _refuse_foreign(folder: Path, trace: Trace, root: Path, cases: Mapping[str, Case]) -> None:
     provenance = trace.provenance
-    if trace.case not in cases:
+    case = cases.get(trace.case)
+    if case is None:
         raise RefusedError(f"{folder}: there is no case {trace.case} here")
+    if provenance.get("case_digest") != case.digest:
+        raise RefusedError(
+            f"{folder}: recorded of another declaration of case {case.name}"
+            f"{what_differs(case, provenance)}"
+        )
+    source = case_source_digest(case, root)
     if provenance.get("source_digest") != source:
         raise RefusedError(
             f"{folder}: recorded from another source tree ({provenance.get('source_digest')}, "
-            f"commit {provenance.get('commit')}); this one is {source}"
+            f"commit {provenance.get('commit')}); what case {case.name} reaches is {source} here"
         )
-    if provenance.get("case_digest") != cases[trace.case].digest:
-        raise RefusedError(f"{folder}: recorded of another declaration of case {trace.case}")
 
 
 def accept(
@@ -297,7 +303,7 @@ def write_audit(
     entry = {
         "schema": SCHEMA,
         **accepted,
-        "source_digest": source_digest(root),
+        "tree_digest": tree_digest(root),
         "expected": [
             {"case": e.case, "metric": e.metric, "direction": e.direction, "largest": e.largest}
             for e in expected

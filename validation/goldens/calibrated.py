@@ -25,7 +25,7 @@ from validation.files import (
 from validation.goldens.acceptance import author
 from validation.goldens.environments import in_words
 from validation.goldens.store import Golden, GoldenStore
-from validation.source import source_digest
+from validation.source import tree_digest
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def write_calibration(store: GoldenStore, before: Golden, after: Golden, reason:
             "time": after.calibration["time"],
             "author": author(root),
             "reason": reason,
-            "source_digest": source_digest(root),
+            "tree_digest": tree_digest(root),
             "calibrated": [
                 {
                     "lane": after.lane,

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from validation.cases import LANES, Case, Fault
+from validation.cases.difference import what_differs
 from validation.compare import curve_class, event_class
 from validation.files import DamagedFileError, decode_json, read_file
 from validation.goldens.canaries import CERTAIN, listed, stale
@@ -104,7 +105,9 @@ def _examine_golden(store: GoldenStore, lane: str, case: Case, place: str) -> li
         return [Finding("damaged", subject, str(error))]
     found = []
     if golden.case_digest != case.digest:
-        text = f"recorded of another declaration of the case: golden update {name} --reason TEXT"
+        why = what_differs(case, golden.trace.provenance)
+        text = f"recorded of another declaration of the case{why}: "
+        text += f"golden update {name} --reason TEXT"
         found.append(Finding("stale", subject, text))
     if golden.trace.records == 0:
         found.append(Finding("unchecked", subject, "holds no record"))

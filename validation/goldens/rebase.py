@@ -4,7 +4,7 @@ After a merge in which both sides accepted a case, the merged code is recorded, 
 stay in the audit. After an environment bump (a new image, driver or library) goldens move to the
 new environment only if the code is provably the same and its drift is what calibration knows:
 
-- one source tree made the old run, the new run and is checked out here;
+- one source of the case made the old run and the new run, and is checked out here;
 - the old run passes its environment's golden at the frozen tolerances;
 - the new environment has no golden of its own, which `golden update` would replace;
 - the new run differs from the golden by at most `GROWTH` tolerances, and in no discrete record;

@@ -6,23 +6,21 @@ them would be a rate of neither.
 
 from __future__ import annotations
 
-import ast
 import importlib.util
 import json
 import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from validation.files import DamagedFileError, decode_json, digest, encode_json
 from validation.goldens.canaries import KEY
 from validation.goldens.store import HEAD, GoldenStore
-from validation.source import source_digest
+from validation.reach import without_reach
+from validation.source import tree_digest
+from validation.tree import words_of
 from validation.verdict import jsonable
-
-# How the gate is tested and measured changes no run.
-NO_PART_OF_RUNS = ("benchmarks/", "tests/")
 
 
 class StateError(RuntimeError):
@@ -38,7 +36,7 @@ def state_of(
         root: the repository.
         lane: of the goldens.
         cases: names of those that the runs are compared with.
-        without: files or folders of code to leave out, besides `NO_PART_OF_RUNS`.
+        without: files or folders of code to leave out, besides what reaches nothing.
     """
     store = GoldenStore(root / "goldens")
     heads = {
@@ -46,7 +44,7 @@ def state_of(
         for case in sorted(cases)
         for place in store.places(lane, case)
     }
-    source = source_digest(root, without=(*NO_PART_OF_RUNS, *without))
+    source = tree_digest(root, without=(*without_reach(root), *without))
     return {"source": source, "goldens": heads}
 
 
@@ -84,18 +82,8 @@ def own_files(root: Path, plants: Iterable[str], targets: Iterable[str]) -> list
     files = {plant.partition(":")[0]: module_file(plant) for plant in plants}
     own = {name: file for name, file in files.items() if file and file.is_relative_to(root)}
     shared = {target.partition(":")[0] for target in targets}
-    shared |= {name for file in own.values() for name in _imports(file)}
+    shared |= {name for file in own.values() for name in words_of(file.read_bytes(), "")[0]}
     return sorted(str(own[name].relative_to(root)) for name in own.keys() - shared)
-
-
-def _imports(file: Path) -> Iterator[str]:
-    """Full names of what a file imports by full names, anywhere in it: modules, and their parts."""
-    for node in ast.walk(ast.parse(file.read_bytes())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
 class Ledger:

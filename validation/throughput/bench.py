@@ -14,7 +14,7 @@ from validation.cases import LANES, Case
 from validation.files import SCHEMA
 from validation.machine import unfit as unfit_machine
 from validation.revisions import base_checkout
-from validation.source import git, source_digest
+from validation.source import git, tree_digest
 from validation.throughput.figures import Figures, OperatorChange, figures_of, operator_changes
 from validation.throughput.session import (
     BLOCK_SECONDS,
@@ -129,7 +129,7 @@ class BenchResult:
         lane: where it ran.
         base: commit compared with.
         head: commit that the working tree is on.
-        source_digest: of the working tree.
+        source_digest: of the whole working tree.
         began: time, UTC.
         seconds: wall-clock time of it all.
         fault: `module:function` planted in the head.
@@ -213,7 +213,7 @@ def run_bench(
         lane=plan.lane,
         base=commit,
         head=git(plan.root, "rev-parse", "HEAD").strip(),
-        source_digest=source_digest(plan.root),
+        source_digest=tree_digest(plan.root),
         began=began,
         seconds=time.monotonic() - clock,
         fault=plan.fault,

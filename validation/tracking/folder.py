@@ -175,7 +175,7 @@ def _source_params(provenance: Mapping[str, Any]) -> dict[str, str]:
     dirty = provenance.get("dirty") or []
     return {
         "commit": str(provenance.get("commit") or "unknown"),
-        "source_digest": str(provenance.get("source_digest") or "unknown"),
+        "tree_digest": str(provenance.get("tree_digest") or "unknown"),
         "dirty": "yes" if dirty else "no",
     }
 
@@ -259,8 +259,9 @@ def _case_record(
     evidence = load_evidence(run_dir, case.case) or CaseEvidence()
     params = {"case": case.case, "lane": lane, **_source_params(provenance)}
     params |= {f"settings.{k}": v for k, v in flat(provenance.get("settings") or {})}
-    if "case_digest" in provenance:
-        params["case_digest"] = str(provenance["case_digest"])
+    for name in ("case_digest", "source_digest"):
+        if name in provenance:
+            params[name] = str(provenance[name])
     totals = {
         "seconds": case.seconds,
         "records_compared": float(case.compared),

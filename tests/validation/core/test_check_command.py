@@ -16,6 +16,7 @@ import pytest
 from validation.environment import describe, machine_type
 from validation.goldens import GoldenStore
 from validation.goldens.canaries import Canaries
+from validation.trace import load_trace
 
 CASE_KEYS = {
     "case",
@@ -172,6 +173,29 @@ def test_nothing_else_passes(golden_project: Any, edit: tuple[str, str], text: s
     answer = project.golden("check", "plain_seed", "--json")
     assert answer.code in (1, 3), answer.out
     assert text in answer.out
+
+
+def test_a_moved_adapter_and_edited_documents_leave_the_goldens_valid(golden_project: Any) -> None:
+    project = golden_project
+    adapter = (project.root / "plain_cases.py").read_text()
+    (project.root / "watch").mkdir()
+    (project.root / "watch/loop.py").write_text(adapter)
+    project.edit('"plain_cases:run"', '"watch.loop:run"', "plain_cases.py")
+    for name in ("README.md", "docs/guide.md", "tests/test_loop.py", ".github/workflows/a.yml"):
+        (project.root / name).parent.mkdir(parents=True, exist_ok=True)
+        (project.root / name).write_text("edited\n")
+    project.commit("Move the adapter, write documents")
+    assert project.golden("health").out == "healthy\n"
+    answer = project.golden("check")
+    assert answer.code == 0, answer.out
+    trace = load_trace(project.latest_run() / "traces" / "plain_loss").provenance
+    project.edit('"steps": 12, ', '"steps": 13, ', "plain_cases.py")
+    answer = project.golden("check", "plain_loss")
+    assert answer.code == 3
+    assert "another declaration of the case: its settings differ (steps)" in answer.out
+    moved = load_trace(project.latest_run() / "traces" / "plain_loss").provenance
+    assert moved["source_digest"] == trace["source_digest"]
+    assert moved["tree_digest"] != trace["tree_digest"]
 
 
 def test_usage_and_unfit(golden_project: Any) -> None:

@@ -96,6 +96,11 @@ def test_runs_made_elsewhere(golden_project: Any, tmp_path: Path) -> None:
     assert answer.code == 0, answer.err
     assert project.golden("check").code == 0
     project.commit("accept")
+    (project.root / "README.md").write_text("A plain loop.\n")
+    project.commit("the same source")
+    answer = project.golden("update", "--from", str(run), "--reason", "once more")
+    assert answer.code == 0, answer.err
+    project.commit("accept it once more")
     project.edit("total_iters=4", "total_iters=5")
     project.commit("another tree")
     assert "another source tree" in refused(run)

@@ -12,7 +12,7 @@ from validation.execution import RunError
 from validation.goldens import Golden, GoldenStore
 from validation.goldens.acceptance import RefusedError
 from validation.goldens.rebase import Rebase, rebase_environment
-from validation.source import source_digest
+from validation.reach import case_source_digest
 from validation.trace import Trace, save_trace
 
 from .traces import TOLERANCE, random_trace, tolerances_of
@@ -48,7 +48,7 @@ class Scene:
         return replace(
             random_trace(1),
             provenance={
-                "source_digest": source_digest(self.root),
+                "source_digest": case_source_digest(CASE, self.root),
                 "case_digest": CASE.digest,
                 "environment": {"lane": "cpu", "torch": torch},
                 **provenance,

@@ -31,6 +31,7 @@ def trace(loss: float) -> Trace:
         provenance={
             "commit": "c0ffee",
             "source_digest": "0123",
+            "tree_digest": "4567",
             "dirty": [],
             "case_digest": "d1",
             "recorded": "2026-01-02T03:04:05+00:00",
