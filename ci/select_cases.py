@@ -20,7 +20,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from validation.cases import LANES, Case, CaseError, discover_cases
+from validation.cases import Case, CaseError, discover_cases
+from validation.config import declaration_of
 from validation.goldens.judge import checked_out
 from validation.source import RepositoryError, find_root, git
 from validation.verdict import EXIT_CODES, USAGE_EXIT_CODE, Verdict
@@ -62,7 +63,9 @@ def main() -> int:
     options = _parser().parse_args()
     try:
         root = find_root()
-        cases = [case for case in discover_cases().values() if options.lane in case.lanes]
+        declared = declaration_of(*options.declared_by, root)
+        every = discover_cases(root, declared).values()
+        cases = [case for case in every if options.lane in case.lanes]
         if options.base:
             changed = changed_files(root, options.base)
             with checked_out(root, options.base, (*PACKAGES, "configs", "data")) as base:
@@ -84,7 +87,15 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("base", nargs="?", metavar="BASE", help="default: every case of the lane")
-    parser.add_argument("--lane", choices=list(LANES), default="cpu", help="default: cpu")
+    parser.add_argument("--lane", default="cpu", help="default: cpu")
+    parser.add_argument(
+        "--declared-by",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        help="whose [tool.golden] names the cases, if it has one; default: the checkout's",
+    )
     return parser
 
 
@@ -141,7 +152,7 @@ def reach_of(path: str) -> Reach:
 
 
 def _used_elsewhere(path: str, lane: str, trees: Sequence[Path]) -> bool:
-    others = [case for case in discover_cases().values() if lane not in case.lanes]
+    others = [case for case in discover_cases(find_root()).values() if lane not in case.lanes]
     return any(path in files_used(case, tree) for case in others for tree in trees)
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from validation.cases import discover_cases
 from validation.compare import compare
+from validation.config import declaration_of, search_path
 from validation.execution import RunOptions, run_case
 from validation.files import DamagedFileError
 from validation.goldens.acceptance import RefusedError
@@ -156,8 +157,9 @@ class Workshop:
             for part in os.environ.get("PYTHONPATH", "").split(os.pathsep)
             if part and not Path(part).resolve().is_relative_to(self.root.resolve())
         ]
-        command = [python, "-P", "-m", "validation.bisect", self.lane, self.case, str(goldens)]
-        path = os.pathsep.join([str(self.gate), *inherited, str(self.tree)])
+        words = [self.lane, self.case, str(goldens), str(self.root)]
+        command = [python, "-P", "-m", "validation.bisect", *words]
+        path = os.pathsep.join([str(self.gate), *inherited, *search_path(self.tree)])
         done = subprocess.run(
             command,
             cwd=self.tree,
@@ -233,12 +235,20 @@ def _is_commit(word: str) -> bool:
 # --- one commit, in the worktree ------------------------------------------------------------
 
 
-def judge_here(lane: str, name: str, goldens: Path) -> State:
-    """Runs the case in the working directory, and compares it with every accepted golden."""
+def judge_here(lane: str, name: str, goldens: Path, today: Path) -> State:
+    """Runs the case in the working directory, and compares it with every accepted golden.
+
+    Args:
+        lane: lane of the goldens.
+        name: of the case.
+        goldens: a folder for each set of goldens.
+        today: the repository, whose declaration serves commits from before they had one.
+    """
+    tree = Path.cwd()
     try:
-        case = discover_cases()[name]
+        case = discover_cases(tree, declaration_of(tree, today))[name]
         with tempfile.TemporaryDirectory(prefix="golden-log-") as folder:
-            trace = run_case(case, RunOptions(lane=lane), Path.cwd(), Path(folder) / "log.txt")
+            trace = run_case(case, RunOptions(lane=lane), tree, Path(folder) / "log.txt")
     except Exception as error:  # whatever importing an old commit's code can raise
         print(error)
         return State.BROKEN
@@ -256,5 +266,5 @@ def judge_here(lane: str, name: str, goldens: Path) -> State:
 
 
 if __name__ == "__main__":
-    verdict = judge_here(sys.argv[1], sys.argv[2], Path(sys.argv[3]))
+    verdict = judge_here(sys.argv[1], sys.argv[2], Path(sys.argv[3]), Path(sys.argv[4]))
     sys.exit(next(code for code, state in _EXIT_CODES.items() if state is verdict))

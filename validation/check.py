@@ -9,14 +9,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from validation.cases import LANES, Case, Fault, Law, discover_cases
+from validation.cases import Case, Fault, Law, discover_cases
 from validation.compare import MISSING, Comparison, compare, compare_law
+from validation.config import Declaration
 from validation.environment import describe, gpu_count
 from validation.execution import RunError, RunOptions, run_case
-from validation.files import DamagedFileError
+from validation.files import DamagedFileError, write_atomically
 from validation.goldens import Golden, GoldenStore
 from validation.goldens.environments import in_words, same_stack
-from validation.goldens.judge import hold_to_base, vanished_cases
+from validation.goldens.judge import hold_to_base, judged_declaration, vanished_cases
 from validation.goldens.quarantine import apply_quarantine, load_quarantine
 from validation.power.probes import shared_records, unseen_edit
 from validation.source import commit, dirty_files, source_digest
@@ -52,6 +53,15 @@ class CheckPlan:
     judge: Path | None = None
     command: Sequence[str] = ()
 
+    @property
+    def declared(self) -> Declaration:
+        """What says which cases and lanes there are: the repository, or the judge's base."""
+        return judged_declaration(self.root, self.judge)
+
+    def all_cases(self) -> dict[str, Case]:
+        """Every declared case, whether it is checked or not."""
+        return discover_cases(self.root, self.declared)
+
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -71,6 +81,9 @@ class RunFolder:
 
 def new_run_folder(root: Path, lane: str, source: str) -> RunFolder:
     """Makes a run folder that no other check has."""
+    ignored = root / "runs" / ".gitignore"
+    if not ignored.exists():  # runs are no change of the repository, whatever it ignores
+        write_atomically(ignored, b"*\n")
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
     for attempt in range(1000):
         name = f"{stamp}-{lane}-{source[:12]}" + (f"-{attempt}" if attempt else "")
@@ -103,7 +116,7 @@ def run_check(plan: CheckPlan, folder: RunFolder, progress: Progress) -> CheckRe
         progress(f"[{number}/{len(plan.cases)}] {case.name}: {result.verdict}")
         results.append(result)
     if plan.judge is not None:
-        results += vanished_cases(plan.judge, plan.lane, discover_cases())
+        results += vanished_cases(plan.judge, plan.lane, plan.all_cases())
     results, counted = apply_quarantine(results, quarantine)
     ran = [r for r in results if r.verdict is not Verdict.SKIPPED]
     verdict = worst(counted)
@@ -205,10 +218,10 @@ def check_case(
         seconds = time.monotonic() - began
         return CaseResult(case.name, verdict, seconds=seconds, message=message, **more)
 
-    if gpus < LANES[plan.lane]:
+    needed = plan.declared.lanes[plan.lane].gpus
+    if gpus < needed:
         return result(
-            Verdict.UNFIT,
-            f"lane {plan.lane} has {LANES[plan.lane]} GPU(s), this machine has {gpus}",
+            Verdict.UNFIT, f"lane {plan.lane} has {needed} GPU(s), this machine has {gpus}"
         )
     reason = case.needs.missing(plan.root, gpus)
     if reason is not None:
@@ -285,7 +298,7 @@ def law_reference(
     """
     if (folder.trace(law.reference) / "trace.json").exists():
         return load_trace(folder.trace(law.reference))
-    case = discover_cases().get(law.reference)
+    case = plan.all_cases().get(law.reference)
     if case is None:
         raise RunError(f"there is no case {law.reference}")
     trace = record_case(case, plan.lane, plan.root, folder.log, provenance)
@@ -341,7 +354,7 @@ def check_canary(
     """Plants a known bug for a few steps and compares with the golden's same steps.
 
     First the comparison must find gross edits of a compared golden's own trace, in each kind of
-    record; where no package offers a bug for the lane, that is all.
+    record; where the repository offers no bug for the lane, that is all.
     """
     compared = next(result.case for result in results if result.compared)
     here = environment_of(folder, [compared], plan.lane)
@@ -354,7 +367,7 @@ def check_canary(
     progress(f"[canary] {fault.id}: planting {fault.imitates}")
     name = fault.shown_by(plan.lane)
     blind = f"the gate is blind to {fault.id} ({fault.imitates})"
-    case = {**discover_cases(), **{case.name: case for case in plan.cases}}.get(name)
+    case = {**plan.all_cases(), **{case.name: case for case in plan.cases}}.get(name)
     if case is None:
         return Canary(fault.id, False), f"{blind}: there is no case {name}"
     options = RunOptions(

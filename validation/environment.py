@@ -8,8 +8,12 @@ import importlib.util
 import os
 import platform
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from validation.config import CPU
+from validation.machine import LaneNeeds
 
 # Variables that change numbers or speed; nothing else of the environment is recorded.
 VARIABLES = (
@@ -90,9 +94,15 @@ def gpu_count() -> int:
     return torch.cuda.device_count()
 
 
-def default_lane(gpus: int) -> str:
-    """The lane that a machine of so many GPUs serves."""
-    return "cpu" if gpus == 0 else ("h200" if gpus == 1 else "h200-x2")
+def default_lane(lanes: Mapping[str, LaneNeeds], gpus: int) -> str:
+    """The lane that a machine of so many GPUs serves: the one that uses most of them.
+
+    Args:
+        lanes: those to choose from, with what they need.
+        gpus: CUDA devices of the machine.
+    """
+    served = {name: needs.gpus for name, needs in lanes.items() if needs.gpus <= gpus}
+    return max(served, key=served.__getitem__, default=CPU)
 
 
 def _version(package: str) -> str | None:

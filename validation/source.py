@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 # Recorded results and prose: what they hold does not change what a run computes.
-NOT_SOURCE = ("goldens/", "docs/", "runs/", "reports/", "mlruns/", "benchmarks/results/")
+OUTPUTS = ("runs/", "reports/", "mlruns/")
+NOT_SOURCE = ("goldens/", "docs/", *OUTPUTS, "benchmarks/results/")
 
 
 class RepositoryError(RuntimeError):
@@ -45,7 +46,8 @@ def git(root: Path, *words: str) -> str:
 def source_files(root: Path) -> list[str]:
     """Files that git tracks, and untracked ones it does not ignore, outside `NOT_SOURCE`."""
     listed = git(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
-    return sorted({name for name in listed.split("\0") if name and not name.startswith(NOT_SOURCE)})
+    names = {name for name in listed.split("\0") if name}
+    return sorted(n for n in names if not n.startswith(NOT_SOURCE) and not _is_bytecode(n))
 
 
 def source_digest(root: Path, without: Sequence[str] = ()) -> str:
@@ -80,7 +82,13 @@ def commit(root: Path) -> str | None:
 
 
 def dirty_files(root: Path, outside: Sequence[str] = ("goldens/",)) -> list[str]:
-    """Changed and untracked files outside these folders."""
+    """Changed and untracked files outside these folders, but for what the gate's own runs leave."""
     status = git(root, "status", "--porcelain", "-z", "--untracked-files=all", "--no-renames")
     names = [entry[3:] for entry in status.split("\0") if entry]
-    return sorted(name for name in names if not name.startswith(tuple(outside)))
+    left = (*outside, *OUTPUTS)
+    return sorted(name for name in names if not name.startswith(left) and not _is_bytecode(name))
+
+
+def _is_bytecode(name: str) -> bool:
+    """Whether Python wrote the file when it imported another, which a repository may not ignore."""
+    return "__pycache__" in name.split("/")

@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import importlib
+import importlib.util
 import json
 import os
 import select
@@ -28,6 +29,8 @@ import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from validation.config import search_path
 
 _POLL_SECONDS = 0.02
 _GRACE_SECONDS = 5.0
@@ -147,7 +150,8 @@ class ForkedRun:
 
 def _search_path(root: Path) -> str:
     """PYTHONPATH of the runs: the user's, then the repository, so that its code is importable."""
-    return os.pathsep.join(part for part in (os.environ.get("PYTHONPATH"), str(root)) if part)
+    parts = (os.environ.get("PYTHONPATH"), *search_path(root))
+    return os.pathsep.join(part for part in parts if part)
 
 
 # --- the parent process ----------------------------------------------------------------------
@@ -209,6 +213,8 @@ def _preload(names: Sequence[str]) -> None:
         _PRELOADED.add(name)
         module, colon, function = name.partition(":")
         try:
+            if importlib.util.find_spec(module) is None:  # as torch, which not every loop needs
+                continue
             loaded = importlib.import_module(module)
             if colon:
                 getattr(loaded, function)()

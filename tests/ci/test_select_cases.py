@@ -10,9 +10,9 @@ import select_cases
 from select_cases import Reach, files_used, reach_of, select
 
 from validation.cases import Case, discover_cases
-from validation.source import git
+from validation.source import find_root, git
 
-CASES = list(discover_cases().values())
+CASES = list(discover_cases(find_root(Path(__file__).parent)).values())
 
 
 def of_lane(lane: str) -> list[Case]:

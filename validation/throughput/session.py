@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from validation.cases import Case
+from validation.config import search_path
 from validation.execution import RunError
 from validation.files import encode_json, write_atomically
 
@@ -252,7 +253,7 @@ class _Side:
         plan.logs.mkdir(parents=True, exist_ok=True)
         tree = plan.trees[name]
         # The checkout before what the user's path may say of an installed copy.
-        path = [str(gate), str(tree), os.environ.get("PYTHONPATH", "")]
+        path = [str(gate), *search_path(tree), os.environ.get("PYTHONPATH", "")]
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 [
