@@ -20,9 +20,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from validation.config import FILES, Declaration, declaration_of, search_path
+from validation.files import write_atomically
 from validation.goldens.store import Golden, GoldenStore, MissingGoldenError
 from validation.source import RepositoryError, git
 from validation.verdict import CaseResult, Verdict
+
+# What `validation` is installed as.
+_DISTRIBUTION = "vpmoe"
 
 
 def hold_to_base(golden: Golden, judge: Path | None) -> Golden:
@@ -85,6 +89,7 @@ def check_with_base(root: Path, revision: str, words: Sequence[str]) -> int:
         RepositoryError: there is no such revision.
     """
     with checked_out(root, revision, ("validation", "goldens", *FILES)) as base:
+        _declare_to_old_gate(root, base)
         command = [sys.executable, "-P", "-m", "validation.cli", "check", *words]
         command += ["--judged-by", str(base / "goldens")]
         # Where the base has no gate of its own, the installed one judges by the base's goldens.
@@ -94,6 +99,22 @@ def check_with_base(root: Path, revision: str, words: Sequence[str]) -> int:
             command, cwd=root, env={**os.environ, "PYTHONPATH": path}, check=False
         )
     return done.returncode
+
+
+def _declare_to_old_gate(root: Path, base: Path) -> None:
+    """Gates from before there were declarations read the entry points of what is installed.
+
+    This tree's declaration is put in front of them, in the name of the harness's distribution.
+    """
+    if not (base / "validation").is_dir() or (base / "validation" / "config.py").exists():
+        return
+    declared = declaration_of(root)
+    lines = []
+    for group, modules in (("cases", declared.cases), ("faults", declared.faults)):
+        lines += [f"[validation.{group}]", *(f"{name} = {name}" for name in modules)]
+    info = base / f"{_DISTRIBUTION}-0.dist-info"
+    write_atomically(info / "METADATA", f"Name: {_DISTRIBUTION}\nVersion: 0\n".encode())
+    write_atomically(info / "entry_points.txt", "\n".join([*lines, ""]).encode())
 
 
 @contextlib.contextmanager
