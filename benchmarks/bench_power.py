@@ -37,8 +37,10 @@ from typing import Any
 from validation.cases.vpmoe import CASES
 from validation.cases.vpmoe.faults.planting import Planted
 from validation.cases.vpmoe.faults.throughput import slower
+from validation.config import declaration_of
 from validation.files import encode_json, write_atomically
-from validation.throughput.bench import DEFAULT_PAIRS, EACH_ALPHA, MIN_PAIRS, STARTS
+from validation.source import find_root
+from validation.throughput.bench import EACH_ALPHA, MIN_PAIRS, STARTS, default_pairs
 from validation.throughput.session import BLOCK_SECONDS, Quad, Session, SessionPlan, open_session
 from validation.throughput.statistics import (
     ALPHA,
@@ -253,7 +255,7 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     one = commands.add_parser("measure", help="measure sections in one process")
     one.add_argument("--case", default="tiny_moe", help="default: tiny_moe")
-    one.add_argument("--lane", default="cpu", choices=list(DEFAULT_PAIRS), help="default: cpu")
+    one.add_argument("--lane", default="cpu", help="default: cpu")
     one.add_argument("--pairs", type=int, help="of a section (default: that of golden bench)")
     one.add_argument("--block", type=float, default=BLOCK_SECONDS, help="seconds of a block")
     one.add_argument("--share", type=float, default=1.0, help="of the sections (default: 1)")
@@ -270,7 +272,7 @@ def main() -> None:
         print(table(document))
         return
     if options.pairs is None:
-        options.pairs = DEFAULT_PAIRS[options.lane]
+        options.pairs = default_pairs(declaration_of(find_root()).lanes[options.lane].gpus)
     if options.pairs < MIN_PAIRS or options.pairs % (2 * STARTS):
         parser.error(f"--pairs {options.pairs}: a multiple of {2 * STARTS}, at least {MIN_PAIRS}")
     if not any(measure(options).get("experiments", {}).values()):

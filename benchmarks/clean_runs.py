@@ -190,7 +190,7 @@ class CleanRuns:
     def __init__(self, root: Path, log: Path) -> None:
         store = GoldenStore(root / "goldens")
         self.root, self.log = root, log
-        self.cases: Mapping[str, Case] = discover_cases()
+        self.cases: Mapping[str, Case] = discover_cases(root)
         self.goldens = {case: store.load(LANE, case) for case in sorted(set(TURN))}
 
     def make(self, run: Run) -> tuple[dict[str, Any], dict[str, Any] | None]:

@@ -53,7 +53,7 @@ class PlantedRuns:
 
     def __init__(self, root: Path, log: Path) -> None:
         self.root, self.log = root, log
-        self.cases = discover_cases()
+        self.cases = discover_cases(root)
         store = GoldenStore(root / "goldens")
         self.goldens = {name: store.load(LANE, name) for name in store.names(LANE)}
 
@@ -201,8 +201,8 @@ def main() -> None:
     refuse_chosen_environment()
     root = find_root()
     runner = PlantedRuns(root, root / "runs" / "peers.log")
-    faults = discover_faults().values()
-    plants = [f.plant for f in faults] + [b.plant for b in discover_benign().values()]
+    faults = discover_faults(root).values()
+    plants = [f.plant for f in faults] + [b.plant for b in discover_benign(root).values()]
     targets = [case.target for case in runner.cases.values()]
     state = state_of(root, LANE, runner.goldens, without=own_files(root, plants, targets))
     chosen = [fault for fault in faults if LANE in fault.lanes and not fault.equivalent]

@@ -23,7 +23,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from validation.bisect import State, resolve_commit, workshop
-from validation.cases import LANES, CaseError, discover_cases
+from validation.cases import CaseError, discover_cases, lanes_with_cases
 from validation.environment import default_lane, gpu_count
 from validation.files import write_atomically
 from validation.goldens.acceptance import RefusedError
@@ -193,17 +193,18 @@ def _keep_golden(goldens: Path, folder: Path, question: Question, commit: str) -
 def main(argv: list[str] | None = None) -> int:
     """Runs the cells, decides and prints."""
     options = _parser().parse_args(argv)
-    lane = options.lane or default_lane(gpu_count())
-    question = Question(case=options.case, lane=lane, good=options.good, bad=options.bad)
     try:
-        case = discover_cases().get(options.case)
+        root = find_root()
+        lane = options.lane or default_lane(lanes_with_cases(root), gpu_count())
+        question = Question(case=options.case, lane=lane, good=options.good, bad=options.bad)
+        case = discover_cases(root).get(options.case)
         if case is None or lane not in case.lanes:
             raise RefusedError(f"lane {lane} has no case {options.case!r}; see golden list")
         pythons = {
             "old": None if options.old_python is None else interpreter(options.old_python),
             "new": interpreter(options.new_python),
         }
-        states = explore(find_root(), question, pythons, lambda text: print(text, file=sys.stderr))
+        states = explore(root, question, pythons, lambda text: print(text, file=sys.stderr))
     except (RefusedError, RepositoryError, CaseError) as error:
         print(f"attribute: {error}", file=sys.stderr)
         return 2
@@ -247,7 +248,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("case", metavar="CASE")
     parser.add_argument("--good", required=True, metavar="REV", help="a revision that passed")
     parser.add_argument("--bad", default="HEAD", metavar="REV", help="default: HEAD")
-    parser.add_argument("--lane", choices=list(LANES), help="default: what this machine is")
+    parser.add_argument("--lane", help="default: what this machine is")
     parser.add_argument("--old-python", type=Path, metavar="PREFIX", help="default: not at hand")
     parser.add_argument(
         "--new-python",

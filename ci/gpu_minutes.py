@@ -17,7 +17,9 @@ from typing import Any
 
 from verdict_table import VerdictError, parse
 
-GPUS: Mapping[str, int] = {"h200": 1, "h200-x2": 2, "h200-x4": 4}
+from validation.config import declaration_of
+from validation.source import RepositoryError, find_root
+
 OUTSIDE = "(outside cases)"
 
 
@@ -37,8 +39,10 @@ def main() -> int:
     try:
         verdicts = [json.loads(path.read_text()) for path in files if path.stat().st_size]
         steps = {name: float(seconds) for name, seconds in options.steps}
-        minutes = gpu_minutes(verdicts, options.lane, steps)
-    except (VerdictError, ValueError, OSError) as error:
+        lanes = declaration_of(find_root()).lanes
+        gpus = {name: needs.gpus for name, needs in lanes.items()}
+        minutes = gpu_minutes(verdicts, gpus, options.lane, steps)
+    except (VerdictError, RepositoryError, ValueError, OSError) as error:
         print(f"gpu_minutes: {error}", file=sys.stderr)
         return 2
     print(render(minutes))
@@ -48,32 +52,42 @@ def main() -> int:
 
 
 def gpu_minutes(
-    verdicts: Iterable[Any], lane: str = "cpu", steps: Mapping[str, float] | None = None
+    verdicts: Iterable[Any],
+    gpus: Mapping[str, int],
+    lane: str = "cpu",
+    steps: Mapping[str, float] | None = None,
 ) -> dict[tuple[str, str], float]:
     """GPU minutes of (lane, case), most expensive first.
 
     Args:
         verdicts: of checks.
+        gpus: lane -> how many GPUs it uses, as the repository declares.
         lane: where the steps ran.
         steps: other steps of the job to their seconds.
 
     Raises:
-        VerdictError: not what `golden check --json` prints.
+        VerdictError: not what `golden check --json` prints, or of an undeclared lane.
     """
     spent: dict[tuple[str, str], float] = defaultdict(float)
     for table in map(parse, verdicts):
-        gpus = GPUS.get(table.lane, 0)
-        if not gpus:
+        of_lane = _gpus_of(gpus, table.lane)
+        if not of_lane:
             continue
         in_cases = 0.0
         for row in table.rows:
-            spent[table.lane, row.case] += row.seconds * gpus / 60
+            spent[table.lane, row.case] += row.seconds * of_lane / 60
             in_cases += row.seconds
-        spent[table.lane, OUTSIDE] += max(0.0, table.seconds - in_cases) * gpus / 60
+        spent[table.lane, OUTSIDE] += max(0.0, table.seconds - in_cases) * of_lane / 60
     for name, seconds in (steps or {}).items():
-        if GPUS.get(lane, 0):
-            spent[lane, f"({name})"] += seconds * GPUS[lane] / 60
+        if _gpus_of(gpus, lane):
+            spent[lane, f"({name})"] += seconds * _gpus_of(gpus, lane) / 60
     return dict(sorted(spent.items(), key=lambda item: -item[1]))
+
+
+def _gpus_of(gpus: Mapping[str, int], lane: str) -> int:
+    if lane not in gpus:
+        raise VerdictError(f"lane {lane!r} is not declared; lanes are {', '.join(gpus)}")
+    return gpus[lane]
 
 
 def to_json(minutes: Mapping[tuple[str, str], float]) -> dict[str, Any]:

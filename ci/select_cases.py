@@ -15,7 +15,8 @@ import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from validation.cases import LANES, Case, CaseError, discover_cases
+from validation.cases import Case, CaseError, discover_cases
+from validation.config import declaration_of
 from validation.goldens.judge import checked_out
 from validation.reach import Reach, files_used, reach_of, rules_of
 from validation.source import RepositoryError, find_root, git
@@ -28,7 +29,9 @@ def main() -> int:
     options = _parser().parse_args()
     try:
         root = find_root()
-        cases = [case for case in discover_cases().values() if options.lane in case.lanes]
+        declared = declaration_of(*options.declared_by, root)
+        every = discover_cases(root, declared).values()
+        cases = [case for case in every if options.lane in case.lanes]
         if options.base:
             changed = changed_files(root, options.base)
             with checked_out(root, options.base, _folders(root, options.base)) as base:
@@ -50,7 +53,15 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("base", nargs="?", metavar="BASE", help="default: every case of the lane")
-    parser.add_argument("--lane", choices=list(LANES), default="cpu", help="default: cpu")
+    parser.add_argument("--lane", default="cpu", help="default: cpu")
+    parser.add_argument(
+        "--declared-by",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        help="whose [tool.golden] names the cases, if it has one; default: the checkout's",
+    )
     return parser
 
 

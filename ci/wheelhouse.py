@@ -133,7 +133,7 @@ def requirements(extra: str) -> list[str]:
 
 
 def add_project(output: Path) -> None:
-    """Adds this project's wheel, whose entry points name the cases, and the tokenizer's asset.
+    """Adds this project's wheel, which brings the `golden` command, and the tokenizer's asset.
 
     The runner takes the code from its checkout.
     """

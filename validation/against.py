@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from validation.cases import LANES, Case, discover_cases
+from validation.cases import Case, discover_cases
 from validation.check import (
     CheckPlan,
     Progress,
@@ -33,6 +33,7 @@ from validation.check import (
     record_case,
 )
 from validation.compare import compare
+from validation.config import declaration_of
 from validation.environment import gpu_count
 from validation.execution import RunError, RunOptions, run_case
 from validation.files import decode_json, encode_json, read_file, write_atomically
@@ -40,7 +41,7 @@ from validation.goldens import Golden
 from validation.machine import unfit
 from validation.nearness import counted, nearness, summary
 from validation.power.probes import unseen_edit
-from validation.revisions import base_checkout, code_of, copied_gate, search_path
+from validation.revisions import base_checkout, code_of, copied_gate, revision_path
 from validation.trace import Trace, load_trace, save_trace
 from validation.verdict import Canary, CaseResult, CheckResult, Divergence, Verdict, worst
 from validation.warm import die_with_parent
@@ -82,7 +83,7 @@ def run_against(
         able: list[Case] = []
         for case in plan.cases:
             reason = case.needs.missing(plan.root, gpus, plan.lane)
-            lacks = unfit(plan.lane, LANES[plan.lane], gpus)
+            lacks = unfit(plan.lane, plan.declared.lanes[plan.lane], gpus)
             if lacks is not None:
                 results.append(CaseResult(case.name, Verdict.UNFIT, message=lacks))
             elif reason is not None:
@@ -283,6 +284,7 @@ class _Base:
         wanted = {case.name: {name: getattr(case, name) for name in _FROM_HEAD} for case in cases}
         document = {
             "lane": self.plan.lane,
+            "root": str(self.plan.root),
             "cases": {name: _plain(given) for name, given in wanted.items()},
             "log": str(self.folder.log),
             "output": str(output),
@@ -292,7 +294,7 @@ class _Base:
         words = [sys.executable, "-P", "-m", "validation.against", str(job)]
         environment = {
             **os.environ,
-            "PYTHONPATH": search_path(self.plan.root, self.tree, self.gate),
+            "PYTHONPATH": revision_path(self.plan.root, self.tree, self.gate),
             "PYTHONDONTWRITEBYTECODE": "1",
             _HEAD: str(self.plan.root),
         }
@@ -338,7 +340,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     job = decode_json(read_file(Path(job_file)), Path(job_file))
     tree, output = Path.cwd(), Path(job["output"])
-    known = {name: case for name, case in discover_cases().items() if job["lane"] in case.lanes}
+    # A base from before repositories declared their cases is told today's declaration.
+    every = discover_cases(tree, declaration_of(tree, Path(job["root"])))
+    known = {name: case for name, case in every.items() if job["lane"] in case.lanes}
     problems, seconds = {}, {}
     gpus = gpu_count()
     for name in [name for name in job["cases"] if name in known]:

@@ -21,12 +21,13 @@ from pathlib import Path
 
 from validation.cases import discover_cases
 from validation.compare import compare
+from validation.config import declaration_of
 from validation.execution import RunOptions, run_case
 from validation.files import DamagedFileError
 from validation.goldens.acceptance import RefusedError
 from validation.goldens.judge import checked_out
 from validation.goldens.store import GoldenStore
-from validation.revisions import copied_gate, search_path
+from validation.revisions import copied_gate, revision_path
 from validation.source import RepositoryError, git
 
 
@@ -151,8 +152,9 @@ class Workshop:
         """
         git(self.tree, "checkout", "--quiet", "--force", "--detach", commit)
         git(self.tree, "clean", "-fdq")
-        command = [python, "-P", "-m", "validation.bisect", self.lane, self.case, str(goldens)]
-        path = search_path(self.root, self.tree, self.gate)
+        words = [self.lane, self.case, str(goldens), str(self.root)]
+        command = [python, "-P", "-m", "validation.bisect", *words]
+        path = revision_path(self.root, self.tree, self.gate)
         done = subprocess.run(
             command,
             cwd=self.tree,
@@ -221,12 +223,20 @@ def _is_commit(word: str) -> bool:
 # --- one commit, in the worktree ------------------------------------------------------------
 
 
-def judge_here(lane: str, name: str, goldens: Path) -> State:
-    """Runs the case in the working directory, and compares it with every accepted golden."""
+def judge_here(lane: str, name: str, goldens: Path, today: Path) -> State:
+    """Runs the case in the working directory, and compares it with every accepted golden.
+
+    Args:
+        lane: lane of the goldens.
+        name: of the case.
+        goldens: a folder for each set of goldens.
+        today: the repository, whose declaration serves commits from before they had one.
+    """
+    tree = Path.cwd()
     try:
-        case = discover_cases()[name]
+        case = discover_cases(tree, declaration_of(tree, today))[name]
         with tempfile.TemporaryDirectory(prefix="golden-log-") as folder:
-            trace = run_case(case, RunOptions(lane=lane), Path.cwd(), Path(folder) / "log.txt")
+            trace = run_case(case, RunOptions(lane=lane), tree, Path(folder) / "log.txt")
     except Exception as error:  # whatever importing an old commit's code can raise
         print(error)
         return State.BROKEN
@@ -244,5 +254,5 @@ def judge_here(lane: str, name: str, goldens: Path) -> State:
 
 
 if __name__ == "__main__":
-    verdict = judge_here(sys.argv[1], sys.argv[2], Path(sys.argv[3]))
+    verdict = judge_here(sys.argv[1], sys.argv[2], Path(sys.argv[3]), Path(sys.argv[4]))
     sys.exit(next(code for code, state in _EXIT_CODES.items() if state is verdict))

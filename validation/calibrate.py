@@ -11,6 +11,7 @@ beyond its tolerance: see `validation.noise`.
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import os
 from collections import defaultdict
@@ -100,7 +101,7 @@ def variants(case: Case, lane: str, runs: int) -> list[Variant]:
         ]
     found: list[Variant] = []
     if lane == "cpu":
-        for capability in ("default", native_capability()):
+        for capability in dict.fromkeys(("default", native_capability())):
             for threads in ("1", "2"):
                 found.append(
                     Variant(
@@ -121,6 +122,8 @@ def variants(case: Case, lane: str, runs: int) -> list[Variant]:
 
 def native_capability() -> str:
     """The best vector instructions that this CPU has, as ATEN_CPU_CAPABILITY names them."""
+    if importlib.util.find_spec("torch") is None:
+        return "default"
     import torch
 
     chosen = os.environ.get("ATEN_CPU_CAPABILITY")

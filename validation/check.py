@@ -9,15 +9,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from validation.cases import LANES, Case, Fault, Law, discover_cases
+from validation.cases import Case, Fault, Law, discover_cases
 from validation.cases.difference import what_differs
 from validation.compare import Comparison, compare, compare_law
+from validation.config import Declaration
 from validation.environment import describe, gpu_count
 from validation.execution import RunError, RunOptions, run_case
-from validation.files import DamagedFileError
+from validation.files import DamagedFileError, write_atomically
 from validation.goldens import Golden, GoldenStore
 from validation.goldens.environments import in_words, same_stack
-from validation.goldens.judge import hold_to_base, vanished_cases
+from validation.goldens.judge import hold_to_base, judged_declaration, vanished_cases
 from validation.goldens.loosening import (
     find_loosenings,
     quarantine_in_force,
@@ -63,6 +64,15 @@ class CheckPlan:
     judge: Path | None = None
     command: Sequence[str] = ()
 
+    @property
+    def declared(self) -> Declaration:
+        """What says which cases and lanes there are: the repository, or the judge's base."""
+        return judged_declaration(self.root, self.judge)
+
+    def all_cases(self) -> dict[str, Case]:
+        """Every declared case, whether it is checked or not."""
+        return discover_cases(self.root, self.declared)
+
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -82,6 +92,9 @@ class RunFolder:
 
 def new_run_folder(root: Path, lane: str, source: str) -> RunFolder:
     """Makes a run folder that no other check has."""
+    ignored = root / "runs" / ".gitignore"
+    if not ignored.exists():  # runs are no change of the repository, whatever it ignores
+        write_atomically(ignored, b"*\n")
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
     for attempt in range(1000):
         name = f"{stamp}-{lane}-{source[:12]}" + (f"-{attempt}" if attempt else "")
@@ -114,7 +127,7 @@ def run_check(plan: CheckPlan, folder: RunFolder, progress: Progress) -> CheckRe
         progress(f"[{number}/{len(plan.cases)}] {case.name}: {result.verdict}")
         results.append(result)
     if plan.judge is not None:
-        results += vanished_cases(plan.judge, plan.lane, discover_cases())
+        results += vanished_cases(plan.judge, plan.lane, plan.all_cases())
     unquarantined = results
     results, counted = apply_quarantine(results, quarantine)
     ran = [r for r in results if r.verdict is not Verdict.SKIPPED]
@@ -237,7 +250,7 @@ def check_case(
         seconds = time.monotonic() - began
         return CaseResult(case.name, verdict, seconds=seconds, message=message, **more)
 
-    refusal = unfit(plan.lane, LANES[plan.lane], gpus)
+    refusal = unfit(plan.lane, plan.declared.lanes[plan.lane], gpus)
     if refusal is not None:
         return result(Verdict.UNFIT, refusal)
     reason = case.needs.missing(plan.root, gpus, plan.lane)
@@ -329,7 +342,7 @@ def law_reference(
     """
     if (folder.trace(law.reference) / "trace.json").exists():
         return load_trace(folder.trace(law.reference))
-    case = discover_cases().get(law.reference)
+    case = plan.all_cases().get(law.reference)
     if case is None:
         raise RunError(f"there is no case {law.reference}")
     trace = record_case(case, plan.lane, plan.root, folder.log, provenance)
@@ -384,7 +397,7 @@ def check_canary(
     unseen = unseen_edit(edited, compare)
     if unseen is not None:
         return Canary("edited-trace", False), f"the gate is blind to {unseen} in {compared}"
-    known = {**discover_cases(), **{case.name: case for case in plan.cases}}
+    known = {**plan.all_cases(), **{case.name: case for case in plan.cases}}
     gpus = gpu_count()
     of_lane = [case for case in known.values() if plan.lane in case.lanes]
     able = [case for case in of_lane if case.needs.missing(plan.root, gpus, plan.lane) is None]

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from validation.cases import LANES
+from validation.config import CPU
 from validation.isolation import HIDDEN_DISTRIBUTIONS
-from validation.machine import unfit_gpus
+from validation.machine import LaneNeeds, unfit_gpus
 
 # Variables that change numbers or speed; nothing else of the environment is recorded.
 VARIABLES = (
@@ -96,13 +96,17 @@ def gpu_count() -> int:
     return torch.cuda.device_count()
 
 
-def default_lane(gpus: int) -> str:
+def default_lane(lanes: Mapping[str, LaneNeeds], gpus: int) -> str:
     """The lane that this machine serves with so many GPUs: the one that uses most of them.
 
     Only the hardware decides. Software that is missing is refused by name where the lane is run.
+
+    Args:
+        lanes: those to choose from, with what they need.
+        gpus: CUDA devices of the machine.
     """
-    fit = [lane for lane, needs in LANES.items() if unfit_gpus(lane, needs, gpus) is None]
-    return max(fit, key=lambda lane: LANES[lane].gpus)
+    fit = [name for name, needs in lanes.items() if unfit_gpus(name, needs, gpus) is None]
+    return max(fit, key=lambda name: lanes[name].gpus, default=CPU)
 
 
 def _version(package: str) -> str | None:

@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from validation.cases import LANES, Case
+from validation.cases import Case
+from validation.config import without_gpus
 from validation.files import DamagedFileError, encode_json, write_atomically
 from validation.trace import Trace, load_trace
 from validation.warm import ForkedRun, WarmParent
@@ -117,11 +118,11 @@ def _run_processes(case: Case, options: RunOptions, root: Path, job: Path, log: 
     deadline = time.monotonic() + case.timeout
     runs: list[ForkedRun] = []
     try:
-        without_gpus = LANES[options.lane].gpus == 0
+        hidden = without_gpus(root, options.lane)
         # torch then counts cards through NVML, which leaves CUDA to the forks.
-        look = {} if without_gpus else {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+        look = {} if hidden else {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
         environment = {**look, **(options.environment or {})}
-        parent = _warm_parent(root, environment, without_gpus, log)
+        parent = _warm_parent(root, environment, hidden, log)
         for rank_environment in _rank_environments(case.processes):
             runs.append(parent.start(job, rank_environment, log, case.preload))
         while True:
@@ -165,17 +166,15 @@ _all_parents: list[dict[tuple[Any, ...], WarmParent]] = []
 _parents = _Parents()
 
 
-def _warm_parent(
-    root: Path, environment: Mapping[str, str], without_gpus: bool, log: Path
-) -> WarmParent:
+def _warm_parent(root: Path, environment: Mapping[str, str], hidden: bool, log: Path) -> WarmParent:
     """The parent of runs in this environment; the longest unused one makes room for a new one."""
-    key = (root, without_gpus, *sorted(environment.items()))
+    key = (root, hidden, *sorted(environment.items()))
     started = _parents.by_environment
     parent = started.pop(key, None)
     if parent is None or not parent.alive:
         while len(started) >= _MAX_PARENTS:
             started.pop(next(iter(started))).close()
-        parent = WarmParent(root, environment, without_gpus, log)
+        parent = WarmParent(root, environment, hidden, log)
     started[key] = parent
     return parent
 

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LaneNeeds:
     """What a lane needs of a machine.
 
     Attributes:
         gpus: CUDA devices; a lane of none hides every accelerator from its runs.
-        capabilities: compute capabilities that serve it, such as `9.0`; empty is any.
+        capabilities: CUDA compute capabilities that serve it, such as `9.0`; empty is any.
         modules: importable Python modules.
     """
 

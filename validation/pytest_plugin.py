@@ -57,19 +57,27 @@ def pytest_collection_modifyitems(session: pytest.Session, items: list[pytest.It
 
 
 def _golden_items(session: pytest.Session) -> Iterator[pytest.Item]:
-    from validation.cases import discover_cases, discover_faults
+    from validation.cases import CaseError, discover_cases, discover_faults, lanes_with_cases
     from validation.check import CheckPlan
+    from validation.config import declaration_of
     from validation.environment import default_lane, gpu_count
-    from validation.source import find_root
+    from validation.source import RepositoryError, find_root
 
     option = session.config.option
-    lane = option.golden_lane or default_lane(gpu_count())
-    cases = discover_cases()
+    try:
+        root = find_root(session.config.rootpath)
+        lane = option.golden_lane or default_lane(lanes_with_cases(root), gpu_count())
+        lanes = declaration_of(root).lanes
+        cases, faults = discover_cases(root), discover_faults(root)
+    except (CaseError, RepositoryError) as error:
+        raise pytest.UsageError(f"--golden: {error}") from error
+    if lane not in lanes:
+        raise pytest.UsageError(f"--golden-lane {lane}: lanes are {', '.join(lanes)}")
     plan = CheckPlan(
-        root=find_root(session.config.rootpath),
+        root=root,
         lane=lane,
         cases=[case for case in cases.values() if lane in case.lanes],
-        faults=list(discover_faults().values()),
+        faults=list(faults.values()),
         exact=option.golden_exact,
         command=["pytest", *map(str, session.config.invocation_params.args)],
     )

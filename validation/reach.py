@@ -1,7 +1,7 @@
 """What a file can move: the cases that a change selects, and the source that a run is made from.
 
 Rules say what each path can reach; code is followed through its imports, from each case's target. A
-repository adds rules of its own, which come first, as data in its `pyproject.toml`:
+repository adds rules of its own, which come first, where it declares its cases:
 
     [tool.golden.reach]
     "configs/*" = "users"
@@ -13,14 +13,14 @@ except Python files, which reach their users.
 from __future__ import annotations
 
 import hashlib
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from validation.cases.base import Case, CaseError
+from validation.cases.base import Case
+from validation.config import CaseError, Declaration, read_declaration
 from validation.source import listed_files
 from validation.tree import Tree
 
@@ -76,24 +76,17 @@ def rules_of(root: Path) -> Rules:
     Raises:
         CaseError: `[tool.golden.reach]` says what is no reach.
     """
-    return [*_declared_rules(root / "pyproject.toml"), *DEFAULT_RULES]
+    declared = read_declaration(root)
+    if declared is None:
+        return DEFAULT_RULES
+    return [*(_rule(declared, *entry) for entry in declared.reach.items()), *DEFAULT_RULES]
 
 
-def _declared_rules(path: Path) -> Rules:
-    if not path.exists():
-        return []
-    try:
-        document = tomllib.loads(path.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise CaseError(f"{path}: {error}") from error
-    table = document.get("tool", {}).get("golden", {}).get("reach", {})
-    if not isinstance(table, dict):
-        raise CaseError(f'{path}: [tool.golden.reach] is a table of "pattern" = "reach"')
-    for pattern, reach in table.items():
-        if reach not in list(Reach):
-            known = ", ".join(Reach)
-            raise CaseError(f"{path}: [tool.golden.reach] {pattern!r} is {known}, not {reach!r}")
-    return [(pattern, Reach(reach)) for pattern, reach in table.items()]
+def _rule(declared: Declaration, pattern: str, reach: Any) -> tuple[str, Reach]:
+    if reach not in list(Reach):
+        known = ", ".join(Reach)
+        raise CaseError(f"{declared.key('reach')} {pattern!r} is {known}, not {reach!r}")
+    return pattern, Reach(reach)
 
 
 def reach_of(path: str, rules: Rules) -> Reach:

@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from validation.config import search_path
 from validation.source import RepositoryError, git
 
 
@@ -86,7 +87,7 @@ def copied_gate(folder: Path) -> Path:
     return folder
 
 
-def search_path(root: Path, tree: Path, gate: Path) -> str:
+def revision_path(root: Path, tree: Path, gate: Path) -> str:
     """PYTHONPATH of processes that run a worktree's code under a copy of the gate.
 
     What Python searches inside of the repository (the user's PYTHONPATH, folders of an editable
@@ -98,7 +99,7 @@ def search_path(root: Path, tree: Path, gate: Path) -> str:
         gate: folder of the copied `validation`.
     """
     inherited = [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part]
-    root, parts = root.resolve(), [str(gate), str(tree)]
+    root, parts = root.resolve(), [str(gate), *search_path(tree)]
     for part in (*inherited, *filter(None, sys.path)):
         folder = Path(part).resolve()
         if folder.is_relative_to(root) and not _installed(folder, root):

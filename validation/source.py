@@ -91,7 +91,7 @@ def commit(root: Path) -> str | None:
 
 
 def dirty_files(root: Path, outside: Sequence[str] = ("goldens/",)) -> list[str]:
-    """Changed and untracked files outside these folders."""
+    """Changed and untracked files outside these folders, but for what the gate's own runs leave."""
     status = git(root, "status", "--porcelain", "-z", "--untracked-files=all", "--no-renames")
     names = [entry[3:] for entry in status.split("\0") if entry]
     return sorted(n for n in names if not n.startswith(tuple(outside)) and not is_leftover(n))

@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import importlib
+import importlib.util
 import json
 import os
 import select
@@ -29,6 +30,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from validation.config import search_path
 from validation.isolation import isolated
 
 _POLL_SECONDS = 0.02
@@ -153,7 +155,8 @@ class ForkedRun:
 
 def _search_path(root: Path) -> str:
     """PYTHONPATH of the runs: the user's, then the repository, so that its code is importable."""
-    return os.pathsep.join(part for part in (os.environ.get("PYTHONPATH"), str(root)) if part)
+    parts = (os.environ.get("PYTHONPATH"), *search_path(root))
+    return os.pathsep.join(part for part in parts if part)
 
 
 # --- the parent process ----------------------------------------------------------------------
@@ -215,6 +218,8 @@ def _preload(names: Sequence[str]) -> None:
         _PRELOADED.add(name)
         module, colon, function = name.partition(":")
         try:
+            if importlib.util.find_spec(module) is None:  # as torch, which not every loop needs
+                continue
             loaded = importlib.import_module(module)
             if colon:
                 getattr(loaded, function)()

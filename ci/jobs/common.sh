@@ -64,12 +64,12 @@ judged_gate() {
     local lane=$1 base=$2 output=$3 judge=$4 status=0 new_status=0 selected="" base_names head_names
     local -a cases=() added=()
     base=$(git merge-base "$base" HEAD) || return 2
-    take "$base" "$judge" validation ci || return 2
+    take "$base" "$judge" validation ci pyproject.toml golden.toml || return 2
     if [ -e "$judge/ci/select_cases.py" ]; then
-        selected=$(by "$judge" python3 "$judge/ci/select_cases.py" "$base" --lane "$lane") ||
+        selected=$(by "$judge" select_cases "$judge" "$lane" "$base") ||
             return $?
     fi
-    base_names=$(by "$judge" names "$lane") || return $?
+    base_names=$(by "$judge" names "$lane" "$judge") || return $?
     head_names=$(names "$lane") || return $?
     if [ -n "$selected" ]; then
         mapfile -t cases <<<"$selected"
@@ -100,9 +100,20 @@ check() {
         >"$output/verdict.json"
 }
 
-# names LANE prints the lane's declared cases, sorted.
+# names LANE [JUDGE] prints the lane's declared cases, sorted.
 names() {
-    python3 "$CI_DIRECTORY/select_cases.py" --lane "$1" | LC_ALL=C sort
+    select_cases "${2:-}" "$1" | LC_ALL=C sort
+}
+
+# select_cases JUDGE LANE [BASE] prints the cases that a change since BASE can move. JUDGE is empty or
+# a folder with what a base has: its choice then, among the cases that it declares.
+select_cases() {
+    local judge=$1 lane=$2 script=$CI_DIRECTORY/select_cases.py
+    shift 2
+    if [ -n "$judge" ] && [ -e "$judge/ci/select_cases.py" ]; then
+        script=$judge/ci/select_cases.py
+    fi
+    python3 "$script" "$@" --lane "$lane" ${judge:+--declared-by "$judge"}
 }
 
 # take REVISION FOLDER NAME... copies what a revision has of these.

@@ -116,15 +116,15 @@ def make_runner(project: Any, tools: Path) -> Runner:
 @pytest.fixture
 def stubbed(repository: Path, project_type: Any, tmp_path: Path) -> Runner:
     """A fresh clone of this repository, and a `golden` that writes down how it was called."""
-    root, site = tmp_path / "clone", tmp_path / "site"
-    site.mkdir()
+    root = tmp_path / "clone"
     subprocess.run(["git", "clone", "-q", "--shared", repository, root], check=True)
-    project = project_type(root, site)
+    project = project_type(root)
     project.git("config", "user.name", "Ada")
     project.git("config", "user.email", "ada@example.org")
     # What is being tested is the working tree, which a commit may lag behind.
     for folder in ("ci", "validation"):
         shutil.copytree(repository / folder, root / folder, dirs_exist_ok=True)
+    shutil.copy(repository / "pyproject.toml", root)
     project.git("add", "-A")
     project.git("commit", "-q", "--allow-empty", "-m", "the working tree")
     made = make_runner(project, tmp_path / "tools")
@@ -142,7 +142,7 @@ def test_pre_merge_in_a_fresh_clone_says_what_golden_check_says(
         origin.edit("WIDTH**-0.5", "WIDTH**-0.5 * 1.01")
         origin.commit("sharper attention")
     subprocess.run(["git", "clone", "-q", origin.root, root], check=True)
-    runner = make_runner(project_type(root, origin.site), tmp_path / "tools")
+    runner = make_runner(project_type(root), tmp_path / "tools")
     (root / ".git/info/exclude").write_text("reports/\n")
     job = runner.run("pre_merge.sh")
     assert job.code == ["PASS", "FAIL"].index(verdict), job.err

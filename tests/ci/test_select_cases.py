@@ -11,10 +11,10 @@ from select_cases import select
 
 from validation.cases import Case, discover_cases
 from validation.reach import DEFAULT_RULES, Reach, files_used, reach_of, rules_of, source_of
-from validation.source import git
+from validation.source import find_root, git
 from validation.tree import Tree
 
-CASES = list(discover_cases().values())
+CASES = list(discover_cases(find_root(Path(__file__).parent)).values())
 
 
 def of_lane(lane: str) -> list[Case]:

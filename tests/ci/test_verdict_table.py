@@ -129,7 +129,8 @@ def test_names_of_failed_cases_alone(tmp_path: Path) -> None:
 
 def test_gpu_minutes_are_summed_by_case_and_times_the_lanes_gpus() -> None:
     minutes = gpu_minutes.gpu_minutes(
-        [verdict(lane="h200"), verdict(lane="h200"), verdict(lane="h200-x2"), verdict()]
+        [verdict(lane="h200"), verdict(lane="h200"), verdict(lane="h200-x2"), verdict()],
+        {"cpu": 0, "h200": 1, "h200-x2": 2},
     )
     assert minutes["h200", "tiny_moe"] == pytest.approx(2 * 12.25 / 60)
     assert minutes["h200-x2", "tiny_moe"] == pytest.approx(2 * 12.25 / 60)
@@ -138,6 +139,8 @@ def test_gpu_minutes_are_summed_by_case_and_times_the_lanes_gpus() -> None:
     assert gpu_minutes.to_json(minutes)["total"] == pytest.approx(2.0, abs=0.001)
     assert gpu_minutes.to_json({}) == {"schema": 1, "total": 0, "cases": []}
     assert "total" in gpu_minutes.render(minutes)
+    with pytest.raises(verdict_table.VerdictError, match="lane 'h200' is not declared"):
+        gpu_minutes.gpu_minutes([verdict(lane="h200")], {"cpu": 0})
 
 
 def passed(**changes: Any) -> dict[str, Any]:

@@ -49,7 +49,7 @@ def _golden_template(tmp_path_factory: pytest.TempPathFactory) -> Any:
                 assert answer.code == 0, answer.err
                 project.commit(f"golden {words[0]}")
             (folder / "done").touch()
-    return module.Project(folder / "repository", folder / "site")
+    return module.Project(folder / "repository")
 
 
 @pytest.fixture

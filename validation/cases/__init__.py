@@ -1,21 +1,16 @@
 """Cases: what is run. See `validation.cases.base`."""
 
-from validation.cases.base import (
-    LANES,
-    Benign,
-    Case,
-    CaseError,
-    Fault,
-    Law,
-    Needs,
+from validation.cases.base import Benign, Case, Fault, Law, Needs
+from validation.cases.discovery import (
     discover_benign,
     discover_cases,
     discover_faults,
     discover_throughput_faults,
+    lanes_with_cases,
 )
+from validation.config import CaseError
 
 __all__ = [
-    "LANES",
     "Benign",
     "Case",
     "CaseError",
@@ -26,4 +21,5 @@ __all__ = [
     "discover_cases",
     "discover_faults",
     "discover_throughput_faults",
+    "lanes_with_cases",
 ]

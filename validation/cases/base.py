@@ -1,11 +1,4 @@
-"""Cases and faults: declared as data, found through entry points.
-
-A package offers cases by an entry point of the group `validation.cases` that names a module with a
-`CASES` sequence, and faults by one of `validation.faults` with `FAULTS`:
-
-    [project.entry-points."validation.cases"]
-    mine = "my_training.golden_cases"
-"""
+"""Cases and faults, declared as data in modules that `[tool.golden]` names; see `discovery`."""
 
 from __future__ import annotations
 
@@ -13,29 +6,14 @@ import hashlib
 import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+from validation.config import CaseError, without_gpus
 from validation.files import encode_json, safe_name
 from validation.isolation import HIDDEN
-from validation.machine import LaneNeeds
-
-_HOPPER = {"capabilities": ("9.0",), "modules": ("triton",)}
-LANES: Mapping[str, LaneNeeds] = {
-    "cpu": LaneNeeds(0),
-    "h200": LaneNeeds(1, **_HOPPER),
-    "h200-x2": LaneNeeds(2, **_HOPPER),
-    "h200-x4": LaneNeeds(4, **_HOPPER),
-}
-"""Lane -> what a machine of it has."""
-
 
 ARITHMETICS = ("native", "wide")
-
-
-class CaseError(ValueError):
-    """A case or fault that is declared wrongly, or unknown by name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +40,9 @@ class Needs:
         """
         if gpus < self.gpus:
             return f"needs {self.gpus} GPU(s), this machine has {gpus}"
+        hidden = without_gpus(root, lane)
         for name in self.modules:
-            if LANES[lane].gpus == 0 and name.partition(".")[0] in HIDDEN:
+            if hidden and name.partition(".")[0] in HIDDEN:
                 return f"needs the Python module {name}, which lane {lane} hides"
             if importlib.util.find_spec(name) is None:
                 return f"needs the Python module {name}"
@@ -96,7 +75,7 @@ class Case:
     Attributes:
         name: letters, digits, `_`, `-`; also the golden's folder.
         description: one sentence.
-        lanes: where it runs.
+        lanes: where it runs, as the repository declares them.
         target: `module:function`, called in each process as function(recorder, settings).
         settings: JSON values handed to the target; part of the golden's provenance.
         processes: ranks; more than one get torchrun's environment.
@@ -138,9 +117,8 @@ class Case:
     def __post_init__(self) -> None:
         if not safe_name(self.name):
             raise CaseError(f"case {self.name!r}: a name of letters, digits, '.', '_' and '-'")
-        unknown = [lane for lane in self.lanes if lane not in LANES]
-        if unknown or not self.lanes:
-            raise CaseError(f"case {self.name}: lanes are {', '.join(LANES)}, not {unknown}")
+        if isinstance(self.lanes, str) or not self.lanes:
+            raise CaseError(f"case {self.name}: lanes {self.lanes!r}: a list of one at least")
         if self.arithmetic not in ARITHMETICS:
             known = ", ".join(ARITHMETICS)
             raise CaseError(f"case {self.name}: arithmetic is {known}, not {self.arithmetic!r}")
@@ -232,60 +210,3 @@ class Benign:
     def __post_init__(self) -> None:
         if not safe_name(self.id):
             raise CaseError(f"change {self.id!r}: an id of letters, digits, '.', '_' and '-'")
-
-
-def discover_cases() -> dict[str, Case]:
-    """Every case of every installed package, by name.
-
-    Raises:
-        CaseError: a module without `CASES`, or a name twice.
-    """
-    return {case.name: case for case in _discover("validation.cases", "CASES", Case, "name")}
-
-
-def discover_faults() -> dict[str, Fault]:
-    """Every fault of every installed package, by id.
-
-    Raises:
-        CaseError: a module without `FAULTS`, or an id twice.
-    """
-    return {fault.id: fault for fault in _discover("validation.faults", "FAULTS", Fault, "id")}
-
-
-def discover_benign() -> dict[str, Benign]:
-    """Every benign change, by id: `BENIGN` of the modules that offer faults, if they have it.
-
-    Raises:
-        CaseError: an id twice.
-    """
-    found = _discover("validation.faults", "BENIGN", Benign, "id", optional=True)
-    return {change.id: change for change in found}
-
-
-def discover_throughput_faults() -> dict[str, Fault]:
-    """Every planted slowdown, by id: `THROUGHPUT_FAULTS` of the modules that offer faults.
-
-    They change no number that a golden holds, so neither the kill matrix nor the canary has them.
-
-    Raises:
-        CaseError: an id twice.
-    """
-    found = _discover("validation.faults", "THROUGHPUT_FAULTS", Fault, "id", optional=True)
-    return {fault.id: fault for fault in found}
-
-
-def _discover(
-    group: str, attribute: str, kind: type, name: str, *, optional: bool = False
-) -> list[Any]:
-    found: dict[str, Any] = {}
-    for point in sorted(entry_points(group=group), key=lambda p: p.name):
-        module = point.load()
-        items = getattr(module, attribute, () if optional else None)
-        if items is None or not all(isinstance(item, kind) for item in items):
-            raise CaseError(f"{point.value}: expected {attribute}, a sequence of {kind.__name__}")
-        for item in items:
-            key = getattr(item, name)
-            if key in found:
-                raise CaseError(f"{point.value}: {kind.__name__.lower()} {key!r} exists already")
-            found[key] = item
-    return list(found.values())

@@ -78,7 +78,7 @@ def update(options: argparse.Namespace) -> int:
         raise RefusedError(f"--expect {error}") from error
     root = find_root()
     refuse_dirty(root)
-    cases = discover_cases()
+    cases = discover_cases(root)
     if options.runs:
         for name in options.case:
             if name not in cases:

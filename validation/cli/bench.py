@@ -13,12 +13,21 @@ from typing import Any
 from validation.cases import Case, CaseError, discover_cases, discover_throughput_faults
 from validation.check import new_run_folder
 from validation.cli.common import Progress, add_selection, chosen_cases, chosen_lane, publish
+from validation.config import declaration_of
 from validation.environment import gpu_count
 from validation.execution import RunError
 from validation.files import encode_json, write_atomically
 from validation.goldens.acceptance import RefusedError
 from validation.source import find_root, tree_digest
-from validation.throughput.bench import BENCH_FILE, DEFAULT_PAIRS, MIN_PAIRS, BenchPlan, run_bench
+from validation.throughput.bench import (
+    BENCH_FILE,
+    CPU_PAIRS,
+    GPU_PAIRS,
+    MIN_PAIRS,
+    BenchPlan,
+    default_pairs,
+    run_bench,
+)
 from validation.throughput.session import BLOCK_SECONDS
 from validation.throughput.statistics import MIN_EFFECT
 from validation.throughput.table import render_bench, render_trend, trend_json
@@ -44,7 +53,6 @@ def add_commands(commands: Any) -> None:
     )
     add_selection(parser)
     what = parser.add_mutually_exclusive_group(required=True)
-    defaults = ", ".join(f"{pairs} on {lane}" for lane, pairs in DEFAULT_PAIRS.items())
     what.add_argument("--base", metavar="REV", help="revision to compare with")
     what.add_argument(
         "--trend", action="store_true", help="run nothing; show the runs under runs/ as a series"
@@ -53,7 +61,7 @@ def add_commands(commands: Any) -> None:
         "--pairs",
         type=int,
         help="of a base block and a head block, an even number, at least "
-        f"{MIN_PAIRS} (default: {defaults})",
+        f"{MIN_PAIRS} (default: {CPU_PAIRS} on the cpu, {GPU_PAIRS} on lanes with GPUs)",
     )
     parser.add_argument(
         "--block",
@@ -89,10 +97,11 @@ def add_commands(commands: Any) -> None:
 def bench(options: argparse.Namespace) -> int:
     """Runs the benchmark; returns its exit code."""
     root, lane = find_root(), chosen_lane(options)
-    cases = paced_cases(options.case, lane)
+    cases = paced_cases(root, options.case, lane)
     if options.trend:
         return trend(options, lane, [case.name for case in cases])
-    pairs = DEFAULT_PAIRS[lane] if options.pairs is None else options.pairs
+    gpus = declaration_of(root).lanes[lane].gpus
+    pairs = default_pairs(gpus) if options.pairs is None else options.pairs
     if pairs < MIN_PAIRS or pairs % 2:
         raise RefusedError(
             f"--pairs {pairs}: an even number, at least {MIN_PAIRS}: fewer prove nothing"
@@ -109,7 +118,7 @@ def bench(options: argparse.Namespace) -> int:
         min_effect=options.min_effect,
         max_neighbours=options.max_neighbours,
         profile=options.profile,
-        fault=None if options.fault is None else planted(options.fault, lane),
+        fault=None if options.fault is None else planted(root, options.fault, lane),
     )
     # A cancelled job's trainings and checkout shall end as they do on Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -162,13 +171,13 @@ def draw_trend(
             write_trend(lane, series, folder / TREND_FILE)
 
 
-def paced_cases(names: Sequence[str], lane: str) -> list[Case]:
+def paced_cases(root: Path, names: Sequence[str], lane: str) -> list[Case]:
     """The cases named, or every one of the lane that can be benchmarked.
 
     Raises:
         CaseError: there is none, or a named one cannot.
     """
-    chosen = chosen_cases(discover_cases(), names, lane)
+    chosen = chosen_cases(discover_cases(root), names, lane)
     able = [case for case in chosen if case.throughput is not None and case.processes == 1]
     if names and len(able) < len(chosen):
         unable = ", ".join(case.name for case in chosen if case not in able)
@@ -178,13 +187,13 @@ def paced_cases(names: Sequence[str], lane: str) -> list[Case]:
     return able
 
 
-def planted(name: str, lane: str) -> str:
+def planted(root: Path, name: str, lane: str) -> str:
     """Where a slowdown is planted.
 
     Raises:
         CaseError: no such slowdown, or not on this lane.
     """
-    known = {f.id: f for f in discover_throughput_faults().values() if lane in f.lanes}
+    known = {f.id: f for f in discover_throughput_faults(root).values() if lane in f.lanes}
     if name not in known:
         raise CaseError(
             f"--fault {name}: no planted slowdown of lane {lane}; there are: "

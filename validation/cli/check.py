@@ -47,7 +47,7 @@ from validation.goldens import Golden, GoldenStore
 from validation.goldens.acceptance import RefusedError, refuse_dirty
 from validation.goldens.calibrated import write_calibration
 from validation.goldens.environments import identity, in_words
-from validation.goldens.judge import check_with_base
+from validation.goldens.judge import check_with_base, judged_declaration
 from validation.reach import case_source_digest
 from validation.revisions import commit_of
 from validation.source import find_root, tree_digest
@@ -126,11 +126,12 @@ def check(options: argparse.Namespace) -> int:
     if options.judge:
         return check_with_base(root, options.judge, _words(options))
     lane = chosen_lane(options)
+    declared = judged_declaration(root, options.judged_by)
     plan = CheckPlan(
         root=root,
         lane=lane,
-        cases=chosen_cases(discover_cases(), options.case, lane),
-        faults=list(discover_faults().values()),
+        cases=chosen_cases(discover_cases(root, declared), options.case, lane),
+        faults=list(discover_faults(root, declared).values()),
         exact=options.exact,
         judge=options.judged_by,
         command=["golden", *sys.argv[1:]],
@@ -207,7 +208,7 @@ def calibrate(options: argparse.Namespace) -> int:
     if options.runs < 1:
         raise RefusedError("--runs: at least 1")
     refuse_dirty(root)
-    cases = discover_cases()
+    cases = discover_cases(root)
     store = GoldenStore(root / "goldens")
     progress = Progress()
     if options.folders:

@@ -14,31 +14,53 @@ import rich.progress
 from rich.console import Console
 from rich.text import Text
 
-from validation.cases import LANES, Case, CaseError
+from validation.cases import Case, CaseError, lanes_with_cases
+from validation.config import declaration_of
 from validation.environment import default_lane, gpu_count
 from validation.goldens.acceptance import RefusedError
+from validation.goldens.judge import judged_declaration
 from validation.machine import unfit
+from validation.source import find_root
 
 
 def add_selection(parser: argparse.ArgumentParser) -> None:
     """Adds the positional cases and `--lane`."""
     parser.add_argument("case", nargs="*", metavar="CASE", help="default: every case of the lane")
-    parser.add_argument("--lane", choices=list(LANES), help="default: what this machine is")
+    add_lane(parser)
+
+
+def add_lane(parser: argparse.ArgumentParser) -> None:
+    """Adds `--lane`; the repository knows its lanes, not the parser: see `chosen_lane`."""
+    parser.add_argument("--lane", metavar="LANE", help="default: what this machine is")
 
 
 def chosen_lane(options: argparse.Namespace) -> str:
-    """The lane asked for, or what this machine is."""
-    return options.lane or default_lane(gpu_count())
+    """The lane asked for, or what this machine is of those that have cases.
+
+    Raises:
+        CaseError: the repository declares no such lane.
+    """
+    root = find_root()
+    declared = judged_declaration(root, getattr(options, "judged_by", None))
+    if options.lane is None:
+        return default_lane(lanes_with_cases(root, declared), gpu_count())
+    if options.lane not in declared.lanes:
+        raise CaseError(
+            f"--lane {options.lane}: lanes are {', '.join(declared.lanes)}; "
+            f"{declared.file} declares no other under [{declared.section('lanes')}]"
+        )
+    return str(options.lane)
 
 
 def lane_to_run(options: argparse.Namespace) -> str:
     """The chosen lane, if this machine can serve it.
 
     Raises:
+        CaseError: the repository declares no such lane.
         RefusedError: it cannot, and why.
     """
     lane = chosen_lane(options)
-    refusal = unfit(lane, LANES[lane], gpu_count())
+    refusal = unfit(lane, declaration_of(find_root()).lanes[lane], gpu_count())
     if refusal is not None:
         raise RefusedError(refusal)
     return lane

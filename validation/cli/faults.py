@@ -10,9 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from validation.cases import LANES, CaseError, discover_benign, discover_cases, discover_faults
+from validation.cases import CaseError, discover_benign, discover_cases, discover_faults
 from validation.check import new_run_folder
-from validation.cli.common import Progress, lane_to_run
+from validation.cli.common import Progress, add_lane, lane_to_run
 from validation.environment import describe, gpu_count, here
 from validation.files import DamagedFileError, encode_json, write_atomically
 from validation.goldens import Golden, GoldenStore
@@ -61,7 +61,7 @@ def add_commands(commands: Any) -> None:
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="also write the matrix to DIR, as documents"
     )
-    parser.add_argument("--lane", choices=list(LANES), help="default: what this machine is")
+    add_lane(parser)
     parser.add_argument(
         "--jobs",
         type=int,
@@ -81,7 +81,7 @@ def faults(options: argparse.Namespace) -> int:
     root, lane = find_root(), lane_to_run(options)
     if options.jobs is not None and options.jobs < 1:
         raise RefusedError(f"--jobs {options.jobs}: at least 1")
-    cases, known = discover_cases(), discover_faults()
+    cases, known = discover_cases(root), discover_faults(root)
     unknown = [name for name in options.only or () if name not in known]
     if unknown:
         raise CaseError(f"there is no fault {unknown[0]!r}; faults: {', '.join(known) or 'none'}")
@@ -90,7 +90,8 @@ def faults(options: argparse.Namespace) -> int:
         for fault in known.values()
         if lane in fault.lanes and (not options.only or fault.id in options.only)
     ]
-    benign = [] if options.only else [b for b in discover_benign().values() if lane in b.lanes]
+    harmless = discover_benign(root).values()
+    benign = [] if options.only else [b for b in harmless if lane in b.lanes]
     goldens: dict[str, Golden] = {}
     store, progress, gpus = GoldenStore(root / "goldens"), Progress(), gpu_count()
     for case in cases.values():
@@ -104,7 +105,7 @@ def faults(options: argparse.Namespace) -> int:
         raise RefusedError(f"lane {lane} has {len(goldens)} goldens and {len(chosen)} faults")
     folder = new_run_folder(root, lane, tree_digest(root))
     jobs = options.jobs or (min(2, os.cpu_count() or 1) if lane == "cpu" else 1)
-    plants = [f.plant for f in known.values()] + [b.plant for b in discover_benign().values()]
+    plants = [f.plant for f in known.values()] + [b.plant for b in harmless]
     targets = [case.target for case in cases.values()]
     state = state_of(root, lane, goldens, without=own_files(root, plants, targets))
     provenance = {**state, "environment": describe(lane)}

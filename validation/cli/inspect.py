@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from validation.cases import LANES, CaseError, discover_cases
-from validation.cli.common import chosen_lane
+from validation.cases import CaseError, discover_cases
+from validation.cli.common import add_lane, chosen_lane
 from validation.compare import compare
 from validation.files import DamagedFileError
 from validation.goldens import Golden, GoldenStore, MissingGoldenError
@@ -60,7 +60,7 @@ def add_commands(commands: Any) -> None:
     parser.add_argument("case", metavar="CASE")
     parser.add_argument("a", nargs="?", metavar="A", help="default: HEAD")
     parser.add_argument("b", nargs="?", metavar="B", help="default: the working tree")
-    parser.add_argument("--lane", choices=list(LANES), help="default: what this machine is")
+    add_lane(parser)
     parser.add_argument(
         "--environment",
         default="",
@@ -72,9 +72,10 @@ def add_commands(commands: Any) -> None:
 
 def list_cases(options: argparse.Namespace) -> int:
     """Prints every case and lane; returns 0, damaged goldens shown as such."""
-    store = GoldenStore(find_root() / "goldens")
+    root = find_root()
+    store = GoldenStore(root / "goldens")
     rows = []
-    for case in discover_cases().values():
+    for case in discover_cases(root).values():
         for lane in case.lanes:
             places = store.places(lane, case.name) or [""]
             rows += [_row(store, lane, case.name, place) for place in places]
@@ -165,7 +166,7 @@ def _described(trace: Trace) -> Iterator[str]:
 def diff(options: argparse.Namespace) -> int:
     """Prints what differs; returns 1 when anything does."""
     root = find_root()
-    if options.case not in discover_cases():
+    if options.case not in discover_cases(root):
         raise CaseError(f"there is no case {options.case!r}")
     lane = chosen_lane(options)
 

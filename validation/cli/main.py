@@ -16,7 +16,7 @@ from validation.verdict import EXIT_CODES, USAGE_EXIT_CODE, Verdict
 
 _DESCRIPTION = """\
 Run training cases, compare every recorded number with the accepted (golden) one, and say what
-moved first. Lanes are kinds of machine: cpu, h200, h200-x2.
+moved first. Lanes are kinds of machine: cpu, and those that the repository declares.
 """
 _EPILOG = """\
 a first day:

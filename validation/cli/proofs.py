@@ -30,7 +30,7 @@ class Unproven:
 
 def prove(root: Path, goldens: Iterable[Unproven], progress: Progress) -> None:
     """Proves canaries of goldens and prints what was found."""
-    faults = list(discover_faults().values())
+    faults = list(discover_faults(root).values())
     wanted = [g for g in goldens if fit_faults(faults, g.lane, g.case.name)]
     if not wanted:
         return

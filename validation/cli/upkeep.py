@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from validation.bisect import bisect
-from validation.cases import LANES, Case, discover_cases, discover_faults
+from validation.cases import Case, discover_cases, discover_faults
 from validation.check import CheckPlan, describe_source, new_run_folder, record_case
-from validation.cli.common import Progress, add_selection, chosen_cases, lane_to_run
+from validation.cli.common import Progress, add_lane, add_selection, chosen_cases, lane_to_run
 from validation.cli.proofs import prove_accepted
+from validation.config import declaration_of
 from validation.execution import RunError, RunOptions
 from validation.goldens import GoldenStore
 from validation.goldens.acceptance import RefusedError, accept, refuse_dirty
@@ -91,7 +92,7 @@ def add_commands(commands: Any) -> None:
     parser.add_argument("good", metavar="GOOD", help="a revision that passes")
     parser.add_argument("bad", metavar="BAD", help="a later revision that fails")
     parser.add_argument("case", metavar="CASE")
-    parser.add_argument("--lane", choices=list(LANES), help="default: what this machine is")
+    add_lane(parser)
 
     add(
         "setup",
@@ -119,7 +120,9 @@ def explain(options: argparse.Namespace) -> int:
 def health(options: argparse.Namespace) -> int:
     """Prints findings; returns 1 when there are any."""
     del options
-    findings = examine(find_root(), discover_cases(), discover_faults())
+    root = find_root()
+    lanes = declaration_of(root).lanes
+    findings = examine(root, discover_cases(root), discover_faults(root), lanes)
     for finding in findings:
         print(f"{finding.kind}: {finding.subject}: {finding.text}")
     print(f"{len(findings)} finding(s)" if findings else "healthy")
@@ -136,10 +139,10 @@ def rebase(options: argparse.Namespace) -> int:
     if options.env:
         options.lane = lane_to_move(options.env[1], options.lane)
     lane = lane_to_run(options)
-    store, cases = GoldenStore(root / "goldens"), discover_cases()
+    store, cases = GoldenStore(root / "goldens"), discover_cases(root)
     refuse_dirty(root)
     rerun, progress = _rerunner(root, lane), Progress()
-    faults = list(discover_faults().values())
+    faults = list(discover_faults(root).values())
     rebased: list[Rebase] = []
     if options.env:
         runs = (options.env[0], options.env[1])
@@ -180,7 +183,7 @@ def rebase(options: argparse.Namespace) -> int:
 def find_bad_commit(options: argparse.Namespace) -> int:
     """Prints the first bad commit; returns 0, or 1 when skipped commits leave several."""
     root = find_root()
-    chosen_cases(discover_cases(), [options.case], lane := lane_to_run(options))
+    chosen_cases(discover_cases(root), [options.case], lane := lane_to_run(options))
     found = bisect(root, options.good, options.bad, options.case, lane, Progress())
     if len(found.commits) > 1:
         print(f"skipped commits leave {len(found.commits)} candidates:")

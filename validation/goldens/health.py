@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from validation.cases import LANES, Case, Fault
+from validation.cases import Case, Fault
 from validation.cases.difference import what_differs
 from validation.compare import curve_class, event_class
 from validation.files import DamagedFileError, decode_json, read_file
@@ -37,17 +37,20 @@ class Finding:
     text: str
 
 
-def examine(root: Path, cases: Mapping[str, Case], faults: Mapping[str, Fault]) -> list[Finding]:
+def examine(
+    root: Path, cases: Mapping[str, Case], faults: Mapping[str, Fault], lanes: Collection[str]
+) -> list[Finding]:
     """Everything that is wrong with the goldens of a repository.
 
     Args:
         root: the repository.
         cases: every declared case.
         faults: every declared fault.
+        lanes: every declared lane.
     """
     store = GoldenStore(root / "goldens")
-    found = [*_unknown_folders(store), *_quarantine(store.folder, cases)]
-    for lane in LANES:
+    found = [*_unknown_folders(store, lanes), *_quarantine(store.folder, cases)]
+    for lane in lanes:
         for name in store.names(lane):
             found += _examine_case(store, lane, name, cases)
         for case in cases.values():
@@ -198,10 +201,10 @@ def _audited(goldens: Path, lane: str, name: str, environment: str) -> bool:
     return False
 
 
-def _unknown_folders(store: GoldenStore) -> list[Finding]:
-    known = {*LANES, "audit"}
+def _unknown_folders(store: GoldenStore, lanes: Collection[str]) -> list[Finding]:
+    known = {*lanes, "audit"}
     folders = sorted(p for p in store.folder.glob("*") if p.is_dir() and p.name not in known)
-    text = f"is no lane; lanes are {', '.join(LANES)}"
+    text = f"is no lane; lanes are {', '.join(lanes)}"
     return [Finding("unreachable", f"goldens/{folder.name}", text) for folder in folders]
 
 

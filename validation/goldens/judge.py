@@ -1,8 +1,9 @@
 """`golden check --judge REV`: the base revision's gate judges this tree.
 
 A change must not loosen its own judge. The comparator, the cases and the faults are the ones of the
-`validation` package at the base revision, run from outside the checkout; the accepted values are
-this tree's, which reviewers see, and the tolerances are the base's for every golden that it has.
+`validation` package at the base revision, run from outside the checkout, and the base's
+`[tool.golden]` names their modules; the accepted values are this tree's, which reviewers see, and
+the tolerances are the base's for every golden that it has.
 """
 
 from __future__ import annotations
@@ -18,9 +19,14 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from validation.config import FILES, Declaration, declaration_of, search_path
+from validation.files import write_atomically
 from validation.goldens.store import Golden, GoldenStore, MissingGoldenError
 from validation.source import RepositoryError, git
 from validation.verdict import CaseResult, Verdict
+
+# What `validation` is installed as.
+_DISTRIBUTION = "vpmoe"
 
 
 def hold_to_base(golden: Golden, judge: Path | None) -> Golden:
@@ -42,6 +48,20 @@ def hold_to_base(golden: Golden, judge: Path | None) -> Golden:
     except MissingGoldenError:
         return golden
     return replace(golden, tolerances=base.tolerances)
+
+
+def judged_declaration(root: Path, judge: Path | None) -> Declaration:
+    """What says which modules have the cases, and which lanes there are.
+
+    Args:
+        root: this tree.
+        judge: `goldens/` of the base, beside its `pyproject.toml`; None without a judge.
+
+    Raises:
+        CaseError: there is no declaration, or a wrong one.
+    """
+    # A base from before there were declarations is judged by this tree's.
+    return declaration_of(*([] if judge is None else [judge.parent]), root)
 
 
 def vanished_cases(judge: Path, lane: str, declared: Collection[str]) -> list[CaseResult]:
@@ -68,21 +88,38 @@ def check_with_base(root: Path, revision: str, words: Sequence[str]) -> int:
     Raises:
         RepositoryError: there is no such revision.
     """
-    with checked_out(root, revision, ("validation", "goldens")) as base:
+    with checked_out(root, revision, ("validation", "goldens", *FILES)) as base:
+        _declare_to_old_gate(root, base)
         command = [sys.executable, "-P", "-m", "validation.cli", "check", *words]
         command += ["--judged-by", str(base / "goldens")]
         # Where the base has no gate of its own, the installed one judges by the base's goldens.
         inherited = os.environ.get("PYTHONPATH")
-        path = os.pathsep.join(part for part in (str(base), inherited, str(root)) if part)
+        path = os.pathsep.join(part for part in (str(base), inherited, *search_path(root)) if part)
         done = subprocess.run(
             command, cwd=root, env={**os.environ, "PYTHONPATH": path}, check=False
         )
     return done.returncode
 
 
+def _declare_to_old_gate(root: Path, base: Path) -> None:
+    """Gates from before there were declarations read the entry points of what is installed.
+
+    This tree's declaration is put in front of them, in the name of the harness's distribution.
+    """
+    if not (base / "validation").is_dir() or (base / "validation" / "config.py").exists():
+        return
+    declared = declaration_of(root)
+    lines = []
+    for group, modules in (("cases", declared.cases), ("faults", declared.faults)):
+        lines += [f"[validation.{group}]", *(f"{name} = {name}" for name in modules)]
+    info = base / f"{_DISTRIBUTION}-0.dist-info"
+    write_atomically(info / "METADATA", f"Name: {_DISTRIBUTION}\nVersion: 0\n".encode())
+    write_atomically(info / "entry_points.txt", "\n".join([*lines, ""]).encode())
+
+
 @contextlib.contextmanager
-def checked_out(root: Path, revision: str, folders: Sequence[str]) -> Iterator[Path]:
-    """A temporary folder with what a revision has of some folders; absent ones are left out.
+def checked_out(root: Path, revision: str, names: Sequence[str]) -> Iterator[Path]:
+    """A temporary folder with what a revision has at its root of these; absent ones are left out.
 
     Raises:
         RepositoryError: there is no such revision.
@@ -92,7 +129,7 @@ def checked_out(root: Path, revision: str, folders: Sequence[str]) -> Iterator[P
     except RepositoryError as error:
         raise RepositoryError(f"{revision}: not a revision of {root}") from error
     present = git(root, "ls-tree", "--name-only", commit).splitlines()
-    wanted = [name for name in folders if name in present]
+    wanted = [name for name in names if name in present]
     with tempfile.TemporaryDirectory(prefix="golden-base-") as folder:
         if wanted:
             packed = subprocess.run(

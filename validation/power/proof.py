@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 from itertools import chain, zip_longest
 from pathlib import Path
 
-from validation.cases import LANES, Case, Fault
+from validation.cases import Case, Fault
 from validation.compare import Comparison, compare
+from validation.config import declaration_of
 from validation.environment import gpu_count
 from validation.execution import RunError, RunOptions, run_case
 from validation.files import DamagedFileError
@@ -218,7 +219,7 @@ def _unable(site: Site, lane: str, case: Case) -> str | None:
     """Why this machine cannot run a case of a lane; None if it can."""
     gpus = gpu_count()
     missing = case.needs.missing(site.root, gpus, lane)
-    return unfit(lane, LANES[lane], gpus) or (missing and f"it {missing}")
+    return unfit(lane, declaration_of(site.root).lanes[lane], gpus) or (missing and f"it {missing}")
 
 
 def _unlike(site: Site, golden: Golden, case: Case, faults: Sequence[Fault]) -> str | None:

@@ -10,7 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from validation.cases import LANES, Case
+from validation.cases import Case
+from validation.config import declaration_of
 from validation.files import SCHEMA
 from validation.machine import unfit as unfit_machine
 from validation.revisions import base_checkout
@@ -29,8 +30,8 @@ from validation.throughput.telemetry import MAX_NEIGHBOURS, unfit, watch_for
 from validation.verdict import EXIT_CODES, Verdict, jsonable, worst
 
 BENCH_FILE = "bench.json"
-DEFAULT_PAIRS: Mapping[str, int] = {"cpu": 60, "h200": 240, "h200-x2": 240, "h200-x4": 240}
-"""By lane: a minute or two, start-up included where steps are short."""
+CPU_PAIRS, GPU_PAIRS = 60, 240
+"""Without and with GPUs: a minute or two, start-up included where steps are short."""
 EACH_ALPHA = ALPHA / 2
 """Of each of the two tests, the median step's and the whole block's."""
 STARTS = 2
@@ -169,6 +170,11 @@ class BenchResult:
         return dict(jsonable(document))
 
 
+def default_pairs(gpus: int) -> int:
+    """Pairs of blocks that a benchmark makes on a lane with so many GPUs."""
+    return GPU_PAIRS if gpus else CPU_PAIRS
+
+
 def run_bench(
     plan: BenchPlan, logs: Path, gpus: int, progress: Callable[[str], None]
 ) -> BenchResult:
@@ -186,7 +192,7 @@ def run_bench(
     """
     began, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
     results: list[CaseBench] = []
-    refusal = unfit_machine(plan.lane, LANES[plan.lane], gpus)
+    refusal = unfit_machine(plan.lane, declaration_of(plan.root).lanes[plan.lane], gpus)
     if refusal is not None:
         results = [
             CaseBench(case=c.name, verdict=Verdict.UNFIT, message=refusal) for c in plan.cases

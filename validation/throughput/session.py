@@ -23,11 +23,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from validation.cases import LANES, Case
+from validation.cases import Case
+from validation.config import without_gpus
 from validation.execution import RunError
 from validation.files import encode_json, write_atomically
 from validation.isolation import isolated
-from validation.revisions import copied_gate, search_path
+from validation.revisions import copied_gate, revision_path
 
 SIDES = ("base", "head")
 BLOCK_SECONDS = 0.05
@@ -247,7 +248,7 @@ class _Side:
         tree = plan.trees[name]
         environment = {
             **os.environ,
-            "PYTHONPATH": search_path(plan.trees["head"], tree, gate),
+            "PYTHONPATH": revision_path(plan.trees["head"], tree, gate),
             "TMPDIR": str(temporary),
         }
         with self._log.open("wb") as log:
@@ -257,7 +258,7 @@ class _Side:
                     str(temporary / "job.json"),
                 ],
                 cwd=tree,
-                env=isolated(environment) if LANES[plan.lane].gpus == 0 else environment,
+                env=isolated(environment) if without_gpus(tree, plan.lane) else environment,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,

@@ -11,13 +11,13 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[2]
-# Named like the installed distribution, which it hides: only the plain cases are discovered.
-_METADATA = "Metadata-Version: 2.1\nName: vpmoe\nVersion: 0\n"
-_ENTRY_POINTS = """\
-[validation.cases]
-plain = plain_cases
-[validation.faults]
-plain = plain_cases
+_PYPROJECT = """\
+[tool.golden]
+cases = ["plain_cases"]
+faults = ["plain_cases"]
+
+[tool.golden.lanes.h200]
+gpus = 1
 """
 
 
@@ -36,17 +36,16 @@ class Answer:
 
 @dataclass(frozen=True)
 class Project:
-    """A git repository with the plain training loop, and an environment of its own."""
+    """A git repository with the plain training loop."""
 
     root: Path
-    site: Path
 
     def environment(self, **more: str) -> dict[str, str]:
         """Variables of a `golden` process; a keyword adds one."""
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("GIT_", "PYTEST"))}
         return {
             **inherited,
-            "PYTHONPATH": os.pathsep.join([str(self.site), str(REPOSITORY)]),
+            "PYTHONPATH": str(REPOSITORY),
             "PYTHONDONTWRITEBYTECODE": "1",
             "GOLDEN_MLFLOW": "0",
             "OMP_NUM_THREADS": "1",
@@ -107,21 +106,18 @@ class Project:
     def copy(self, root: Path) -> "Project":
         """The same repository elsewhere."""
         shutil.copytree(self.root, root)
-        return Project(root, self.site)
+        return Project(root)
 
 
 def make_project(folder: Path) -> Project:
     """A fresh repository in `folder`, without goldens."""
-    root, site = folder / "repository", folder / "site"
-    info = site / "vpmoe-0.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text(_METADATA)
-    (info / "entry_points.txt").write_text(_ENTRY_POINTS)
-    root.mkdir()
+    root = folder / "repository"
+    root.mkdir(parents=True)
     for name in ("plain_loop.py", "plain_cases.py"):
         shutil.copy(HERE / name, root / name)
+    (root / "pyproject.toml").write_text(_PYPROJECT)
     (root / ".gitignore").write_text("__pycache__/\nruns/\n")
-    project = Project(root, site)
+    project = Project(root)
     project.git("init", "-q", "-b", "main")
     project.git("config", "user.name", "Ada")
     project.git("config", "user.email", "ada@example.org")

@@ -43,7 +43,10 @@ def store(tmp_path: Path, case: Case) -> GoldenStore:
 
 def kinds(store: GoldenStore, *cases: Case, faults: tuple[Fault, ...] = ()) -> list[str]:
     found = examine(
-        store.folder.parent, {c.name: c for c in cases}, {fault.id: fault for fault in faults}
+        store.folder.parent,
+        {c.name: c for c in cases},
+        {fault.id: fault for fault in faults},
+        ("cpu", "h200"),
     )
     return [finding.kind for finding in found]
 

@@ -9,33 +9,34 @@ import pytest
 
 import validation.cases.vpmoe.faults.throughput as slowdowns
 from validation.cases import discover_cases, discover_faults, discover_throughput_faults
+from validation.source import find_root
 from validation.throughput.session import SIDES, SessionPlan, open_session
 from validation.throughput.telemetry import CpuWatch
 from vpmoe.runtime import detect_lane
 
 
 def test_throughput_changes_no_digest() -> None:
-    case = discover_cases()["tiny_moe"]
+    case = discover_cases(find_root())["tiny_moe"]
     assert case.throughput
     assert replace(case, throughput=None).digest == case.digest
 
 
 def test_planted_slowdowns_are_no_faults_of_a_check() -> None:
-    slow = discover_throughput_faults()
+    slow = discover_throughput_faults(find_root())
     assert {"slow-step-1", "slow-step-3"} <= set(slow)
-    assert not set(slow) & set(discover_faults())
+    assert not set(slow) & set(discover_faults(find_root()))
     assert not any(fault.canary for fault in slow.values())
 
 
 @pytest.mark.skipif("VPMOE_RUN_SLOW" not in os.environ, reason="a minute: VPMOE_RUN_SLOW=1")
 def test_both_sides_train_the_same_steps(repository: Path, tmp_path: Path) -> None:
-    case = discover_cases()["tiny_moe"]
+    case = discover_cases(find_root())["tiny_moe"]
     plan = SessionPlan(
         case=case,
         lane="cpu",
         trees={"base": repository, "head": repository},
         logs=tmp_path,
-        fault=discover_throughput_faults()["slow-step-3"].plant,
+        fault=discover_throughput_faults(find_root())["slow-step-3"].plant,
         block_seconds=0.01,
     )
     with open_session(plan, CpuWatch()) as session:

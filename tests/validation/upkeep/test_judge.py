@@ -46,3 +46,27 @@ def test_an_unchanged_tree_passes_its_base_and_an_unknown_base_is_refused(
     answer = golden_project.golden("check", "--judge", "no-such-revision")
     assert answer.code == 2
     assert "no-such-revision" in answer.err
+
+
+_OLD_GATE = """\
+import sys
+from importlib.metadata import entry_points
+for group in ("cases", "faults"):
+    print(group, *(p.value for p in entry_points(group="validation." + group)))
+sys.exit(1)
+"""
+
+
+def test_a_base_whose_gate_reads_entry_points_is_told_what_is_declared(plain_project: Any) -> None:
+    project = plain_project
+    gate = project.root / "validation" / "cli"
+    gate.mkdir(parents=True)
+    (gate.parent / "__init__.py").write_text("")
+    (gate / "__init__.py").write_text("")
+    (gate / "__main__.py").write_text(_OLD_GATE)
+    base = project.commit("A gate from before there were declarations")
+    project.git("rm", "-rq", "validation")
+    project.commit("The installed gate")
+    answer = project.golden("check", "--judge", base)
+    assert (answer.code, answer.err) == (1, "")
+    assert answer.out.splitlines() == ["cases plain_cases", "faults plain_cases"]

@@ -6,6 +6,7 @@ from validation.cases import discover_cases
 from validation.check import decoded_tokens
 from validation.compare import compare
 from validation.recorder import Recorder
+from validation.source import find_root
 from validation.trace import Trace
 from vpmoe.tokenizer import O200kHarmonyTokenizer
 from vpmoe.tokenizer.asset import ensure_asset
@@ -23,11 +24,11 @@ def trace(text: str) -> Trace:
 def test_the_text_around_the_first_differing_token() -> None:
     golden, actual = trace("The cat sat on the mat."), trace("The cat lay on the mat.")
     comparison = compare(golden, actual)
-    decoded = decoded_tokens(discover_cases()["tiny_moe"], comparison)
+    decoded = decoded_tokens(discover_cases(find_root())["tiny_moe"], comparison)
     assert decoded["golden"] == ("The cat", " sat", " on the mat.")
     assert decoded["actual"] == ("The cat", " lay", " on the mat.")
 
 
 def test_nothing_to_decode() -> None:
     same = compare(trace("One."), trace("One."))
-    assert decoded_tokens(discover_cases()["tiny_moe"], same) == {}
+    assert decoded_tokens(discover_cases(find_root())["tiny_moe"], same) == {}

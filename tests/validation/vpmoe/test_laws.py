@@ -30,9 +30,11 @@ def broken_laws(trace: Trace) -> set[str]:
     ],
 )
 def test_laws(fault: str | None, laws: set[str], tmp_path: Path) -> None:
-    plant = None if fault is None else discover_faults()[fault].plant
+    plant = None if fault is None else discover_faults(find_root())[fault].plant
     options = RunOptions(lane="cpu", fault=plant, settings={"perturb_seed": 3})
-    trace = run_case(discover_cases()["laws"], options, find_root(), tmp_path / "log.txt")
+    trace = run_case(
+        discover_cases(find_root())["laws"], options, find_root(), tmp_path / "log.txt"
+    )
     found = broken_laws(trace)
     assert laws <= found
     assert bool(found) is bool(laws)

@@ -6,17 +6,18 @@ import pytest
 import torch
 
 from validation.cases import discover_benign, discover_cases, discover_faults
+from validation.source import find_root
 from validation.worker import resolve
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="plants in the CPU lane")
 
-FAULTS, BENIGN = discover_faults(), discover_benign()
+FAULTS, BENIGN = discover_faults(find_root()), discover_benign(find_root())
 
 
 @pytest.mark.parametrize("name", [*FAULTS, *BENIGN])
 def test_it_can_be_planted_and_taken_back(name: str) -> None:
     declared = (FAULTS | BENIGN)[name]
-    assert declared.case in discover_cases()
+    assert declared.case in discover_cases(find_root())
     for plant in (declared.plant, declared.plant, getattr(declared, "twin", None)):
         if plant is not None:
             with resolve(plant)():

@@ -14,6 +14,7 @@ from validation.cases import Case, discover_cases
 from validation.compare import compare
 from validation.execution import RunOptions, run_case
 from validation.goldens import GoldenStore
+from validation.source import find_root
 
 
 @dataclass(frozen=True)
@@ -170,7 +171,7 @@ def test_first_divergence_names_the_bug(
     path.write_text(text.replace(bug.old, bug.new), "utf-8")
     vocabulary = repository / "data" / "tokenizer" / "o200k_base.tiktoken"
     monkeypatch.setenv("O200K_HARMONY_VOCAB_PATH", str(vocabulary))
-    case: Case = discover_cases()[bug.case]
+    case: Case = discover_cases(find_root())[bug.case]
     options = RunOptions(lane="cpu", settings={"stop_after": 1})
     trace = run_case(case, options, root, tmp_path / "log.txt")
     golden = GoldenStore(repository / "goldens").load("cpu", bug.case)

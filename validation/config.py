@@ -1,0 +1,229 @@
+"""What a repository declares: `[tool.golden]` of its `pyproject.toml`, or a `golden.toml`.
+
+    [tool.golden]
+    cases = ["my_package.golden_cases"]     # modules with CASES, importable from the checkout
+    faults = ["my_package.golden_faults"]   # modules with FAULTS
+    packages = ["shared"]                   # entry points of installed packages to take in, too
+
+    [tool.golden.lanes.a100]                # the lane `cpu` needs no entry
+    gpus = 1
+    capability = ["8.0"]
+    modules = ["triton"]
+
+`golden.toml` has the same keys at its top level. An entry point of the groups `validation.cases`
+and `validation.faults` is how an installed package shares cases; it is off unless `packages` names
+it, so that the cases of a checkout never depend on what else is installed.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import sysconfig
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from validation.files import safe_name
+from validation.machine import LaneNeeds
+
+PYPROJECT, GOLDEN_TOML = "pyproject.toml", "golden.toml"
+FILES = (PYPROJECT, GOLDEN_TOML)
+CPU = "cpu"
+_KEYS = ("cases", "faults", "packages", "lanes", "reach")
+_LANE_KEYS = ("gpus", "capability", "modules")
+_MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
+_CAPABILITY = re.compile(r"\d+\.\d+")
+# Folders of goldens/ that are no lane.
+_RESERVED = ("audit",)
+_EXAMPLE = """\
+  [tool.golden]
+  cases = ["my_package.golden_cases"]    # a module with CASES, importable from the checkout"""
+
+
+class CaseError(ValueError):
+    """What a repository declares wrongly, or does not: its lanes, a case, a fault."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Declaration:
+    """What a repository declares.
+
+    Attributes:
+        file: where it says so.
+        cases: modules with `CASES`.
+        faults: modules with `FAULTS`.
+        packages: names of entry points to take in.
+        lanes: lane -> what it needs; always has `cpu`.
+        reach: pattern of paths -> what a change of them can move; see `validation.reach`.
+    """
+
+    file: Path
+    cases: Sequence[str] = ()
+    faults: Sequence[str] = ()
+    packages: Sequence[str] = ()
+    lanes: Mapping[str, LaneNeeds]
+    reach: Mapping[str, str] = field(default_factory=dict)
+
+    def key(self, name: str) -> str:
+        """A key as messages name it, with its file."""
+        return f"{self.file}: {self.section(name)}"
+
+    def section(self, *names: str) -> str:
+        """Keys as one would write them in the file."""
+        return _section(self.file, *names)
+
+
+def declaration_of(*folders: Path) -> Declaration:
+    """The declaration of the first of these folders that has one.
+
+    Args:
+        folders: roots of checkouts.
+
+    Raises:
+        CaseError: none has one, or it is not as this module says.
+    """
+    for folder in folders:
+        found = read_declaration(folder)
+        if found is not None:
+            return found
+    raise CaseError(
+        f"{folders[-1]}: declares no cases; write into {PYPROJECT}\n{_EXAMPLE}\n"
+        f"or the same keys, without the section, into {GOLDEN_TOML}"
+    )
+
+
+def read_declaration(folder: Path) -> Declaration | None:
+    """What a folder declares; None when neither of its files declares anything.
+
+    Raises:
+        CaseError: both files do, or a key is unknown or of another type.
+    """
+    declaring = {
+        path: table
+        for path in (folder / name for name in FILES)
+        if (table := _table(path)) is not None
+    }
+    if len(declaring) > 1:
+        one, other = declaring
+        raise CaseError(f"{one} ([tool.golden]) and {other} both declare cases: keep one of them")
+    return next((_parse(path, table) for path, table in declaring.items()), None)
+
+
+def _table(path: Path) -> Any:
+    """The declaring table of a file, unchecked; None without the file or the table."""
+    try:
+        document = tomllib.loads(path.read_bytes().decode())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:  # TOML and UTF-8 errors are ValueErrors
+        raise CaseError(f"{path}: cannot be read: {error}") from error
+    if path.name == GOLDEN_TOML:
+        return document or None
+    tool = document.get("tool", {})
+    return tool.get("golden") if isinstance(tool, dict) else None
+
+
+def _parse(path: Path, table: Any) -> Declaration:
+    if not isinstance(table, dict):
+        raise CaseError(f"{path}: {_section(path)}: a table, not {table!r}")
+    _refuse_unknown(f"{path}: {_section(path)}", table, _KEYS)
+    modules = {
+        key: _texts(f"{path}: {_section(path, key)}", table.get(key, []), _MODULE, "module")
+        for key in ("cases", "faults")
+    }
+    packages = _texts(f"{path}: {_section(path, 'packages')}", table.get("packages", []))
+    if not modules["cases"] and not packages:
+        raise CaseError(f"{path}: {_section(path)} names no case: write\n{_EXAMPLE}")
+    lanes = table.get("lanes", {})
+    if not isinstance(lanes, dict):
+        raise CaseError(f"{path}: {_section(path, 'lanes')}: a table of lanes, not {lanes!r}")
+    named = {name: _lane(path, name, entry) for name, entry in lanes.items()}
+    lanes = {CPU: LaneNeeds(gpus=0), **named}
+    reach = table.get("reach", {})
+    if not isinstance(reach, dict):
+        raise CaseError(f'{path}: {_section(path, "reach")}: a table of "pattern" = "reach"')
+    return Declaration(file=path, packages=packages, lanes=lanes, reach=reach, **modules)
+
+
+def _lane(path: Path, name: str, entry: Any) -> LaneNeeds:
+    place = f"{path}: {_section(path, 'lanes', name)}"
+    if not safe_name(name) or name in _RESERVED:
+        raise CaseError(
+            f"{place}: a lane's name has letters, digits, '.', '_', '-', and is a folder"
+        )
+    if not isinstance(entry, dict):
+        raise CaseError(f"{place}: a table with gpus = NUMBER, not {entry!r}")
+    _refuse_unknown(place, entry, _LANE_KEYS)
+    gpus = entry.get("gpus")
+    if isinstance(gpus, bool) or not isinstance(gpus, int) or gpus < 0:
+        said = "is missing" if gpus is None else f"is {gpus!r}"
+        raise CaseError(f"{place}.gpus {said}: the number of GPUs that the lane uses, 0 or more")
+    if name == CPU and gpus:
+        raise CaseError(f"{place}.gpus is {gpus}: the lane {CPU} uses no GPU")
+    capabilities = _texts(
+        f"{place}.capability", entry.get("capability", []), _CAPABILITY, 'capability, as "9.0",'
+    )
+    if capabilities and not gpus:
+        raise CaseError(f"{place}.capability: is a GPU's, and the lane uses none")
+    modules = _texts(f"{place}.modules", entry.get("modules", []), _MODULE, "module")
+    return LaneNeeds(gpus=gpus, capabilities=capabilities, modules=modules)
+
+
+def _texts(
+    place: str, value: Any, pattern: re.Pattern[str] | None = None, what: str = "name"
+) -> Sequence[str]:
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise CaseError(f"{place}: a list of text, not {value!r}")
+    for item in value:
+        if not item or (pattern is not None and not pattern.fullmatch(item)):
+            raise CaseError(f"{place}: {item!r} is no {what}".rstrip(","))
+        if value.count(item) > 1:
+            raise CaseError(f"{place}: has {item!r} twice")
+    return tuple(value)
+
+
+def _refuse_unknown(place: str, table: Mapping[str, Any], known: Sequence[str]) -> None:
+    for key in table:
+        if key not in known:
+            raise CaseError(f"{place}: there is no key {key!r}; keys are {', '.join(known)}")
+
+
+def _section(path: Path, *keys: str) -> str:
+    """Keys as one would write them in a file."""
+    return (
+        ".".join([*(["tool.golden"] if path.name == PYPROJECT else []), *keys]) or "its top level"
+    )
+
+
+def without_gpus(root: Path, lane: str) -> bool:
+    """Whether a lane has no GPUs, so that its runs are to see none.
+
+    Args:
+        root: the checkout that is run; an old one may declare nothing.
+        lane: its name.
+    """
+    if lane == CPU:
+        return True
+    declared = read_declaration(root)
+    needs = declared.lanes.get(lane) if declared else None
+    return needs is not None and needs.gpus == 0
+
+
+def search_path(root: Path) -> list[str]:
+    """Where modules of a checkout are: its root, and `src/` if it has one."""
+    return [str(folder) for folder in (root, root / "src") if folder.is_dir()]
+
+
+def make_importable(root: Path) -> None:
+    """Puts a checkout on this process's module search path, as its runs have it.
+
+    Behind the user's PYTHONPATH, where a judge's own gate may stand, and ahead of what is
+    installed. A process serves one checkout: modules that are imported stay.
+    """
+    library = sysconfig.get_path("stdlib")
+    place = sys.path.index(library) if library in sys.path else 0
+    ahead = sys.path[:place]
+    sys.path[place:place] = [folder for folder in search_path(root) if folder not in ahead]
