@@ -34,7 +34,7 @@ PACKAGES = (
 )
 
 
-def describe(lane: str, ranks: int = 1) -> dict[str, Any]:
+def describe(lane: str, ranks: int = 1, arithmetic: str = "native") -> dict[str, Any]:
     """The environment of this process.
 
     Args:
