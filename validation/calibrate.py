@@ -1,7 +1,7 @@
 """`golden calibrate`: measure a case's noise and set its tolerances.
 
-One commit is rerun under random rounding (`validation.arithmetic.rounding`): each seed is a machine,
-or a way to write the code, that could exist. What the reruns differ by, pooled by class of record
+One commit is rerun under random rounding (`validation.arithmetic.rounding`): each seed is a
+machine, or a way to write the code, that could exist. What the reruns differ by, pooled by class of record
 and step, is the noise; the tolerance is a multiple of it. Noise grows along a run (a router choice
 flips), so tolerances follow the step: tight early, wide late.
 

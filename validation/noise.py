@@ -124,6 +124,11 @@ def held_out(runs: Sequence[Noise], floor: float, grains: Grains | None = None) 
     return found
 
 
+def by_seeds(calibration: Mapping[str, Any]) -> bool:
+    """Whether a golden was calibrated by seeds that mean the same in every case."""
+    return calibration.get("source") in (ROUNDING, PERTURBED)
+
+
 def whole_check_alarms(calibrations: Iterable[Mapping[str, Any]]) -> tuple[int, int, float]:
     """How many held-out whole checks of a lane would have failed without reason.
 
@@ -134,11 +139,7 @@ def whole_check_alarms(calibrations: Iterable[Mapping[str, Any]]) -> tuple[int, 
         Failed checks, checks, and the largest ratio of any of them. A check is the reruns of one
         seed in every case that was calibrated by seeds: none where no case was.
     """
-    ratios = [
-        [float(ratio) for ratio in record.get("held_out", ())]
-        for record in calibrations
-        if record.get("source") in (ROUNDING, PERTURBED)
-    ]
+    ratios = [[float(ratio) for ratio in r["held_out"]] for r in calibrations if by_seeds(r)]
     checks = list(zip(*ratios, strict=False))
     largest = max((max(check) for check in checks), default=0.0)
     return sum(max(check) > 1.0 for check in checks), len(checks), largest

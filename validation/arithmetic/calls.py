@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,8 @@ from validation.arithmetic.operations import element_name
 
 # Arguments that the fused optimizers want in fp32.
 KEPT = frozenset({"state_steps", "grad_scale", "found_inf"})
+
+_PART = 1 << 16
 
 
 class Call:
@@ -109,6 +111,37 @@ class Call:
         copies = Call(self.func, args, kwargs)
         return [t for t in copies.results(found) if t.dtype is torch.float64]
 
+    def in_parts(self, rule: Callable[[Call], Any]) -> Any:
+        """A rule applied to an operation on elements, a cache's worth of them at a time.
+
+        Temporary tensors of a vocabulary's size would cost more than the arithmetic.
+        """
+        returns = self.func._schema.returns
+        large = [tensor for tensor in self.narrow if tensor.numel() > 1]
+        splits = (
+            len(large) > 0
+            and large[0].numel() > _PART
+            and all(t.shape == large[0].shape and t.is_contiguous() for t in large)
+            and all(isinstance(value, torch.Tensor | int | float) for value in self.args)
+            and len(self.narrow) == sum(isinstance(v, torch.Tensor) for v in self.args)
+            and not any(isinstance(value, torch.Tensor) for value in self.kwargs.values())
+            and len(returns) == 1
+        )
+        if not splits:
+            return rule(self)
+        whole = self.args[0] if _written(self.func) else torch.empty_like(large[0])
+        for first in range(0, large[0].numel(), _PART):
+            args = [
+                value.view(-1)[first : first + _PART]
+                if isinstance(value, torch.Tensor) and value.numel() > 1
+                else value
+                for value in self.args
+            ]
+            part = rule(Call(self.func, args, self.kwargs))
+            if whole is not self.args[0]:
+                whole.view(-1)[first : first + _PART] = part
+        return whole
+
     def results(self, found: Any = None) -> list[torch.Tensor]:
         """Tensors that a call has written into, then those that it returned."""
         found = self.plain_results if found is None else found
@@ -199,6 +232,15 @@ def _returned_names(func: Any) -> Sequence[str]:
         if a.alias_info is not None
     }
     return [by_alias[frozenset(r.alias_info.before_set)] for r in func._schema.returns]
+
+
+def blocks(*tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Views of tensors of one shape, a cache's worth of elements at a time where that is easy."""
+    if not all(tensor.is_contiguous() for tensor in tensors):
+        yield tensors
+        return
+    for first in range(0, max(1, tensors[0].numel()), _PART):
+        yield tuple(tensor.view(-1)[first : first + _PART] for tensor in tensors)
 
 
 def flat(values: Sequence[Any]) -> list[Any]:

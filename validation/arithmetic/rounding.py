@@ -22,13 +22,13 @@ from __future__ import annotations
 import functools
 import math
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from validation.arithmetic.calls import Call, narrow_tensors
+from validation.arithmetic.calls import Call, blocks, narrow_tensors
 from validation.arithmetic.counts import Arithmetic
 from validation.arithmetic.operations import (
     EXACT,
@@ -41,6 +41,8 @@ from validation.arithmetic.sums import longest_sum
 
 # Beyond these a unit in the last place is no relative error any more.
 _SMALLEST, _LARGEST = 2.0**-100, 2.0**100
+# Two units in the last place and more: what moves inputs and results alone can do.
+_SLACK = 2.0**-21
 
 
 def _words(text: str) -> frozenset[str]:
@@ -83,6 +85,7 @@ _ACCUMULATED: Mapping[str, str] = {
     "_unsafe_masked_index_put_accumulate": "values",
     "put": "source",
 }
+_BY_ELEMENT = _FUNCTIONS | _ADDED
 _OPTIMIZERS = _words("_fused_adagrad _fused_adam _fused_adamw _fused_sgd")
 
 
@@ -133,7 +136,10 @@ class RandomRounding(TorchDispatchMode):
         again = not call.argument("dropout_p", 0.0)  # whether it may run twice: it draws nothing
         if call.wide or call.mixed or not (call.dense and call.regular and again):
             return self._by_result(call)
-        return self._rule(call)(call)
+        rule = self._rule(call)
+        if call.name in _BY_ELEMENT and rule != Call.plain:
+            return call.in_parts(rule)
+        return rule(call)
 
     def _rule(self, call: Call) -> Callable[[Call], Any]:
         name = call.name
@@ -154,18 +160,15 @@ class RandomRounding(TorchDispatchMode):
     # --- what a seed does to one operation ---------------------------------------------------
 
     def _function(self, call: Call) -> Any:
-        return call.hand_over([self._moved(e, call.name) for e in call.in_fp64()])
+        exact = call.in_fp64()
+        return call.hand_over([self._settled(e, e, call.name) for e in exact])
 
     def _other(self, call: Call) -> Any:
         exact = call.in_fp64()
-        shaken = call.in_fp64(lambda x, _: self._nudged(x, call.name).double())
-        self._count_sum(call, exact)
-        found = []
-        for right, other in zip(exact, shaken, strict=True):
-            rounded = _inexact(right)
-            found.append(torch.where(rounded, self._step(other.float(), call.name), right.float()))
-            self._count(rounded)
-        return call.hand_over(found)
+        shaken = call.in_fp64(lambda x, _: self._nudged(x, call.name))
+        self._count_sum(longest_sum(call.func, call.args, call.kwargs, exact))
+        pairs = zip(exact, shaken, strict=True)
+        return call.hand_over([self._settled(e, other, call.name) for e, other in pairs])
 
     def _contraction(self, call: Call) -> Any:
         exact = call.in_fp64()
@@ -178,31 +181,23 @@ class RandomRounding(TorchDispatchMode):
                 right: other.index_select(max(-2, -other.ndim), order),
             }
         )
-        self._count_sum(call, exact, one.shape[-1])
-        found = []
-        for right_result, mine in zip(exact, call.results(), strict=True):
-            rounded = _inexact(right_result)
-            found.append(torch.where(rounded, self._step(mine, call.name), right_result.float()))
-            self._count(rounded)
-        return call.hand_over(found)
+        self._count_sum(one.shape[-1])
+        pairs = zip(exact, call.results(), strict=True)
+        return call.hand_over([self._settled(e, mine, call.name) for e, mine in pairs])
 
     def _addition(self, call: Call) -> Any:
         bases = [base.double() for base in call.bases()]
-        exact = call.in_fp64()
+        exact = shaken = call.in_fp64()
         source = _ACCUMULATED.get(call.name)
-        shaken = exact
         if source is not None:
             shaken = call.in_fp64(
-                lambda x, name: self._nudged(x, call.name).double() if name == source else x
+                lambda x, name: self._nudged(x, call.name) if name == source else x
             )
-            self._count_sum(call, exact)
+            self._count_sum(longest_sum(call.func, call.args, call.kwargs, exact))
         found = []
         for base, right, other in zip(bases, exact, shaken, strict=True):
-            term = right - base
-            rounded = _inexact(term)
-            added = torch.where(rounded, self._step((other - base).float(), call.name), term)
-            found.append((base + added).float())
-            self._count(rounded)
+            added = self._settled(right - base, other - base, call.name)
+            found.append((base + added.double()).float())
         return call.hand_over(found)
 
     def _without_inputs(self, call: Call) -> Any:
@@ -212,7 +207,7 @@ class RandomRounding(TorchDispatchMode):
         if not found or "dtype" not in call.places or call.has_tensors or call.out is not None:
             return self._by_result(call, result) if found else result
         wide = call.func(*call.args, **{**call.kwargs, "dtype": torch.float64})
-        return self._moved(wide, call.name)
+        return self._settled(wide, wide, call.name)
 
     def _by_result(self, call: Call, result: Any = None) -> Any:
         """Where fp64 cannot tell what was rounded: every fp32 result is moved that is not whole."""
@@ -228,15 +223,32 @@ class RandomRounding(TorchDispatchMode):
 
     # --- single numbers ----------------------------------------------------------------------
 
-    def _moved(self, exact: torch.Tensor, name: str) -> torch.Tensor:
-        """Exact results, fp64, rounded to fp32; those that this changes moved by up to a unit."""
-        rounded = _inexact(exact)
-        self._count(rounded)
-        near = exact.float()
-        return torch.where(rounded, self._step(near, name), near)
+    def _settled(self, exact: torch.Tensor, other: torch.Tensor, name: str) -> torch.Tensor:
+        """Results in fp32: the exact ones where fp32 has them, elsewhere near the other ones.
+
+        Args:
+            exact: right results, fp64.
+            other: what this machine finds, not yet moved; fp64 or fp32.
+            name: of the operation.
+        """
+        found = torch.empty_like(exact, dtype=torch.float32)
+        any_rounded = False
+        for mine, right, theirs in blocks(found, exact, other):
+            near = right.float()
+            rounded = near.double() != right
+            if other is not exact:
+                # Terms that cancel were rounded, even where fp32 has what remains of them.
+                rounded |= (theirs - right).abs_() > _SLACK * right.abs()
+            moved = self._step(near if other is exact else theirs.float(), name)
+            torch.where(rounded, moved, near, out=mine)
+            any_rounded = any_rounded or bool(rounded.any())
+        self.counts.shaken += any_rounded
+        return found
 
     def _nudged(self, value: torch.Tensor, name: str) -> torch.Tensor:
-        """Inputs, fp32, moved by up to a unit."""
+        """Inputs, fp32, moved by up to a unit; whole numbers, whose sums are exact, are not."""
+        if bool((value == value.round()).all()):
+            return value
         return self._step(value, f"{name} <-")
 
     def _step(self, value: torch.Tensor, name: str) -> torch.Tensor:
@@ -260,19 +272,8 @@ class RandomRounding(TorchDispatchMode):
             self._orders[terms] = torch.randperm(terms, generator=generator)
         return self._orders[terms]
 
-    def _count(self, rounded: torch.Tensor) -> None:
-        self.counts.shaken += bool(rounded.any())
-
-    def _count_sum(
-        self, call: Call, results: Sequence[torch.Tensor], terms: int | None = None
-    ) -> None:
-        found = longest_sum(call.func, call.args, call.kwargs, results) if terms is None else terms
-        self.counts.largest_sum = max(self.counts.largest_sum, found)
-
-
-def _inexact(exact: torch.Tensor) -> torch.Tensor:
-    """Whether fp32 lacks a number, and so had to round it."""
-    return exact.float().double() != exact
+    def _count_sum(self, terms: int) -> None:
+        self.counts.largest_sum = max(self.counts.largest_sum, terms)
 
 
 def _rounds(factor: Any) -> bool:

@@ -22,7 +22,7 @@ from validation.goldens.acceptance import RefusedError
 from validation.goldens.changes import changes
 from validation.goldens.environments import in_words
 from validation.goldens.merge import describe_head
-from validation.noise import whole_check_alarms
+from validation.noise import by_seeds, whole_check_alarms
 from validation.source import RepositoryError, find_root, git
 from validation.trace import Trace, load_trace
 from validation.verdict import jsonable
@@ -115,7 +115,7 @@ def _held_out(records: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     alarms, checks, largest = whole_check_alarms(records)
     if not checks:
         return None
-    sources = {str(record["source"]) for record in records if record.get("held_out")}
+    sources = {str(record["source"]) for record in records if by_seeds(record)}
     return {
         "source": ", ".join(sorted(sources)),
         "alarms": alarms,
