@@ -1,9 +1,9 @@
 """`golden calibrate`: measure a case's noise and set its tolerances.
 
 One commit is rerun under random rounding (`validation.arithmetic.rounding`): each seed is a
-machine, or a way to write the code, that could exist. What the reruns differ by, pooled by class of record
-and step, is the noise; the tolerance is a multiple of it. Noise grows along a run (a router choice
-flips), so tolerances follow the step: tight early, wide late.
+machine, or a way to write the code, that could exist. What the reruns differ by, pooled by class of
+record and step, is the noise; the tolerance is a multiple of it. Noise grows along a run (a router
+choice flips), so tolerances follow the step: tight early, wide late.
 
 A process without torch, or a case that computes nothing with it, is rerun with its initial weights
 moved by a unit in the last place, which its adapter must do (`perturb_seed`). On a GPU the reruns

@@ -48,7 +48,8 @@ _PASSES = _words(
     """
     abs alias all allclose aminmax _aminmax any amax amin argmax argmin argsort as_strided
     as_strided_scatter bernoulli bitwise_and bitwise_left_shift bitwise_not bitwise_or
-    bitwise_right_shift bitwise_xor block_diag bucketize cat _chunk_cat ceil channel_shuffle clamp clamp_max
+    bitwise_right_shift bitwise_xor block_diag bucketize cat _chunk_cat ceil channel_shuffle clamp
+    clamp_max
     clamp_min clone coalesce complex conj_physical _conj_physical constant_pad_nd copy copysign
     count_nonzero cummax cummin _cummax_helper _cummin_helper detach diag_embed diagonal_backward
     diagonal_scatter

@@ -1,4 +1,4 @@
-"""Random rounding: what it leaves alone, how far it moves the rest, and that a seed is a machine."""
+"""Random rounding: what it leaves alone, how far it moves the rest; a seed is a machine."""
 
 from collections.abc import Callable
 from typing import Any
