@@ -11,14 +11,14 @@ law, if it has one, against a run of the same environment. A run without a trace
 
 Finished runs are kept beside the output, as `.jsonl`; the same command goes on after an
 interruption, and refuses if the code or a golden is another one. An environment counts as *seen*
-when calibration ran its combination of threads, capability and whether weights were moved.
+when the golden was recorded, and so calibrated, in its threads and capability, weights not moved.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-import re
+import os
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.ledger import in_parallel, interrupted, opened, refuse_chosen_environment
-from validation.calibrate import native_capability
 from validation.cases import Case, discover_cases
 from validation.compare import Comparison, compare, compare_law
 from validation.environment import describe
@@ -166,17 +165,19 @@ def _environment(
 
 
 def seen_names(golden: Golden) -> set[str]:
-    """Names of the environments that the golden's calibration, and the golden itself, ran in."""
+    """Names of the environment that the golden was recorded and calibrated in."""
     recorded = golden.trace.provenance.get("environment", {})
     own = (recorded.get("threads"), str(recorded.get("cpu_isa")).lower())
-    seen = {_name(None, None, False), _name(*own, False)}
-    for line in golden.calibration.get("variants", ()):
-        known = re.match(r"(\d+) thread\(s\), (\w+):", line)
-        if known:
-            seen.add(_name(known[1], known[2], False))
-        elif line.startswith("one-ulp perturbation"):
-            seen |= {_name(None, None, True), _name(*own, True)}
-    return seen
+    return {_name(None, None, False), _name(*own, False)}
+
+
+def native_capability() -> str:
+    """The best vector instructions that this CPU has, as ATEN_CPU_CAPABILITY names them."""
+    import torch
+
+    chosen = os.environ.get("ATEN_CPU_CAPABILITY")
+    capability = torch.backends.cpu.get_cpu_capability().lower()
+    return capability if chosen is None and capability in ("avx2", "avx512") else "avx2"
 
 
 class CleanRuns:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.metadata
 import importlib.util
 import os
 import platform
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,10 +24,12 @@ VARIABLES = (
     "CUBLAS_WORKSPACE_CONFIG",
     "CUDA_DEVICE_MAX_CONNECTIONS",
     "MKL_CBWR",
+    "MKL_ENABLE_INSTRUCTIONS",
     "MKL_NUM_THREADS",
     "NCCL_ALGO",
     "NVTE_ALLOW_NONDETERMINISTIC_ALGO",
     "OMP_NUM_THREADS",
+    "ONEDNN_MAX_CPU_ISA",
     "TORCHDYNAMO_DISABLE",
 )
 PACKAGES = (
@@ -39,12 +43,13 @@ PACKAGES = (
 )
 
 
-def describe(lane: str, ranks: int = 1) -> dict[str, Any]:
+def describe(lane: str, ranks: int = 1, arithmetic: str = "native") -> dict[str, Any]:
     """The environment of this process.
 
     Args:
         lane: the lane it serves.
         ranks: processes of the run.
+        arithmetic: that the run computes in, see `validation.arithmetic`.
 
     Returns:
         JSON values; what cannot be known is None. Of torch only a process that uses it can tell.
@@ -53,7 +58,11 @@ def describe(lane: str, ranks: int = 1) -> dict[str, Any]:
     described: dict[str, Any] = {
         "lane": lane,
         "ranks": ranks,
-        "device": _cpu_model(),
+        "arithmetic": arithmetic,
+        "device": _cpu_name(),
+        **_cpu_facts(),
+        "platform": f"{sys.platform} {platform.machine()}",
+        "blas": _blas(torch) if torch else None,
         "capability": None,
         "driver": None,
         "cuda": None,
@@ -76,6 +85,19 @@ def describe(lane: str, ranks: int = 1) -> dict[str, Any]:
     described |= {name: None if name in hidden else _version(name) for name in PACKAGES}
     described |= {name: os.environ[name] for name in VARIABLES if name in os.environ}
     return described
+
+
+def machine_type(environment: Mapping[str, Any]) -> str:
+    """What tells machines apart whose rounding may differ, such as `AuthenticAMD 26/2`.
+
+    Machines of one type have one set of kernels. On a lane with GPUs it is the GPU's name; where
+    vendor, family and model of the CPU are not recorded, its name.
+    """
+    cpu = [environment.get(name) for name in ("cpu_vendor", "cpu_family", "cpu_model")]
+    if environment.get("capability") is not None or None in cpu:
+        return str(environment.get("device") or "unknown")
+    vendor, family, model = cpu
+    return f"{vendor} {family}/{model}"
 
 
 def here(lane: str, ranks: int = 1) -> dict[str, Any]:
@@ -116,15 +138,45 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _cpu_model() -> str:
+# What Linux calls a processor's vendor, family and model: on x86, and on Arm.
+_CPU_FACTS = {
+    "cpu_vendor": ("vendor_id", "CPU implementer"),
+    "cpu_family": ("cpu family", "CPU architecture"),
+    "cpu_model": ("model", "CPU part"),
+}
+
+
+def _cpu_name() -> str:
+    return _cpuinfo().get("model name") or platform.processor() or platform.machine()
+
+
+def _cpu_facts() -> dict[str, str | None]:
+    known = _cpuinfo()
+    return {
+        fact: next((known[name] for name in names if name in known), None)
+        for fact, names in _CPU_FACTS.items()
+    }
+
+
+@functools.cache
+def _cpuinfo() -> dict[str, str]:
+    """What /proc/cpuinfo says of the first processor; nothing on other systems."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        first = Path("/proc/cpuinfo").read_text().strip().split("\n\n")[0]
     except OSError:
-        return platform.processor() or platform.machine()
-    return next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
-        platform.machine(),
-    )
+        return {}
+    pairs = (line.partition(":") for line in first.splitlines())
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def _blas(torch: Any) -> str | None:
+    """The library of torch's matrix products, such as `mkl 2024.2`; None where it does not say."""
+    built = torch.__config__.show()
+    if torch.backends.mkl.is_available():
+        version = re.search(r"Math Kernel Library Version ([\d.]+)", built)
+        return f"mkl {version[1]}" if version else "mkl"
+    named = re.search(r"BLAS_INFO=(\w+)", built)
+    return named[1] if named else None
 
 
 def _topology(torch: Any) -> str:
@@ -147,19 +199,3 @@ def _driver() -> str | None:
     except Exception:  # NVML may be absent in a container; the driver is then unknown
         return None
     return version.decode() if isinstance(version, bytes) else str(version)
-
-
-def machine_type(environment: Mapping[str, Any]) -> str:
-    """The type of machine that an environment is of, as `AuthenticAMD 25/17`.
-
-    Machines of one type have one set of kernels. On a lane with GPUs it is the GPU's name; where
-    vendor, family and model of the CPU are unknown, its name.
-
-    Args:
-        environment: what `describe` left.
-    """
-    cpu = [environment.get(name) for name in ("cpu_vendor", "cpu_family", "cpu_model")]
-    if environment.get("lane", "cpu") != "cpu" or None in cpu:
-        return str(environment.get("device"))
-    vendor, family, model = cpu
-    return f"{vendor} {family}/{model}"

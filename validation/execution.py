@@ -16,6 +16,7 @@ from typing import Any
 from validation.cases import Case
 from validation.config import without_gpus
 from validation.files import DamagedFileError, encode_json, write_atomically
+from validation.notes import merged
 from validation.trace import Trace, load_trace
 from validation.warm import ForkedRun, WarmParent
 
@@ -110,7 +111,14 @@ def merge_ranks(ranks: Sequence[Trace]) -> Trace:
         for name, rows in trace.tables.items():
             tables[name + suffix] = rows
     events = sorted((e for t in ranks for e in t.events), key=lambda e: (e.key.step, e.key.rank))
-    return replace(ranks[0], events=events, curves=curves, curve_phases=phases, tables=tables)
+    return replace(
+        ranks[0],
+        provenance=merged(ranks),
+        events=events,
+        curves=curves,
+        curve_phases=phases,
+        tables=tables,
+    )
 
 
 def _run_processes(case: Case, options: RunOptions, root: Path, job: Path, log: Path) -> str | None:

@@ -1,47 +1,46 @@
-"""How far a fresh run's noise goes beyond that of the calibration's reruns.
+"""What reruns differ by, the tolerances that follow, and how often these would have been wrong.
 
-Each rerun is held against the others: its largest error in a class, relative to the largest that
-the others had up to there. Pooled over classes and reruns, the upper tenth of these ratios'
-logarithms is taken for exponential, which gives the chance that a fresh run exceeds a multiple of
-the largest noise seen in one class, and times the number of classes (Bonferroni, so whatever the
-classes share) in any.
+A tolerance is a fixed multiple of the largest difference that any rerun showed in its class, up to
+a few steps later, and never below what arithmetic itself leaves open: a floor that grows with the
+longest sum of the run, plus the grain of the value.
+
+Whether the multiple is enough is counted, not modelled: each rerun is held against tolerances from
+the others alone. Reruns have the same seeds in every case, so that the cases' reruns of one seed
+are a whole check of the lane, which the reruns of all other seeds have judged.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from validation.compare import Comparison, Tolerances
+from validation.notes import Grains
 
 # A tolerance at a step is a multiple of the largest noise seen up to a few steps later.
 LOOK_AHEAD = 2
+FACTOR = 4.0
 
-# Never less than this, never more: beyond it a case needs more reruns, not wider tolerances.
-SMALLEST_SAFETY, LARGEST_SAFETY = 4.0, 16.0
-BOUND = 0.01
-_TAIL = 0.1
-_CONFIDENCE = 0.95
+EPSILON = 2.0**-23
+_SMALLEST_FLOOR = 8
+
+# What reruns change. Seeds of the first two mean the same in every case of a lane.
+ROUNDING, PERTURBED = "random rounding", "perturbed weights"
+EQUIVALENT, ELSEWHERE = "equivalent settings", "runs made elsewhere"
 
 Noise = Mapping[str, Mapping[int, float]]
 """Class -> step -> largest relative difference."""
 
 
-@dataclass(frozen=True)
-class Spread:
-    """What the ratios of reruns say.
+def floor_of(terms: int) -> float:
+    """The least tolerance of a run whose longest sum has so many terms.
 
-    Attributes:
-        usual: ratio that nine tenths of a fresh run's classes stay below; at least 1.
-        classes: classes that have any noise.
-        safety: factor on the largest noise seen that makes a tolerance.
-        bound: of the chance that a fresh run is beyond any tolerance; 1 where too few reruns say
-            nothing.
+    Eight fp32 epsilons for a chain of a few operations; a sum in pairs passes each number through
+    log2 of its terms additions.
     """
-
-    usual: float
-    classes: int
-    safety: float
-    bound: float
+    return EPSILON * max(_SMALLEST_FLOOR, math.log2(max(1, terms)))
 
 
 def largest_so_far(steps: Mapping[int, float], step: int) -> float:
@@ -49,58 +48,98 @@ def largest_so_far(steps: Mapping[int, float], step: int) -> float:
     return max((value for s, value in steps.items() if s <= step + LOOK_AHEAD), default=0.0)
 
 
-def ratios(runs: Sequence[Noise], floor: float) -> list[float]:
-    """Of each rerun and noisy class: its noise relative to the others' largest, at its worst step.
+def noise_of(comparison: Comparison) -> Noise:
+    """The largest error of a comparison by class and step.
+
+    Raises:
+        ValueError: a floating record is not finite.
+    """
+    noise: dict[str, dict[int, float]] = defaultdict(lambda: defaultdict(float))
+    for outcome in comparison.outcomes:
+        if not math.isfinite(outcome.error):
+            place = outcome.place
+            raise ValueError(f"{place.module}.{place.tensor} at step {place.step} is not finite")
+        step = outcome.place.step or 0
+        steps = noise[outcome.record_class]
+        steps[step] = max(steps[step], outcome.error)
+    return noise
+
+
+def largest_of(runs: Sequence[Noise]) -> Noise:
+    """The largest noise of any run, by class and step."""
+    noise: dict[str, dict[int, float]] = defaultdict(dict)
+    for run in runs:
+        for name, steps in run.items():
+            for step, value in steps.items():
+                noise[name][step] = max(noise[name].get(step, 0.0), value)
+    return noise
+
+
+def tolerances_from(noise: Noise, floor: float, grains: Grains | None = None) -> Tolerances:
+    """Tolerances that never shrink along a run, except with a grain.
 
     Args:
-        runs: noise of each rerun.
-        floor: errors that no tolerance is below; smaller noise is taken for that much.
+        noise: the largest of the reruns. A class in which nothing moved has the floor: other code
+            may move it.
+        floor: see `floor_of`.
+        grains: of values made of rounded numbers.
     """
+    known = grains or {}
+    return Tolerances(
+        {
+            name: {
+                step: max(
+                    floor + known.get(name, {}).get(step, 0.0),
+                    FACTOR * largest_so_far(steps, step),
+                )
+                for step in sorted(steps)
+            }
+            for name, steps in noise.items()
+        }
+    )
+
+
+def largest_ratio(noise: Noise, tolerances: Tolerances) -> float:
+    """The largest error of a run over its tolerance; beyond 1 a check would have failed."""
+    return max(
+        (
+            math.inf if not tolerances.of(name, step) else value / tolerances.of(name, step)
+            for name, steps in noise.items()
+            for step, value in steps.items()
+            if value
+        ),
+        default=0.0,
+    )
+
+
+def held_out(runs: Sequence[Noise], floor: float, grains: Grains | None = None) -> list[float]:
+    """Of each run: its largest error over tolerances that follow from the other runs alone."""
     found = []
-    names = {name for run in runs for name, steps in run.items() if any(steps.values())}
     for index, run in enumerate(runs):
         others = [other for number, other in enumerate(runs) if number != index]
-        for name in sorted(names):
-            worst = 0.0
-            for step, value in run.get(name, {}).items():
-                seen = max((largest_so_far(o.get(name, {}), step) for o in others), default=0.0)
-                worst = max(worst, value / max(seen, floor / SMALLEST_SAFETY))
-            found.append(worst)
+        known = largest_of(
+            [*others, {name: dict.fromkeys(steps, 0.0) for name, steps in run.items()}]
+        )
+        found.append(largest_ratio(run, tolerances_from(known, floor, grains)))
     return found
 
 
-def spread_of(runs: Sequence[Noise], floor: float) -> Spread:
-    """Fits the ratios' tail and chooses the safety factor.
+def by_seeds(calibration: Mapping[str, Any]) -> bool:
+    """Whether a golden was calibrated by seeds that mean the same in every case."""
+    return calibration.get("source") in (ROUNDING, PERTURBED)
+
+
+def whole_check_alarms(calibrations: Iterable[Mapping[str, Any]]) -> tuple[int, int, float]:
+    """How many held-out whole checks of a lane would have failed without reason.
 
     Args:
-        runs: noise of each rerun.
-        floor: see `ratios`.
+        calibrations: the calibration record of each golden of the lane.
+
+    Returns:
+        Failed checks, checks, and the largest ratio of any of them. A check is the reruns of one
+        seed in every case that was calibrated by seeds: none where no case was.
     """
-    classes = len({name for run in runs for name, steps in run.items() if any(steps.values())})
-    found = sorted(ratios(runs, floor))
-    if classes == 0:
-        return Spread(1.0, 0, SMALLEST_SAFETY, 0.0)
-    if len(runs) < 3:
-        return Spread(SMALLEST_SAFETY, classes, SMALLEST_SAFETY, 1.0)
-    cut = max(1e-12, found[min(len(found) - 1, int((1.0 - _TAIL) * len(found)))])
-    beyond = [math.log(ratio / cut) for ratio in found if ratio > cut]
-    scale = _upper_mean(beyond)
-
-    def chance(factor: float) -> float:
-        if scale == 0.0 or factor <= cut:
-            return 1.0 if factor <= cut else 0.0
-        return min(1.0, classes * _TAIL * math.exp(-math.log(factor / cut) / scale))
-
-    wanted = cut * math.exp(scale * max(0.0, math.log(classes * _TAIL / BOUND)))
-    safety = min(LARGEST_SAFETY, max(SMALLEST_SAFETY, wanted))
-    return Spread(max(1.0, cut), classes, safety, chance(safety))
-
-
-def _upper_mean(values: Sequence[float]) -> float:
-    """Upper confidence limit of the mean of an exponential sample; 0 of none."""
-    if not values:
-        return 0.0
-    from scipy.stats import chi2
-
-    count = len(values)
-    return float(2.0 * sum(values) / chi2.ppf(1.0 - _CONFIDENCE, 2 * count))
+    ratios = [[float(ratio) for ratio in r["held_out"]] for r in calibrations if by_seeds(r)]
+    checks = list(zip(*ratios, strict=False))
+    largest = max((max(check) for check in checks), default=0.0)
+    return sum(max(check) > 1.0 for check in checks), len(checks), largest

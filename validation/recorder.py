@@ -15,10 +15,13 @@ An adapter is a function that runs someone's training code with hooks of its own
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from validation.compare.tolerance import curve_class, event_class
+from validation.notes import GRAIN
 from validation.trace.model import PHASES, Event, Key, Row, Trace
 from validation.trace.sketch import sketch
 
@@ -43,12 +46,20 @@ class Recorder:
         self._curve_phases: dict[str, str] = {}
         self._tables: dict[str, Sequence[Row]] = {}
         self._notes: dict[str, Any] = {}
+        self._grains: dict[str, dict[str, float]] = {}
 
     def wants(self, step: int) -> bool:
         """Whether tensors of this step are kept; step 0 (before training) always is."""
         return step == 0 or step in self._steps
 
-    def curve(self, step: int, metric: str, value: float, phase: str = "forward") -> None:
+    def curve(
+        self,
+        step: int,
+        metric: str,
+        value: float,
+        phase: str = "forward",
+        grain: float | None = None,
+    ) -> None:
         """Records one value of a curve.
 
         Args:
@@ -56,6 +67,8 @@ class Recorder:
             metric: snake_case name, `name/part` for families.
             value: kept exactly.
             phase: what makes the value, one of `PHASES`.
+            grain: how far, relative to the value, it may move because the numbers that it is made
+                of were rounded when they were stored; added to its tolerance.
 
         Raises:
             ValueError: the metric already has a value at this step.
@@ -68,6 +81,7 @@ class Recorder:
         if step in series:
             raise ValueError(f"metric {metric!r} is recorded twice at step {step}")
         series[step] = float(value)
+        self._add_grain(curve_class(metric), step, grain)
 
     def tensor(
         self,
@@ -78,10 +92,12 @@ class Recorder:
         module: str,
         tensor: str,
         value: torch.Tensor,
+        grain: float | None = None,
     ) -> None:
-        """Sketches a tensor, if the recorder wants its step."""
+        """Sketches a tensor, if the recorder wants its step; `grain` as of a curve."""
         if self.wants(step):
-            self._add(step, micro_batch, phase, module, tensor, sketch(value))
+            key = self._add(step, micro_batch, phase, module, tensor, sketch(value))
+            self._add_grain(event_class(key), step, grain)
 
     def discrete(
         self,
@@ -150,9 +166,10 @@ class Recorder:
 
     def trace(self, case: str, provenance: Mapping[str, Any]) -> Trace:
         """What was recorded so far."""
+        notes = {**self._notes, **({GRAIN: self._grains} if self._grains else {})}
         return Trace(
             case=case,
-            provenance={**provenance, "notes": self._notes} if self._notes else provenance,
+            provenance={**provenance, "notes": notes} if notes else provenance,
             events=tuple(self._events),
             curves=self._curves,
             curve_phases=self._curve_phases,
@@ -161,7 +178,7 @@ class Recorder:
 
     def _add(
         self, step: int, micro_batch: int, phase: str, module: str, tensor: str, value: Any
-    ) -> None:
+    ) -> Key:
         if phase not in PHASES:
             raise ValueError(f"phase {phase!r}: one of {', '.join(PHASES)}")
         place = (step, micro_batch, phase, module, tensor)
@@ -169,6 +186,13 @@ class Recorder:
         self._seen[place] += 1
         key = Key(step, micro_batch, phase, module, tensor, self.rank, occurrence)
         self._events.append(Event(key, value))
+        return key
+
+    def _add_grain(self, name: str, step: int, grain: float | None) -> None:
+        """Keeps the largest grain of a class and step."""
+        if grain is not None and math.isfinite(grain):
+            steps = self._grains.setdefault(name, {})
+            steps[str(step)] = max(steps.get(str(step), 0.0), float(grain))
 
 
 def attach_module(

@@ -10,6 +10,7 @@ import importlib
 import operator
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     rank = int(os.environ.get("RANK", "0"))
     recorder = Recorder(rank=rank, steps=job["traced_steps"])
     with contextlib.ExitStack() as planted:
-        planted.enter_context(arithmetic(job["arithmetic"], job["rounding_seed"]))
+        counts = planted.enter_context(arithmetic(job["arithmetic"], job["rounding_seed"]))
         try:
             for fault in job["faults"]:
                 planted.enter_context(resolve(fault)())
@@ -43,7 +44,10 @@ def main(argv: list[str] | None = None) -> int:
         except ModuleNotFoundError as error:
             explain_hidden(error)
             raise
-    environment = describe(job["lane"], int(os.environ.get("WORLD_SIZE", "1")))
+    if job["arithmetic"] != "native" or job["rounding_seed"] is not None:
+        recorder.note("arithmetic", asdict(counts))
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    environment = describe(job["lane"], ranks, job["arithmetic"])
     trace = recorder.trace(job["case"], {"environment": environment})
     save_trace(trace, Path(job["output"]) / f"rank{rank}")
     return 0

@@ -15,12 +15,11 @@ from typing import Any
 
 from validation.against import run_against
 from validation.calibrate import (
+    LEAST_RUNS,
     Measured,
     detectable_effect,
-    measure,
-    reruns_made_elsewhere,
+    measure_case,
     unchanged_base,
-    variants,
 )
 from validation.cases import discover_cases, discover_faults
 from validation.check import (
@@ -40,6 +39,7 @@ from validation.cli.common import (
     publish,
 )
 from validation.cli.proofs import Unproven, prove
+from validation.config import without_gpus
 from validation.environment import gpu_count, here
 from validation.execution import RunError, RunOptions
 from validation.files import encode_json, write_atomically
@@ -48,6 +48,8 @@ from validation.goldens.acceptance import RefusedError, refuse_dirty
 from validation.goldens.calibrated import write_calibration
 from validation.goldens.environments import identity, in_words
 from validation.goldens.judge import check_with_base, judged_declaration
+from validation.noise import FACTOR
+from validation.pooling import pool
 from validation.reach import case_source_digest
 from validation.revisions import commit_of
 from validation.source import find_root, tree_digest
@@ -91,11 +93,11 @@ def add_commands(commands: Any) -> None:
     parser = commands.add_parser(
         "calibrate",
         help="measure noise, write tolerances and the detectable effect",
-        description="Rerun cases of an unchanged source tree under other thread counts, CPU "
-        "capabilities and one-ulp perturbations, on a GPU with what the case declares as\n"
-        "equivalent, and store the tolerances that follow.",
+        description="Rerun cases of an unchanged source tree under random rounding, each seed a\n"
+        "machine that could exist, on a GPU with what the case declares as equivalent, and\n"
+        "store the tolerances that follow.",
         epilog="examples:\n  golden calibrate tiny_moe --runs 12\n"
-        "  golden calibrate dev_moe --lane h200 --from runs/A runs/B   (of several machines)\n",
+        "  golden calibrate tiny_moe --from runs/A runs/B   (of several machines)\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_selection(parser)
@@ -205,8 +207,8 @@ def calibrate(options: argparse.Namespace) -> int:
     """Measures noise and stores tolerances with the goldens."""
     root = find_root()
     lane = chosen_lane(options) if options.folders else lane_to_run(options)
-    if options.runs < 1:
-        raise RefusedError("--runs: at least 1")
+    if options.runs < LEAST_RUNS:
+        raise RefusedError(f"--runs: at least {LEAST_RUNS}, to hold each rerun against others")
     refuse_dirty(root)
     cases = discover_cases(root)
     store = GoldenStore(root / "goldens")
@@ -234,18 +236,21 @@ def calibrate(options: argparse.Namespace) -> int:
         provenance = describe_source(plan)
 
         def rerun(variant: Any, case: Any = case, provenance: Any = provenance) -> Trace:
-            run = RunOptions(lane=lane, settings=variant.settings, environment=variant.environment)
+            run = RunOptions(
+                lane=lane, settings=variant.settings, rounding_seed=variant.rounding_seed
+            )
             trace = record_case(case, lane, root, folder.log, provenance, run)
             left = folder.path / "reruns" / case.name / re.sub(r"\W+", "-", variant.name)
             named = {**trace.provenance, "variant": variant.name}
             save_trace(replace(trace, provenance=named), left)
             return trace
 
-        chosen = variants(case, lane, options.runs)
         try:
             with progress:
                 base = unchanged_base(golden, case_source_digest(case, root), rerun)
-                measured = measure(base, rerun, chosen, progress)
+                measured = measure_case(
+                    case, without_gpus(root, lane), options.runs, base, rerun, progress
+                )
         except (RunError, ValueError) as error:
             raise RefusedError(f"case {case.name}: {error}") from error
         save_trace(base, folder.trace(case.name))
@@ -265,8 +270,7 @@ def _calibrate_on(
     """Calibrates a case on what run folders hold of it; returns its golden before."""
     golden = golden_of_runs(store, lane, case, folders)
     try:
-        chosen, made = reruns_made_elsewhere(golden, folders)
-        measured = measure(golden.trace, made, chosen, progress)
+        measured = pool(golden, folders, progress)
     except ValueError as error:
         raise RefusedError(f"case {case}: {error}") from error
     _store(store, golden, measured, reason)
@@ -295,7 +299,7 @@ def golden_of_runs(store: GoldenStore, lane: str, case: str, folders: Sequence[P
 def _store(store: GoldenStore, golden: Golden, measured: Measured, reason: str) -> None:
     """Stores tolerances with a golden and who measured them, and says what they are worth."""
     calibration = {
-        **measured.record(),
+        **measured.record(golden),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     calibrated = replace(
@@ -309,6 +313,7 @@ def _store(store: GoldenStore, golden: Golden, measured: Measured, reason: str) 
         store.save(calibrated)
     print(
         f"{golden.lane}/{golden.case}: {len(measured.tolerances.classes)} classes from "
-        f"{len(measured.lines)} runs, {measured.spread.safety:.1f} x their noise; a false alarm at "
-        f"most in {measured.spread.bound:.2g} of checks"
+        f"{len(measured.lines)} runs ({measured.source}), {FACTOR:g} x their noise, at least "
+        f"{measured.floor:.2g}; held out, a run needed {max(measured.held_out, default=0.0):.2g} "
+        "of its tolerance at most"
     )

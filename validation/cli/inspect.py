@@ -8,7 +8,7 @@ import json
 import sys
 import tarfile
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from validation.goldens.acceptance import RefusedError
 from validation.goldens.changes import changes
 from validation.goldens.environments import in_words
 from validation.goldens.merge import describe_head
+from validation.noise import by_seeds, whole_check_alarms
 from validation.source import RepositoryError, find_root, git
 from validation.trace import Trace, load_trace
 from validation.verdict import jsonable
@@ -74,13 +75,18 @@ def list_cases(options: argparse.Namespace) -> int:
     """Prints every case and lane; returns 0, damaged goldens shown as such."""
     root = find_root()
     store = GoldenStore(root / "goldens")
-    rows = []
+    rows: list[dict[str, Any]] = []
     for case in discover_cases(root).values():
         for lane in case.lanes:
             places = store.places(lane, case.name) or [""]
             rows += [_row(store, lane, case.name, place) for place in places]
+    calibrations: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        calibrations.setdefault(row["lane"], []).append(row.pop("calibration"))
+    held = {lane: _held_out(records) for lane, records in sorted(calibrations.items())}
     if options.json:
-        json.dump({"cases": jsonable(rows)}, sys.stdout, allow_nan=False)
+        found = {"cases": rows, "held_out": {lane: h for lane, h in held.items() if h}}
+        json.dump(jsonable(found), sys.stdout, allow_nan=False)
         print()
         return 0
     from rich.console import Console
@@ -96,7 +102,27 @@ def list_cases(options: argparse.Namespace) -> int:
         columns = (where, row["accepted"], detects)
         table.add_row(row["case"], row["lane"], *(c or "-" for c in columns), row["reason"])
     Console(soft_wrap=True).print(table)
+    for lane, h in held.items():
+        if h:
+            print(
+                f"{lane}: {h['source']}: {h['alarms']} alarms in {h['checks']} held-out whole "
+                f"checks, largest ratio {h['largest_ratio']:.2f}"
+            )
     return 0
+
+
+def _held_out(records: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """What a lane's calibrations say of whole checks; None where none was by seeds."""
+    alarms, checks, largest = whole_check_alarms(records)
+    if not checks:
+        return None
+    sources = {str(record["source"]) for record in records if by_seeds(record)}
+    return {
+        "source": ", ".join(sorted(sources)),
+        "alarms": alarms,
+        "checks": checks,
+        "largest_ratio": largest,
+    }
 
 
 def _row(store: GoldenStore, lane: str, case: str, place: str) -> dict[str, Any]:
@@ -108,6 +134,7 @@ def _row(store: GoldenStore, lane: str, case: str, place: str) -> dict[str, Any]
         "reason": None,
         "environment": None,
         "detectable_effect": None,
+        "calibration": {},
     }
     try:
         head = store.head(lane, case, place)
@@ -115,6 +142,7 @@ def _row(store: GoldenStore, lane: str, case: str, place: str) -> dict[str, Any]
         row["reason"] = head["accepted"]["reason"]
         row["environment"] = head["provenance"].get("environment")
         row["detectable_effect"] = head["detectable_effect"] or None
+        row["calibration"] = head["calibration"]
     except MissingGoldenError:
         row["reason"] = "no golden yet"
     except DamagedFileError as error:

@@ -16,7 +16,22 @@ from validation.files import digest, encode_json
 
 _IDENTITY = ("device", "image", "topology")
 # What a GPU's numbers do not depend on.
-_HOST = ("cpu_isa", "lane", "python", "threads", "tiktoken", "vpmoe")
+_HOST = (
+    "MKL_ENABLE_INSTRUCTIONS",
+    "ONEDNN_MAX_CPU_ISA",
+    "arithmetic",
+    "blas",
+    "cpu_family",
+    "cpu_isa",
+    "cpu_model",
+    "cpu_vendor",
+    "lane",
+    "platform",
+    "python",
+    "threads",
+    "tiktoken",
+    "vpmoe",
+)
 
 
 def identity(environment: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -63,7 +63,7 @@ class Golden:
         case_digest: of the case's declaration.
         accepted: `time`, `author`, `reason`.
         tolerances: measured by calibration; empty before it.
-        calibration: reruns they came from, their noise, and the false-alarm bound.
+        calibration: reruns they came from, their noise, held-out ratios, types of machines.
         detectable_effect: metric -> smallest relative change that fails, at its first step.
         place: folder inside the case's; empty for the first environment.
         canaries: the faults that it catches, and what they were proven against.

@@ -1,26 +1,42 @@
 """Calibration measures noise: tolerances follow it, and a change of the code is none."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from random import Random
 
 import pytest
 
 from validation.calibrate import (
-    CLIPPED_FLOOR,
-    FLOOR,
     Variant,
     detectable_effect,
     measure,
-    tolerances_from,
+    measure_case,
+    perturbations,
     unchanged_base,
 )
+from validation.cases import Case
 from validation.compare import Tolerances, compare
 from validation.goldens import Golden
-from validation.noise import LARGEST_SAFETY, SMALLEST_SAFETY, spread_of
-from validation.trace import Trace
+from validation.noise import (
+    EPSILON,
+    FACTOR,
+    PERTURBED,
+    ROUNDING,
+    floor_of,
+    held_out,
+    tolerances_from,
+    whole_check_alarms,
+)
+from validation.pooling import pool
+from validation.trace import Trace, save_trace
 
 from .traces import random_trace, tolerances_of
+
+ENVIRONMENT = {"lane": "cpu", "cpu_vendor": "AuthenticAMD", "cpu_family": "26", "cpu_model": "2"}
+ELSEWHERE = {**ENVIRONMENT, "cpu_vendor": "GenuineIntel", "cpu_family": "6", "cpu_model": "207"}
+EIGHT = [Variant(f"{ROUNDING} {n}", rounding_seed=n, source=ROUNDING) for n in range(1, 9)]
 
 
 def noisy(trace: Trace, seed: int, size: float = 1e-7) -> Trace:
@@ -33,18 +49,24 @@ def noisy(trace: Trace, seed: int, size: float = 1e-7) -> Trace:
     return replace(trace, curves={**trace.curves, "lm_loss": loss})
 
 
+def noted(trace: Trace, **notes: object) -> Trace:
+    return replace(trace, provenance={**trace.provenance, "notes": notes})
+
+
+def quiet(_: str) -> None:
+    """Hears no progress."""
+
+
 def test_tolerances_grow_with_the_noise_and_quiet_classes_have_the_floor() -> None:
     trace = random_trace(1)
     seeds = iter(range(100))
+    counted = {"largest_sum": 201_088, "shaken": 5}
     measured = measure(
-        trace,
-        lambda _: noisy(trace, next(seeds)),
-        [Variant(str(n)) for n in range(8)],
-        lambda _: None,
+        trace, lambda _: noted(noisy(trace, next(seeds)), arithmetic=counted), EIGHT, quiet
     )
     tolerances = measured.tolerances
-    assert len(measured.lines) == 8
-    assert tolerances.of("curve:grad_norm", 3) == CLIPPED_FLOOR
+    assert len(measured.lines) == len(measured.held_out) == 8
+    assert tolerances.of("curve:grad_norm", 3) == measured.floor == floor_of(201_088)
     steps = [tolerances.of("curve:lm_loss", step) for step in range(1, 6)]
     assert steps == sorted(steps)
     assert steps[0] < steps[-1] / 5
@@ -57,14 +79,23 @@ def test_tolerances_grow_with_the_noise_and_quiet_classes_have_the_floor() -> No
     assert moved[0].step == 1
 
 
-def test_tolerances_are_a_multiple_of_the_largest_noise_with_a_floor() -> None:
-    tolerances = tolerances_from({"a": {1: 0.0, 2: 1e-9, 9: 1e-3}, "b": {1: 0.0}}, 5.0)
-    assert tolerances.of("a", 1) == FLOOR
-    assert tolerances.of("a", 9) == 5.0 * 1e-3
-    assert tolerances.of("b", 1) == FLOOR
-    clipped = {name: {1: 0.0} for name in ("curve:grad_norm@#", "optimizer:w.update", "curve:loss")}
-    found = tolerances_from(clipped, 5.0)
-    assert [found.of(name, 1) for name in clipped] == [CLIPPED_FLOOR, CLIPPED_FLOOR, FLOOR]
+@pytest.mark.parametrize(
+    ("terms", "epsilons"), [(0, 8.0), (1, 8.0), (256, 8.0), (4096, 12.0), (201_088, 17.6)]
+)
+def test_the_floor_grows_with_the_longest_sum(terms: int, epsilons: float) -> None:
+    assert floor_of(terms) == pytest.approx(epsilons * EPSILON, rel=0.01)
+
+
+def test_tolerances_are_a_multiple_of_the_largest_noise_with_a_floor_and_a_grain() -> None:
+    noise = {"a": {1: 0.0, 2: 1e-9, 9: 1e-3}, "b": {1: 0.0}, "c": {1: 1e-5, 2: 2e-5}}
+    grains = {"b": {1: 3e-4}, "c": {1: 3e-5, 2: 3e-6}, "never compared": {1: 1.0}}
+    tolerances = tolerances_from(noise, 1e-6, grains)
+    assert tolerances.of("a", 1) == 1e-6
+    assert tolerances.of("a", 9) == FACTOR * 1e-3
+    assert tolerances.of("b", 1) == pytest.approx(3.01e-4)
+    assert tolerances.of("c", 1) == FACTOR * 2e-5  # looks ahead
+    assert tolerances.of("c", 2) == FACTOR * 2e-5
+    assert set(tolerances.classes) == {"a", "b", "c"}
 
 
 @pytest.mark.parametrize("calibrated", [True, False])
@@ -83,22 +114,17 @@ def test_a_changed_tree_is_not_noise(calibrated: bool) -> None:
         unchanged_base(golden, "new", lambda _: noisy(trace, 1, size=1e-2))
 
 
-def test_a_setting_that_moves_a_fact_is_refused() -> None:
+def test_rounding_that_moves_a_fact_is_refused() -> None:
     trace = random_trace(1)
     other = replace(trace, tables={**trace.tables, "window/1": [[0, 9]]})
     with pytest.raises(ValueError, match="window/1"):
-        measure(trace, lambda _: other, [Variant("two threads")], lambda _: None)
+        measure(trace, lambda _: other, EIGHT, quiet)
 
 
 def test_a_detectable_bias_is_detected_with_the_stated_power() -> None:
     trace = random_trace(1)
     seeds = iter(range(100))
-    measured = measure(
-        trace,
-        lambda _: noisy(trace, next(seeds), 1e-5),
-        [Variant(str(n)) for n in range(8)],
-        lambda _: None,
-    )
+    measured = measure(trace, lambda _: noisy(trace, next(seeds), 1e-5), EIGHT, quiet)
     effect = detectable_effect(trace, measured)["lm_loss"]
     assert effect > 0.0
     seen = 0
@@ -110,30 +136,116 @@ def test_a_detectable_bias_is_detected_with_the_stated_power() -> None:
     assert seen >= 180
 
 
-@pytest.mark.parametrize("tail", [0.2, 0.5])
-def test_the_false_alarm_bound_holds_for_exponential_tails(tail: float) -> None:
-    """Noise whose logarithm has an exponential tail, in forty classes of twelve reruns."""
-    random = Random(7)
+def test_each_seed_is_held_against_the_others() -> None:
+    runs = [{"a": {1: value}} for value in (1e-4, 2e-4, 1e-3)]
+    found = held_out(runs, 1e-6)
+    assert found == pytest.approx([1e-4 / 4e-3, 2e-4 / 4e-3, 1e-3 / 8e-4])
+    # What only one seed moves has the floor from the others, and a grain.
+    alone: list[dict[str, dict[int, float]]] = [{"a": {1: 1e-5}}, {"a": {1: 0.0}}, {"a": {1: 0.0}}]
+    assert held_out(alone, 1e-6) == pytest.approx([10.0, 0.0, 0.0])
+    assert held_out(alone, 1e-6, {"a": {1: 9e-6}}) == pytest.approx([1.0, 0.0, 0.0])
 
-    def run() -> dict[str, dict[int, float]]:
-        return {f"c{n}": {1: 1e-3 * math.exp(random.expovariate(1 / tail))} for n in range(40)}
 
-    alarms = trials = 0
-    for _ in range(20):
-        runs = [run() for _ in range(12)]
-        spread = spread_of(runs, FLOOR)
-        assert SMALLEST_SAFETY <= spread.safety <= LARGEST_SAFETY
-        for _ in range(50):
-            fresh = run()
-            trials += 1
-            alarms += any(
-                steps[1] > spread.safety * max(r[name][1] for r in runs)
-                for name, steps in fresh.items()
+def test_alarms_are_counted_over_whole_checks() -> None:
+    def record(*ratios: float, source: str = ROUNDING) -> dict[str, object]:
+        return {"source": source, "held_out": list(ratios)}
+
+    assert whole_check_alarms([]) == (0, 0, 0.0)
+    assert whole_check_alarms([{}, record(9.0, source="equivalent settings")]) == (0, 0, 0.0)
+    assert whole_check_alarms([record(0.2, 0.9, 0.1), record(0.3, 0.1, 1.0)]) == (0, 3, 1.0)
+    # Two cases' alarms of one seed are one check's; seeds that a case lacks are no whole check.
+    both = [record(1.2, 0.9, 0.1), record(1.5, 0.1, source=PERTURBED)]
+    assert whole_check_alarms(both) == (1, 2, 1.5)
+
+
+CASE = Case(name="c", description="", lanes=["cpu"], target="a:b")
+
+
+def runs_of(trace: Trace, shaken: int, size: float) -> Callable[[Variant], Trace]:
+    def run(variant: Variant) -> Trace:
+        if variant.rounding_seed is not None:
+            counts = {"largest_sum": 10, "shaken": shaken}
+            return noted(
+                noisy(trace, variant.rounding_seed) if shaken else trace, arithmetic=counts
             )
-        assert spread.bound <= 0.0101 or spread.safety == LARGEST_SAFETY
-    assert alarms / trials <= 0.02
+        return noisy(trace, int(variant.settings["perturb_seed"]), size)
+
+    return run
 
 
-def test_two_reruns_say_nothing_about_false_alarms() -> None:
-    assert spread_of([{"a": {1: 1e-3}}, {"a": {1: 2e-3}}], FLOOR).bound == 1.0
-    assert spread_of([{"a": {1: 0.0}}] * 3, FLOOR).bound == 0.0
+def test_a_run_without_torch_is_measured_by_moved_weights() -> None:
+    trace = random_trace(1)
+    rounded = measure_case(CASE, True, 4, trace, runs_of(trace, 7, 1.0), quiet)
+    assert (rounded.source, len(rounded.lines)) == (ROUNDING, 4)
+    perturbed = measure_case(CASE, True, 4, trace, runs_of(trace, 0, 1e-6), quiet)
+    assert (perturbed.source, len(perturbed.lines)) == (PERTURBED, 4)
+    assert perturbed.lines[0].startswith(perturbations(1)[0].name)
+
+
+def test_weights_that_nobody_moves_measure_nothing() -> None:
+    trace = random_trace(1)
+    with pytest.raises(ValueError, match="ignores it"):
+        measure_case(CASE, True, 4, trace, runs_of(trace, 0, 0.0), quiet)
+    facts = replace(trace, curves={}, curve_phases={}, events=[])
+    assert not measure(facts, lambda _: facts, perturbations(3), quiet).tolerances.classes
+
+
+def recorded(trace: Trace, environment: dict[str, str], variant: str = "") -> Trace:
+    named = {"variant": variant} if variant else {}
+    made = {"source_digest": "a", "environment": environment, **named}
+    return replace(trace, provenance={**trace.provenance, **made})
+
+
+def calibrated(trace: Trace) -> Golden:
+    base = recorded(trace, ENVIRONMENT)
+    measured = measure(
+        base,
+        lambda v: recorded(noisy(trace, v.rounding_seed or 0), ENVIRONMENT, v.name),
+        EIGHT,
+        quiet,
+    )
+    golden = Golden(lane="cpu", trace=base, case_digest="", accepted={})
+    return replace(golden, tolerances=measured.tolerances, calibration=measured.record(golden))
+
+
+def test_runs_of_another_processor_extend_a_calibration(tmp_path: Path) -> None:
+    trace = random_trace(1)
+    golden = calibrated(trace)
+    (amd,) = golden.calibration["calibrated_on"]
+    assert (amd["machine"], amd["runs"]) == ("AuthenticAMD 26/2", 8)
+    assert amd["largest_ratio"] == max(golden.calibration["held_out"])
+    far = noisy(trace, 77, 1e-5)
+    save_trace(recorded(far, ELSEWHERE), tmp_path / "intel" / "traces" / golden.case)
+    measured = pool(golden, [tmp_path / "intel"], quiet)
+    first, second = measured.calibrated_on
+    assert first == amd
+    assert (second["machine"], second["runs"]) == ("GenuineIntel 6/207", 1)
+    largest = compare(golden.trace, far, golden.tolerances).largest
+    assert largest is not None
+    assert second["largest_ratio"] == pytest.approx(largest.ratio)
+    assert measured.tolerances.of("curve:lm_loss", 5) > golden.tolerances.of("curve:lm_loss", 5)
+    assert not compare(golden.trace, far, measured.tolerances).divergences
+    assert measured.tolerances.of("curve:grad_norm", 1) == golden.tolerances.of(
+        "curve:grad_norm", 1
+    )
+    extended = replace(golden, tolerances=measured.tolerances, calibration=measured.record(golden))
+    assert extended.calibration["held_out"] == golden.calibration["held_out"]
+    with pytest.raises(ValueError, match="already"):
+        pool(extended, [tmp_path / "intel"], quiet)
+
+
+def test_a_few_runs_alone_calibrate_nothing(tmp_path: Path) -> None:
+    trace = random_trace(1)
+    golden = calibrated(trace)
+    save_trace(recorded(trace, ELSEWHERE), tmp_path / "intel" / "traces" / golden.case)
+    accepted_since = replace(golden, calibration={**golden.calibration, "source_digest": "older"})
+    for uncalibrated in (replace(golden, calibration={}), accepted_since):
+        with pytest.raises(ValueError, match="golden calibrate"):
+            pool(uncalibrated, [tmp_path / "intel"], quiet)
+
+
+def test_what_is_not_finite_is_no_noise() -> None:
+    trace = random_trace(1)
+    broken = replace(trace, curves={**trace.curves, "lm_loss": {1: math.nan}})
+    with pytest.raises(ValueError, match="lm_loss"):
+        measure(trace, lambda _: broken, EIGHT, quiet)

@@ -6,13 +6,16 @@ from typing import Any
 
 import pytest
 
-from validation.calibrate import measure, reruns_made_elsewhere
+from validation.calibrate import measure
 from validation.cases import Case
 from validation.check import compared_with, must_repeat
+from validation.environment import describe, machine_type
 from validation.files import DamagedFileError
 from validation.goldens import Golden, GoldenStore, MissingGoldenError
 from validation.goldens.acceptance import propose
+from validation.goldens.environments import same_stack
 from validation.goldens.judge import hold_to_base
+from validation.pooling import reruns_made_elsewhere
 from validation.trace import Trace, save_trace
 
 from .traces import random_trace, tolerances_of
@@ -114,6 +117,29 @@ def test_one_source_on_one_stack_must_repeat() -> None:
     assert not must_repeat(case, golden(H200), recorded({**H200, "driver": "9"}))
     assert not must_repeat(case, golden(H200), recorded(H200, source="b"))
     assert not must_repeat(replace(case, deterministic=False), golden(H200), recorded(H200))
+
+
+def test_what_tells_processors_apart_tells_no_gpus_apart() -> None:
+    """Goldens of GPUs that were recorded before these facts were known stay the nearest."""
+    facts = describe("h200")
+    now = {**H200, **{name: facts[name] for name in ("cpu_vendor", "cpu_family", "cpu_model")}}
+    now |= {"platform": facts["platform"], "blas": "mkl", "arithmetic": "native"}
+    now |= {"MKL_ENABLE_INSTRUCTIONS": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    assert same_stack(H200, now)
+    assert not same_stack(H200, {**now, "driver": "9"})
+
+
+@pytest.mark.parametrize(
+    ("environment", "machine"),
+    [
+        ({"cpu_vendor": "AuthenticAMD", "cpu_family": "26", "cpu_model": "2"}, "AuthenticAMD 26/2"),
+        ({"device": "AMD EPYC", "capability": None}, "AMD EPYC"),
+        ({**H200, "capability": "9.0", "cpu_vendor": "GenuineIntel"}, "NVIDIA H200"),
+        ({}, "unknown"),
+    ],
+)
+def test_a_machine_type_is_a_processor_or_a_gpu(environment: dict[str, Any], machine: str) -> None:
+    assert machine_type(environment) == machine
 
 
 def test_runs_of_other_machines_calibrate(tmp_path: Path) -> None:

@@ -9,12 +9,14 @@ and the optimizer.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from typing import Any
 
 import torch
 
+from validation.cases.vpmoe.grain import moved_square, update_grain
 from validation.cases.vpmoe.groups import parameter_group
 from validation.cases.vpmoe.statics import named_parameters, record_statics, sampled, unwrap
 from validation.cases.vpmoe.tokens import record_batch
@@ -208,9 +210,11 @@ class _Observation:
 
     def _record_updates(self) -> None:
         squares: dict[str, tuple[float, int]] = {}
+        grains: dict[str, float] = {}
         for name, parameter in named_parameters(self._model):
+            group, weight = parameter_group(name), self._watched(parameter)
             # In place: a fresh buffer of the embedding's size costs more than the arithmetic.
-            update = self._before.pop(name).neg_().add_(self._watched(parameter))
+            update = self._before.pop(name).neg_().add_(weight)
             if self.recorder.wants(self.step):
                 module, _, tensor = name.rpartition(".")
                 self.recorder.tensor(
@@ -220,14 +224,20 @@ class _Observation:
                     module=module,
                     tensor=f"{tensor}.update",
                     value=update,
+                    grain=update_grain(weight, update),
                 )
-                update = sampled(update)
-            total, count = squares.get(parameter_group(name), (0.0, 0))
+                update, weight = sampled(update), sampled(weight)
+            total, count = squares.get(group, (0.0, 0))
             norm = torch.linalg.vector_norm(update).item()
-            squares[parameter_group(name)] = (total + norm**2, count + update.numel())
+            squares[group] = (total + norm**2, count + update.numel())
+            grains[group] = math.hypot(grains.get(group, 0.0), moved_square(weight, update))
         for group, (total, count) in sorted(squares.items()):
             self.recorder.curve(
-                self.step, f"update_rms/{group}", (total / count) ** 0.5, "optimizer"
+                self.step,
+                f"update_rms/{group}",
+                (total / count) ** 0.5,
+                "optimizer",
+                grain=grains[group] / total if total else None,
             )
 
     def wrap_training_log(self, original: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,0 +1,44 @@
+"""The grain of an update: how far it may move because weights are stored rounded.
+
+A weight is stored to its unit in the last place. Two right optimizers whose updates differ by
+nothing that matters may round a weight to either neighbour, which moves an update that is small
+beside its weight: by half a per cent of it where a frequency of 129 takes its steps.
+"""
+
+from __future__ import annotations
+
+import torch
+
+
+def update_grain(weight: torch.Tensor, update: torch.Tensor) -> float | None:
+    """Norm of a unit in the last place of each weight, relative to the norm of the update.
+
+    Args:
+        weight: after the update.
+        update: of the same shape.
+
+    Returns:
+        None of an update of nothing, and where weights are narrower than fp32: these are copies of
+        wider ones, which decide how they are rounded.
+    """
+    size = torch.linalg.vector_norm(update).item()
+    if size == 0.0 or weight.dtype is not torch.float32:
+        return None
+    return torch.linalg.vector_norm(_units(weight)).item() / size
+
+
+def moved_square(weight: torch.Tensor, update: torch.Tensor) -> float:
+    """How far such roundings, each one way or the other, move the sum of an update's squares by.
+
+    Half of its derivative: relative to the sum, it is how far they move the sum's root. Many
+    weights' roundings cancel in it, a few ones' do not.
+    """
+    if weight.dtype is not torch.float32:
+        return 0.0
+    return torch.linalg.vector_norm(_units(weight).mul_(update)).item()
+
+
+def _units(weight: torch.Tensor) -> torch.Tensor:
+    """A unit in the last place of each weight, fp32."""
+    size = weight.detach().abs()
+    return torch.nextafter(size, torch.full_like(size, torch.inf)).sub_(size)
