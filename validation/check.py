@@ -31,6 +31,7 @@ from validation.power.canary import candidates, choose_canary, why_none
 from validation.power.caught import catch_of
 from validation.power.probes import shared_records, unseen_edit
 from validation.reach import case_source_digest
+from validation.recordings import Recordings
 from validation.source import commit, dirty_files, tree_digest
 from validation.trace import Trace, load_trace, save_trace
 from validation.verdict import Canary, CaseResult, CheckResult, Verdict, worst
@@ -121,11 +122,14 @@ def run_check(plan: CheckPlan, folder: RunFolder, progress: Progress) -> CheckRe
     gpus = gpu_count()
     quarantine = quarantine_in_force(store.folder, plan.judge)
     results = []
-    for number, case in enumerate(plan.cases, start=1):
-        progress(f"[{number}/{len(plan.cases)}] {case.name}: {case.description}")
-        result = check_case(case, plan, store, folder, provenance, gpus)
-        progress(f"[{number}/{len(plan.cases)}] {case.name}: {result.verdict}")
-        results.append(result)
+    recordings = recordings_of(plan, folder, provenance, progress)
+    able = [case for case in plan.cases if cannot_run(case, plan, gpus) is None]
+    with recordings.ahead(able):
+        for number, case in enumerate(plan.cases, start=1):
+            progress(f"[{number}/{len(plan.cases)}] {case.name}: {case.description}")
+            result = check_case(case, plan, store, folder, recordings, gpus)
+            progress(f"[{number}/{len(plan.cases)}] {case.name}: {result.verdict}")
+            results.append(result)
     if plan.judge is not None:
         results += vanished_cases(plan.judge, plan.lane, plan.all_cases())
     unquarantined = results
@@ -236,35 +240,57 @@ def judge(golden: Golden, trace: Trace, *, exact: bool = False) -> tuple[Compari
     return comparison, Verdict.PASS, ""
 
 
+def recordings_of(
+    plan: CheckPlan, folder: RunFolder, provenance: Mapping[str, Any], progress: Progress
+) -> Recordings:
+    """What makes the traces of a check."""
+
+    def record(case: Case, options: RunOptions, log: Path) -> Trace:
+        return record_case(case, plan.lane, plan.root, log, provenance, options)
+
+    return Recordings(plan.lane, folder.log, record, progress)
+
+
+def cannot_run(case: Case, plan: CheckPlan, gpus: int) -> CaseResult | None:
+    """The result of a case that this machine, or what is installed on it, cannot run."""
+    refusal = unfit(plan.lane, plan.declared.lanes[plan.lane], gpus)
+    if refusal is not None:
+        return CaseResult(case.name, Verdict.UNFIT, message=refusal)
+    reason = case.needs.missing(plan.root, gpus, plan.lane)
+    if reason is not None:
+        return CaseResult(case.name, Verdict.SKIPPED, skipped_because=reason)
+    return None
+
+
 def check_case(
     case: Case,
     plan: CheckPlan,
     store: GoldenStore,
     folder: RunFolder,
-    provenance: Mapping[str, Any],
+    recordings: Recordings,
     gpus: int,
 ) -> CaseResult:
-    began = time.monotonic()
+    """Compares a case's run with its golden, and with what its law refers to."""
+    taken, began = 0.0, time.monotonic()
 
     def result(verdict: Verdict, message: str = "", **more: Any) -> CaseResult:
-        seconds = time.monotonic() - began
+        seconds = taken + time.monotonic() - began
         return CaseResult(case.name, verdict, seconds=seconds, message=message, **more)
 
-    refusal = unfit(plan.lane, plan.declared.lanes[plan.lane], gpus)
-    if refusal is not None:
-        return result(Verdict.UNFIT, refusal)
-    reason = case.needs.missing(plan.root, gpus, plan.lane)
-    if reason is not None:
-        return result(Verdict.SKIPPED, skipped_because=reason)
+    lacking = cannot_run(case, plan, gpus)
+    if lacking is not None:
+        return lacking
     # A run without a golden is still worth having: it is what `golden update --from` accepts.
     try:
-        trace = record_case(case, plan.lane, plan.root, folder.log, provenance)
+        recording = recordings.of(case)
     except RunError as error:
         try:
             store.nearest(plan.lane, case.name, {})
         except DamagedFileError as problem:
             return result(Verdict.INVALID, f"{problem}\nbesides, {error}")
         return result(Verdict.FAIL, str(error))
+    # Runs side by side have taken longer than this one was waited for.
+    trace, taken, began = recording.trace, recording.seconds, time.monotonic()
     save_trace(trace, folder.trace(case.name))
     found = trace.provenance["environment"]
     try:
@@ -290,7 +316,7 @@ def check_case(
     divergences, comparisons = list(comparison.divergences), [comparison]
     if case.law is not None and verdict is not Verdict.INVALID:
         try:
-            reference = law_reference(case.law, plan, folder, provenance)
+            reference = law_reference(case.law, plan, folder, recordings)
         except RunError as error:
             return result(Verdict.INVALID, f"law: {case.law.reference} left no trace: {error}")
         held = compare_law(case.law, reference, trace)
@@ -332,9 +358,7 @@ def compared_with(golden: Golden, found: Mapping[str, Any]) -> str:
     return f"golden of {its}" + ("" if its == ours else f", the nearest to {ours}")
 
 
-def law_reference(
-    law: Law, plan: CheckPlan, folder: RunFolder, provenance: Mapping[str, Any]
-) -> Trace:
+def law_reference(law: Law, plan: CheckPlan, folder: RunFolder, recordings: Recordings) -> Trace:
     """The trace of a law's reference case, of this check; run now if it was not yet.
 
     Raises:
@@ -345,7 +369,7 @@ def law_reference(
     case = plan.all_cases().get(law.reference)
     if case is None:
         raise RunError(f"there is no case {law.reference}")
-    trace = record_case(case, plan.lane, plan.root, folder.log, provenance)
+    trace = recordings.of(case).trace
     save_trace(trace, folder.trace(law.reference))
     return trace
 

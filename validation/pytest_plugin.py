@@ -134,7 +134,12 @@ class CaseItem(GoldenItem):
         """Run the case; fail unless its verdict is PASS, skip where it cannot run."""
         from dataclasses import replace
 
-        from validation.check import check_case, describe_source, environment_of
+        from validation.check import (
+            check_case,
+            describe_source,
+            environment_of,
+            recordings_of,
+        )
         from validation.environment import gpu_count
         from validation.files import encode_json, write_atomically
         from validation.goldens import GoldenStore
@@ -146,7 +151,8 @@ class CaseItem(GoldenItem):
         plan = replace(self.plan, cases=[case])
         folder = self.new_folder()
         store = GoldenStore(plan.root / "goldens")
-        result = check_case(case, plan, store, folder, describe_source(plan), gpu_count())
+        recordings = recordings_of(plan, folder, describe_source(plan), lambda line: None)
+        result = check_case(case, plan, store, folder, recordings, gpu_count())
         if result.skipped_because is not None:
             folder.path.rmdir()
             pytest.skip(result.skipped_because)

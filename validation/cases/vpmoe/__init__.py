@@ -57,6 +57,7 @@ def _tiny(
         law=law,
         decode=DECODE,
         throughput=throughput,
+        arithmetic="wide",
     )
 
 
@@ -157,6 +158,7 @@ CASES = (
         },
         preload=WARM,
         needs=Needs(modules=MODULES),
+        arithmetic="wide",
     ),
     _layout("dp", "data parallel", same={**_SAME_TRAINING, **_WHOLE}),
     _layout(
@@ -197,6 +199,7 @@ CASES = (
         },
         preload=WARM,
         needs=Needs(modules=MODULES),
+        arithmetic="wide",
     ),
     *gpu.CASES,
 )
