@@ -13,7 +13,8 @@ from validation.arithmetic.operations import element_name
 # Arguments that the fused optimizers want in fp32.
 KEPT = frozenset({"state_steps", "grad_scale", "found_inf"})
 
-_PART = 1 << 16
+# Elements that torch computes in one thread: starting two costs more than it gains.
+_PART = 3 << 13
 
 
 class Call:
