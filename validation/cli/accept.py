@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from validation.cases import Case, CaseError, discover_cases
-from validation.check import CheckPlan, describe_source, new_run_folder, record_case
+from validation.check import CheckPlan, describe_source, new_run_folder, recordings_of
 from validation.cli.common import Progress, add_selection, chosen_cases, lane_to_run
 from validation.cli.proofs import prove_accepted
 from validation.environment import gpu_count
@@ -120,20 +120,22 @@ def record_here(
     folder = new_run_folder(root, lane, tree_digest(root))
     progress = Progress()
     plan = CheckPlan(root=root, lane=lane, cases=[], faults=[], command=["golden", *sys.argv[1:]])
-    provenance = describe_source(plan)
-    traces = []
+    recordings = recordings_of(plan, folder, describe_source(plan), progress)
+    able, traces = [], []
     for case in chosen_cases(cases, options.case, lane):
         reason = case.needs.missing(root, gpu_count(), lane)
-        if reason is not None:
-            if case.name in options.case:
-                raise RefusedError(f"case {case.name} cannot run here: it {reason}")
+        if reason is None:
+            able.append(case)
+        elif case.name in options.case:
+            raise RefusedError(f"case {case.name} cannot run here: it {reason}")
+        else:
             progress(f"{case.name}: skipped, {reason}")
-            continue
-        progress(f"{case.name}: recording")
-        try:
-            trace = record_case(case, lane, root, folder.log, provenance)
-        except RunError as error:
-            raise RefusedError(f"case {case.name}: {error}") from error
-        save_trace(trace, folder.trace(case.name))
-        traces.append((lane, trace))
+    with recordings.ahead(able):
+        for case in able:
+            try:
+                trace = recordings.of(case).trace
+            except RunError as error:
+                raise RefusedError(f"case {case.name}: {error}") from error
+            save_trace(trace, folder.trace(case.name))
+            traces.append((lane, trace))
     return traces
