@@ -13,12 +13,14 @@ are what the case declares as equivalent.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 from validation.cases import Case
 from validation.compare import Tolerances, compare, curve_class, event_class
 from validation.environment import machine_type
+from validation.execution import close_parents
 from validation.goldens import Golden
 from validation.goldens.store import environment_of
 from validation.noise import (
@@ -172,6 +174,7 @@ def measure_case(
     base: Trace,
     run: Callable[[Variant], Trace],
     progress: Callable[[str], None],
+    jobs: int = 1,
 ) -> Measured:
     """Reruns a case under the variants that suit it, and measures its noise.
 
@@ -182,6 +185,7 @@ def measure_case(
         base: the trace that reruns are compared with.
         run: makes a rerun.
         progress: told what happens.
+        jobs: reruns at a time.
 
     Raises:
         ValueError: see `measure`.
@@ -196,7 +200,7 @@ def measure_case(
             progress("the run computes nothing with torch: its initial weights are moved instead")
             chosen = perturbations(runs)
     return measure(
-        base, lambda variant: made.pop(variant.name, None) or run(variant), chosen, progress
+        base, lambda variant: made.pop(variant.name, None) or run(variant), chosen, progress, jobs
     )
 
 
@@ -205,6 +209,7 @@ def measure(
     run: Callable[[Variant], Trace],
     chosen: Sequence[Variant],
     progress: Callable[[str], None],
+    jobs: int = 1,
 ) -> Measured:
     """Reruns a case under each variant and pools what differs.
 
@@ -213,6 +218,7 @@ def measure(
         run: makes a rerun.
         chosen: variants.
         progress: told what happens.
+        jobs: reruns at a time.
 
     Raises:
         ValueError: a variant changed a discrete record or the set of records: such a setting
@@ -220,15 +226,21 @@ def measure(
     """
     runs: list[Noise] = []
     lines, machines, made = [], [], [base]
-    for number, variant in enumerate(chosen, start=1):
-        progress(f"[{number}/{len(chosen)}] {variant.name}")
-        trace = run(variant)
-        noise, line = compared(base, trace, variant)
-        runs.append(noise)
-        machines.append(machine_type(environment_of(trace.provenance)))
-        made.append(trace)
-        lines.append(line)
-        progress(f"[{number}/{len(chosen)}] {line}")
+    with ThreadPoolExecutor(jobs) as pool:
+        try:
+            for number, (variant, trace) in enumerate(
+                zip(chosen, pool.map(run, chosen), strict=True), start=1
+            ):
+                noise, line = compared(base, trace, variant)
+                runs.append(noise)
+                machines.append(machine_type(environment_of(trace.provenance)))
+                made.append(trace)
+                lines.append(line)
+                progress(f"[{number}/{len(chosen)}] {line}")
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            close_parents()  # so that the threads' runs end now
+            raise
     if runs and all(variant.source == PERTURBED for variant in chosen):
         _refuse_ignored(runs)
     noise, grains, largest_sum = largest_of(runs), grains_of(made), longest_sum_of(made)

@@ -32,11 +32,14 @@ from validation.check import (
 )
 from validation.cli.common import (
     Progress,
+    add_jobs,
     add_selection,
     chosen_cases,
+    chosen_jobs,
     chosen_lane,
     lane_to_run,
     publish,
+    threads_each,
 )
 from validation.cli.proofs import Unproven, prove
 from validation.config import without_gpus
@@ -102,6 +105,7 @@ def add_commands(commands: Any) -> None:
     )
     add_selection(parser)
     parser.add_argument("--runs", type=int, default=8, help="reruns of each case (default: 8)")
+    add_jobs(parser)
     parser.add_argument(
         "--from",
         dest="folders",
@@ -220,6 +224,7 @@ def calibrate(options: argparse.Namespace) -> int:
             )
             prove(root, [Unproven(lane, case, golden.place, golden.canaries.proofs)], progress)
         return 0
+    jobs = chosen_jobs(options, on_cpu=without_gpus(root, lane))
     folder = new_run_folder(root, lane, tree_digest(root))
     plan = CheckPlan(root=root, lane=lane, cases=[], faults=[], command=["golden", *sys.argv[1:]])
     for case in chosen_cases(cases, options.case, lane):
@@ -236,8 +241,12 @@ def calibrate(options: argparse.Namespace) -> int:
         provenance = describe_source(plan)
 
         def rerun(variant: Any, case: Any = case, provenance: Any = provenance) -> Trace:
+            progress(f"{case.name}: {variant.name}")
             run = RunOptions(
-                lane=lane, settings=variant.settings, rounding_seed=variant.rounding_seed
+                lane=lane,
+                settings=variant.settings,
+                rounding_seed=variant.rounding_seed,
+                environment=threads_each(jobs),
             )
             trace = record_case(case, lane, root, folder.log, provenance, run)
             left = folder.path / "reruns" / case.name / re.sub(r"\W+", "-", variant.name)
@@ -249,7 +258,7 @@ def calibrate(options: argparse.Namespace) -> int:
             with progress:
                 base = unchanged_base(golden, case_source_digest(case, root), rerun)
                 measured = measure_case(
-                    case, without_gpus(root, lane), options.runs, base, rerun, progress
+                    case, without_gpus(root, lane), options.runs, base, rerun, progress, jobs
                 )
         except (RunError, ValueError) as error:
             raise RefusedError(f"case {case.name}: {error}") from error

@@ -66,6 +66,35 @@ def lane_to_run(options: argparse.Namespace) -> str:
     return lane
 
 
+def add_jobs(parser: argparse.ArgumentParser) -> None:
+    """Adds `--jobs`."""
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        metavar="N",
+        help="runs at a time (default: 2 on a lane without GPUs where there are two cores, or 1)",
+    )
+
+
+def chosen_jobs(options: argparse.Namespace, *, on_cpu: bool) -> int:
+    """How many runs to make at a time.
+
+    Raises:
+        RefusedError: less than one.
+    """
+    if options.jobs is not None and options.jobs < 1:
+        raise RefusedError(f"--jobs {options.jobs}: at least 1")
+    return options.jobs or (min(2, os.cpu_count() or 1) if on_cpu else 1)
+
+
+def threads_each(jobs: int) -> dict[str, str]:
+    """Variables that share the cores among so many runs, unless the user has said how."""
+    if jobs == 1 or "OMP_NUM_THREADS" in os.environ:
+        return {}
+    threads = str(max(1, len(os.sched_getaffinity(0)) // jobs))
+    return {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+
+
 def chosen_cases(cases: Mapping[str, Case], names: Sequence[str], lane: str) -> list[Case]:
     """The cases named, or every one of the lane.
 

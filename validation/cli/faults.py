@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,8 @@ from typing import Any
 
 from validation.cases import CaseError, discover_benign, discover_cases, discover_faults
 from validation.check import new_run_folder
-from validation.cli.common import Progress, add_lane, lane_to_run
+from validation.cli.common import Progress, add_jobs, add_lane, chosen_jobs, lane_to_run
+from validation.config import without_gpus
 from validation.environment import describe, gpu_count, here
 from validation.files import DamagedFileError, encode_json, write_atomically
 from validation.goldens import Golden, GoldenStore
@@ -62,12 +62,7 @@ def add_commands(commands: Any) -> None:
         "--output", type=Path, metavar="DIR", help="also write the matrix to DIR, as documents"
     )
     add_lane(parser)
-    parser.add_argument(
-        "--jobs",
-        type=int,
-        metavar="N",
-        help="runs at a time (default: 2 on lane cpu where there are two cores, otherwise 1)",
-    )
+    add_jobs(parser)
     parser.set_defaults(func=faults)
 
 
@@ -79,8 +74,6 @@ def faults(options: argparse.Namespace) -> int:
         RefusedError: no golden to judge by, or no jobs.
     """
     root, lane = find_root(), lane_to_run(options)
-    if options.jobs is not None and options.jobs < 1:
-        raise RefusedError(f"--jobs {options.jobs}: at least 1")
     cases, known = discover_cases(root), discover_faults(root)
     unknown = [name for name in options.only or () if name not in known]
     if unknown:
@@ -104,7 +97,7 @@ def faults(options: argparse.Namespace) -> int:
     if not goldens or not chosen:
         raise RefusedError(f"lane {lane} has {len(goldens)} goldens and {len(chosen)} faults")
     folder = new_run_folder(root, lane, tree_digest(root))
-    jobs = options.jobs or (min(2, os.cpu_count() or 1) if lane == "cpu" else 1)
+    jobs = chosen_jobs(options, on_cpu=without_gpus(root, lane))
     plants = [f.plant for f in known.values()] + [b.plant for b in harmless]
     targets = [case.target for case in cases.values()]
     state = state_of(root, lane, goldens, without=own_files(root, plants, targets))
