@@ -91,26 +91,43 @@ class Call:
         Args:
             change: given each fp32 argument and its name, returns what to take in its place.
         """
+        found = self._evaluated(lambda x, name: (change(x, name) if change else x).double())
+        return [tensor for tensor in found if tensor.dtype is torch.float64]
 
-        def wide(value: Any, name: str) -> Any:
+    def with_changed(
+        self, change: Callable[[torch.Tensor, str], torch.Tensor]
+    ) -> list[torch.Tensor]:
+        """The same as the operation itself finds it, of other values; no argument is touched."""
+
+        def changed(value: torch.Tensor, name: str) -> torch.Tensor:
+            other = change(value, name)
+            return value.clone() if other is value and name in _written(self.func) else other
+
+        return self._evaluated(changed)
+
+    def _evaluated(self, change: Callable[[torch.Tensor, str], torch.Tensor]) -> list[torch.Tensor]:
+        written = _written(self.func)
+
+        def changed(value: Any, name: str) -> Any:
             if isinstance(value, list | tuple):
-                return [wide(item, name) for item in value]
+                return [changed(item, name) for item in value]
             if not isinstance(value, torch.Tensor):
                 return value
             if value.dtype is not torch.float32 or name in KEPT:
                 # Also what it writes of another type, such as places of the largest numbers.
                 return value.clone() if name in written else value
-            return (change(value, name) if change else value).double()
+            taken = change(value, name)
+            types.add(taken.dtype)
+            return taken
 
-        written = _written(self.func)
+        types: set[torch.dtype] = set()
         names = [argument.name for argument in self.func._schema.arguments]
-        args = [wide(value, name) for value, name in zip(self.args, names, strict=False)]
-        kwargs = {name: wide(value, name) for name, value in self.kwargs.items()}
-        if kwargs.get("dtype") is torch.float32:
+        args = [changed(value, name) for value, name in zip(self.args, names, strict=False)]
+        kwargs = {name: changed(value, name) for name, value in self.kwargs.items()}
+        if kwargs.get("dtype") is torch.float32 and types == {torch.float64}:
             kwargs["dtype"] = torch.float64
         found = self.func(*args, **kwargs)
-        copies = Call(self.func, args, kwargs)
-        return [t for t in copies.results(found) if t.dtype is torch.float64]
+        return Call(self.func, args, kwargs).results(found)
 
     def in_parts(self, rule: Callable[[Call], Any]) -> Any:
         """A rule applied to an operation on elements, a cache's worth of them at a time.
