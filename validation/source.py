@@ -7,6 +7,8 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from validation.files import write_atomically
+
 # Recorded results and prose: what they hold does not change what a run computes.
 OUTPUTS = ("runs/", "reports/", "mlruns/")
 NOT_SOURCE = ("goldens/", "docs/", *OUTPUTS, "benchmarks/results/")
@@ -41,6 +43,15 @@ def git(root: Path, *words: str) -> str:
     if done.returncode:
         raise RepositoryError(f"git {' '.join(words)}: {done.stderr.strip()}")
     return done.stdout
+
+
+def runs_folder(root: Path) -> Path:
+    """`runs/`, made if need be, with a file inside that has git ignore it wherever it is."""
+    runs = root / "runs"
+    ignored = runs / ".gitignore"
+    if not ignored.exists():
+        write_atomically(ignored, b"*\n")
+    return runs
 
 
 def source_files(root: Path) -> list[str]:
