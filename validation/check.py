@@ -15,7 +15,7 @@ from validation.compare import Comparison, compare, compare_law
 from validation.config import Declaration
 from validation.environment import describe, gpu_count
 from validation.execution import RunError, RunOptions, run_case
-from validation.files import DamagedFileError, write_atomically
+from validation.files import DamagedFileError
 from validation.goldens import Golden, GoldenStore
 from validation.goldens.environments import in_words, same_stack
 from validation.goldens.judge import hold_to_base, judged_declaration, vanished_cases
@@ -32,7 +32,7 @@ from validation.power.caught import catch_of
 from validation.power.probes import shared_records, unseen_edit
 from validation.reach import case_source_digest
 from validation.recordings import Recordings
-from validation.source import commit, dirty_files, tree_digest
+from validation.source import commit, dirty_files, runs_folder, tree_digest
 from validation.trace import Trace, load_trace, save_trace
 from validation.verdict import Canary, CaseResult, CheckResult, Verdict, worst
 from validation.worker import resolve
@@ -93,19 +93,17 @@ class RunFolder:
 
 def new_run_folder(root: Path, lane: str, source: str) -> RunFolder:
     """Makes a run folder that no other check has."""
-    ignored = root / "runs" / ".gitignore"
-    if not ignored.exists():  # runs are no change of the repository, whatever it ignores
-        write_atomically(ignored, b"*\n")
+    runs = runs_folder(root)
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
     for attempt in range(1000):
         name = f"{stamp}-{lane}-{source[:12]}" + (f"-{attempt}" if attempt else "")
-        path = root / "runs" / name
+        path = runs / name
         try:
-            path.mkdir(parents=True)
+            path.mkdir()
         except FileExistsError:
             continue
         return RunFolder(path)
-    raise RuntimeError(f"{root / 'runs'}: too many runs at {stamp}")
+    raise RuntimeError(f"{runs}: too many runs at {stamp}")
 
 
 def run_check(plan: CheckPlan, folder: RunFolder, progress: Progress) -> CheckResult:

@@ -7,6 +7,8 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from validation.files import write_atomically
+
 # What the harness and Python leave behind, whether git ignores it or not.
 LEFTOVERS = ("runs/", "reports/", "mlruns/")
 # Recorded results and prose: what they hold does not change what a run computes.
@@ -42,6 +44,15 @@ def git(root: Path, *words: str) -> str:
     if done.returncode:
         raise RepositoryError(f"git {' '.join(words)}: {done.stderr.strip()}")
     return done.stdout
+
+
+def runs_folder(root: Path) -> Path:
+    """`runs/`, made if need be, with a file inside that has git ignore it wherever it is."""
+    runs = root / "runs"
+    ignored = runs / ".gitignore"
+    if not ignored.exists():
+        write_atomically(ignored, b"*\n")
+    return runs
 
 
 def is_leftover(name: str) -> bool:

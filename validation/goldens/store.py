@@ -34,6 +34,7 @@ from validation.files import (
 from validation.goldens.canaries import KEY, Canaries, basis, listed
 from validation.goldens.environments import distance, folder_name, identity, in_words
 from validation.goldens.merge import refuse_conflict
+from validation.source import runs_folder
 from validation.trace.model import Trace
 from validation.trace.storage import (
     CURVES,
@@ -279,9 +280,7 @@ class GoldenStore:
     def lock(self) -> Iterator[None]:
         """Keeps other processes from accepting at the same time."""
         # Beside the runs, which git ignores: a lock is nobody's to commit.
-        runs = self.folder.parent / "runs"
-        runs.mkdir(parents=True, exist_ok=True)
-        with FileLock(runs / ".goldens.lock"):
+        with FileLock(runs_folder(self.folder.parent) / ".goldens.lock"):
             yield
 
 
