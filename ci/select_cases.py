@@ -30,14 +30,13 @@ def main() -> int:
     try:
         root = find_root()
         declared = declaration_of(*options.declared_by, root)
-        every = discover_cases(root, declared).values()
-        cases = [case for case in every if options.lane in case.lanes]
+        cases = list(discover_cases(root, declared).values())
         if options.base:
             changed = changed_files(root, options.base)
             with checked_out(root, options.base, _folders(root, options.base)) as base:
                 chosen = select(changed, cases, options.lane, [root, base])
         else:
-            chosen = [case.name for case in cases]
+            chosen = [case.name for case in cases if options.lane in case.lanes]
     except (RepositoryError, CaseError) as error:
         print(f"select_cases: {error}", file=sys.stderr)
         return USAGE_EXIT_CODE
@@ -89,15 +88,15 @@ def select(
 
     Args:
         changed: paths relative to the repository.
-        cases: those of the lane.
-        lane: the lane.
+        cases: those of every lane.
+        lane: whose cases are chosen.
         trees: checkouts in which imports are followed: the head's, and the base's, where a deleted
             import still is. The last one's rules hold.
 
     Returns:
-        At least one name, if there is any case.
+        At least one name, if the lane has any case.
     """
-    names = [case.name for case in cases]
+    names = [case.name for case in cases if lane in case.lanes]
     rules = rules_of(trees[-1])
     reach = {path: reach_of(path, rules) for path in changed}
     if not {Reach.EVERYTHING, Reach.GATE}.isdisjoint(reach.values()):
@@ -106,10 +105,9 @@ def select(
     used: dict[str, set[str]] = {}
     if not {Reach.USERS, Reach.NOTHING}.isdisjoint(reach.values()):
         followed = [Tree(tree) for tree in trees]
-        every = {case.name: case for case in (*discover_cases().values(), *cases)}
         used = {
-            name: set().union(*(files_used(case, tree, rules) for tree in followed))
-            for name, case in every.items()
+            case.name: set().union(*(files_used(case, tree, rules) for tree in followed))
+            for case in cases
         }
     for path, found in reach.items():
         if found is Reach.CASE:

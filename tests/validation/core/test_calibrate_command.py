@@ -32,20 +32,23 @@ PathFinder.find_spec = staticmethod(hidden)
 """
 
 
-def bare(project: Any, unit: str) -> GoldenStore:
+def bare(project: Any, unit: str, **environment: str) -> GoldenStore:
     (project.root / "plain_cases.py").write_text(BARE.format(unit=unit))
     project.commit("a loop of numbers")
-    assert project.golden("update", "bare", "--reason", "first").code == 0
+    assert project.golden("update", "bare", "--reason", "first", **environment).code == 0
     project.commit("golden")
     return GoldenStore(project.root / "goldens")
 
 
 @pytest.mark.parametrize("torch", [True, False])
 def test_a_loop_without_torch_is_measured_by_moved_weights(plain_project: Any, torch: bool) -> None:
+    site = plain_project.root.parent / "site"
+    path = {"PYTHONPATH": f"{site}:{plain_project.environment()['PYTHONPATH']}"}
+    site.mkdir()
     if not torch:
-        (plain_project.site / "sitecustomize.py").write_text(HIDE_TORCH)
-    store = bare(plain_project, "1e-7")
-    answer = plain_project.golden("calibrate", "bare", "--runs", "3")
+        (site / "sitecustomize.py").write_text(HIDE_TORCH)
+    store = bare(plain_project, "1e-7", **path)
+    answer = plain_project.golden("calibrate", "bare", "--runs", "3", **path)
     assert answer.code == 0, answer.err
     golden = store.load("cpu", "bare")
     assert golden.calibration["source"] == PERTURBED

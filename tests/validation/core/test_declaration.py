@@ -268,9 +268,9 @@ def test_what_runs_leave_is_no_change_of_the_repository(golden_project: Any) -> 
     """Not even where git ignores nothing: the tree stays clean and its digest the same."""
     golden_project.git("rm", "-q", ".gitignore")
     golden_project.commit("Nothing is ignored")
-    from validation.source import dirty_files, source_digest
+    from validation.source import dirty_files, tree_digest
 
-    before = source_digest(golden_project.root)
+    before = tree_digest(golden_project.root)
     answer = golden_project.golden("check", "plain_seed", PYTHONDONTWRITEBYTECODE="")
     assert answer.code == 0, answer.err
     assert list(golden_project.root.rglob("__pycache__"))
@@ -279,4 +279,4 @@ def test_what_runs_leave_is_no_change_of_the_repository(golden_project: Any) -> 
         (golden_project.root / folder).mkdir()
         (golden_project.root / folder / "left").write_text("")
     assert dirty_files(golden_project.root) == []
-    assert source_digest(golden_project.root) == before
+    assert tree_digest(golden_project.root) == before

@@ -4,15 +4,17 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from validation.config import declaration_of
 from validation.environment import default_lane
 from validation.machine import LaneNeeds, unfit, visible_cards
 
-HOPPER = LaneNeeds(1, capabilities=("9.0",))
+HOPPER = LaneNeeds(gpus=1, capabilities=("9.0",))
 H200, A100, T4 = ("NVIDIA H200", "9.0"), ("NVIDIA A100-SXM4-80GB", "8.0"), ("Tesla T4", "7.5")
 
 
@@ -53,8 +55,8 @@ def test_another_card_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, bytes_
     assert unfit("h200", HOPPER, 1) == (
         "lane h200 needs compute capability 9.0; this machine has NVIDIA A100-SXM4-80GB (8.0)"
     )
-    assert unfit("any", LaneNeeds(1), 1) is None
-    either = LaneNeeds(1, capabilities=("8.0", "9.0"))
+    assert unfit("any", LaneNeeds(gpus=1), 1) is None
+    either = LaneNeeds(gpus=1, capabilities=("8.0", "9.0"))
     assert unfit("ampere", either, 1) is None
     machine(monkeypatch, [T4], bytes_too=bytes_too)
     assert unfit("ampere", either, 1) == (
@@ -64,14 +66,14 @@ def test_another_card_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, bytes_
 
 def test_too_few_cards_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     machine(monkeypatch, [H200])
-    reason = unfit("h200-x2", LaneNeeds(2, capabilities=("9.0",)), 1)
+    reason = unfit("h200-x2", LaneNeeds(gpus=2, capabilities=("9.0",)), 1)
     assert reason == "lane h200-x2 has 2 GPU(s), this machine has 1"
 
 
 def test_every_card_that_is_used_must_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     machine(monkeypatch, [H200, A100])
     assert unfit("h200", HOPPER, 2) is None
-    assert unfit("h200-x2", LaneNeeds(2, capabilities=("9.0",)), 2) == (
+    assert unfit("h200-x2", LaneNeeds(gpus=2, capabilities=("9.0",)), 2) == (
         "lane h200-x2 needs compute capability 9.0; this machine has NVIDIA H200 (9.0), "
         "NVIDIA A100-SXM4-80GB (8.0)"
     )
@@ -106,11 +108,11 @@ def test_cards_are_those_that_cuda_would_show(
 
 def test_missing_software_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     machine(monkeypatch, [H200])
-    needs = LaneNeeds(1, modules=("json", "no_such_package.kernels"))
+    needs = LaneNeeds(gpus=1, modules=("json", "no_such_package.kernels"))
     assert unfit("h200", needs, 1) == (
         "lane h200 needs the Python module no_such_package.kernels, which is not installed"
     )
-    assert unfit("h200", LaneNeeds(1, modules=("json", "os.path")), 1) is None
+    assert unfit("h200", LaneNeeds(gpus=1, modules=("json", "os.path")), 1) is None
 
 
 def test_unknown_cards_are_taken_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,13 +127,14 @@ def test_unknown_cards_are_taken_as_they_are(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_the_default_lane_is_the_largest_that_the_machine_serves(
-    monkeypatch: pytest.MonkeyPatch,
+    repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    declared = declaration_of(repository).lanes
     machine(monkeypatch, [H200] * 8)
-    lanes = [default_lane(gpus) for gpus in (0, 1, 2, 3, 4, 8)]
+    lanes = [default_lane(declared, gpus) for gpus in (0, 1, 2, 3, 4, 8)]
     assert lanes == ["cpu", "h200", "h200-x2", "h200-x2", "h200-x4", "h200-x4"]
     machine(monkeypatch, [A100])
-    assert default_lane(1) == "cpu"
+    assert default_lane(declared, 1) == "cpu"
 
 
 def test_a_check_on_an_unfit_machine_is_unfit(plain_project: Any) -> None:
@@ -166,6 +169,7 @@ def test_a_check_on_an_unfit_machine_is_unfit(plain_project: Any) -> None:
         )
 
     project.edit('lanes=["cpu"]', 'lanes=["cpu", "h200"]', "plain_cases.py")
+    project.edit("gpus = 1\n", 'gpus = 1\ncapability = ["9.0"]\n', "pyproject.toml")
     project.commit("Runs on a GPU too")
     run = stand_in("check", "--lane", "h200", "--json")
     assert run.returncode == 4, run.stdout + run.stderr

@@ -53,7 +53,8 @@ def said(case: Case, of: Golden, run: Trace, environment: dict[str, Any] = INTEL
 def test_a_machines_type_is_its_cpu_or_what_is_known_of_it() -> None:
     assert machine_type(AMD) == "AuthenticAMD 25/17"
     assert machine_type({"device": "Some CPU", "cpu_vendor": "X"}) == "Some CPU"
-    assert machine_type({**AMD, "lane": "h200", "device": "NVIDIA H200"}) == "NVIDIA H200"
+    card = {"lane": "h200", "device": "NVIDIA H200", "capability": "9.0"}
+    assert machine_type({**AMD, **card}) == "NVIDIA H200"
 
 
 @pytest.mark.parametrize("listed", [None, (), ["AuthenticAMD 25/17"], [{"runs": 8}], [{}]])

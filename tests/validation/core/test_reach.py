@@ -19,7 +19,7 @@ FILES = {
     "tests/test_train.py": "def test(): pass\n",
     ".github/workflows/check.yml": "on: push\n",
     "benchmarks/speed.py": "print(1)\n",
-    "pyproject.toml": '[tool.golden.reach]\n"data/*" = "users"\n',
+    "pyproject.toml": '[tool.golden]\ncases = ["cases"]\n[tool.golden.reach]\n"data/*" = "users"\n',
     "cases.py": 'CASES = ["adapters.loop:run", "trainer.unused:run"]\n',
     "adapters/__init__.py": "",
     "adapters/loop.py": "def run(recorder, settings):\n    from trainer.loop import train\n",
@@ -184,7 +184,8 @@ def test_what_the_harness_leaves_is_never_listed(project: Path) -> None:
 
 @pytest.mark.parametrize("text", ['"data/*" = "all"', '"data/*" = 1'])
 def test_an_unknown_reach_is_refused_by_file_and_key(project: Path, text: str) -> None:
-    (project / "pyproject.toml").write_text(f"[tool.golden.reach]\n{text}\n")
+    declared = f'[tool.golden]\ncases = ["cases"]\n[tool.golden.reach]\n{text}\n'
+    (project / "pyproject.toml").write_text(declared)
     with pytest.raises(CaseError, match=r"pyproject\.toml: .*'data/\*' is nothing, users") as error:
         rules_of(project)
     assert "everything" in str(error.value)
