@@ -97,16 +97,20 @@ def _worst_first(cases: Sequence[CaseResult]) -> list[CaseResult]:
 
 
 def _details(result: CheckResult) -> list[str]:
-    lines = [*notes(result), *loosening_lines(result)]
+    """What follows the headline; what loosens the gate comes last, as in a terminal."""
+    return [*notes(result), *_proof(result), *loosening_lines(result)]
+
+
+def _proof(result: CheckResult) -> list[str]:
+    """Whether the gate proved itself, where it tried."""
     if result.canary is None:
-        return lines
+        return []
     if result.canary.caught:
-        proved = (
+        return [
             f"The gate proved itself in this run: it caught the planted fault "
             f"{clean(result.canary.fault)}."
-        )
-        return [*lines, proved]
-    return [*lines, "The gate could not prove itself: no verdict of this run can be trusted."]
+        ]
+    return ["The gate could not prove itself: no verdict of this run can be trusted."]
 
 
 def _facts(result: CheckResult) -> list[Item]:
