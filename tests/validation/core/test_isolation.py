@@ -72,13 +72,14 @@ def import_hidden(recorder, settings):
 TORCH = {
     "__init__.py": """
 import os
-from torch import backends, cuda
+from torch import __config__, backends, cuda
 __version__ = "2.0"
 version = type("version", (), {"cuda": "1"})
 def get_num_threads(): return 1
 def are_deterministic_algorithms_enabled(): return False
 class Tensor: pass
 """,
+    "__config__.py": "def show(): return 'BLAS_INFO=stand_in'",
     "cuda.py": """
 import os
 def is_available(): return os.environ.get("CUDA_VISIBLE_DEVICES") != ""
@@ -86,8 +87,9 @@ def get_device_capability(): return 9, 0
 def get_device_name(): return "Stand-in"
 def _is_in_bad_fork(): return os.environ.get("STAND_IN_CUDA_IS_LOST") == "1"
 """,
-    "backends/__init__.py": "from torch.backends import cpu, mps",
+    "backends/__init__.py": "from torch.backends import cpu, mkl, mps",
     "backends/cpu.py": "def get_cpu_capability(): return 'AVX2'",
+    "backends/mkl.py": "def is_available(): return False",
     "backends/mps.py": "def is_available(): return True\ndef is_built(): return True",
 }
 
@@ -263,20 +265,23 @@ def test_a_check_passes_on_a_machine_with_gpu_libraries(plain_project: Any, tmp_
     project.commit("Prefers Transformer Engine")
     assert project.golden("update", "--reason", "first").code == 0
     project.commit("goldens")
+    site = tmp_path / "site"
     mark = marking(tmp_path / "imported")
-    install(project.site, "transformer_engine", {"__init__.py": mark})
-    install(project.site, "apex", {"__init__.py": mark})
+    install(site, "transformer_engine", {"__init__.py": mark})
+    install(site, "apex", {"__init__.py": mark})
+    path = os.pathsep.join([str(site), project.environment()["PYTHONPATH"]])
     prefers = subprocess.run(
         [sys.executable, "-c", "import plain_loop; print(plain_loop.SEED)"],
         cwd=project.root,
-        env={**project.environment(), "PYTHONPATH": f"{project.site}:{project.root}"},
+        env=project.environment(PYTHONPATH=path),
         capture_output=True,
         text=True,
         check=True,
     )
     assert prefers.stdout == "99\n", "outside of the lane the loop takes what is there"
     (tmp_path / "imported").unlink()
-    answer = project.golden("check", "--lane", "cpu", "--json", CUDA_VISIBLE_DEVICES="0")
+    given = {"PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": "0"}
+    answer = project.golden("check", "--lane", "cpu", "--json", **given)
     assert answer.code == 0, answer.out + answer.err
     assert answer.json()["environment"]["transformer-engine"] is None
     assert not (tmp_path / "imported").exists()

@@ -67,7 +67,8 @@ def rewrite(store: GoldenStore, **changed: Any) -> None:
 
 
 def findings(store: GoldenStore) -> list[str]:
-    found = examine(store.folder.parent, {c.name: c for c in CASES}, {f.id: f for f in FAULTS})
+    faults = {f.id: f for f in FAULTS}
+    found = examine(store.folder.parent, {c.name: c for c in CASES}, faults, ["cpu"])
     return [f"{f.subject}: {f.text}" for f in found if f.kind == "canaries"]
 
 
