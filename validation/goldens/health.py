@@ -166,11 +166,13 @@ def _leftover(store: GoldenStore, path: Path) -> Finding:
 def _examine_tolerances(golden: Golden, subject: str) -> list[Finding]:
     """Classes that were never calibrated, and tolerances so wide that nothing could exceed them."""
     known = golden.tolerances.classes
+    recorded = {curve_class(metric) for metric in golden.trace.curves}
+    recorded |= {event_class(event.key) for event in golden.trace.events if event.floating}
+    if not known and not recorded:
+        return []  # facts alone, which have no tolerance
     if not known:
         text = f"was never calibrated, so that only exact runs pass: golden calibrate {golden.case}"
         return [Finding("uncalibrated", subject, text)]
-    recorded = {curve_class(metric) for metric in golden.trace.curves}
-    recorded |= {event_class(event.key) for event in golden.trace.events if event.floating}
     missing = sorted(recorded - set(known))
     found = []
     if missing:

@@ -21,4 +21,4 @@ def test_there_are_goldens_of_every_lane() -> None:
 def test_a_golden_is_of_its_declared_case(parts: tuple[str, ...]) -> None:
     lane, name, *place = parts
     head = GoldenStore(GOLDENS).head(lane, name, *place)
-    assert head["case_digest"] == discover_cases()[name].digest
+    assert head["case_digest"] == discover_cases(GOLDENS.parent)[name].digest
