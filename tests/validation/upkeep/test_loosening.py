@@ -158,14 +158,14 @@ def test_calibrate_leaves_its_audit_and_health_knows_it(golden_project: Any) -> 
     project = golden_project
     store = GoldenStore(project.root / "goldens")
     before = {path.name for path in (store.folder / "audit").iterdir()}
-    answer = project.golden("calibrate", "plain_seed", "--runs", "1", "--reason", "a new image")
+    answer = project.golden("calibrate", "plain_seed", "--runs", "3", "--reason", "a new image")
     assert answer.code == 0, answer.err
     (new,) = [p for p in (store.folder / "audit").iterdir() if p.name not in before]
     audit = json.loads(new.read_text())
     assert audit["reason"] == "a new image"
     assert audit["author"] == "Ada <ada@example.org>"
     (entry,) = audit["calibrated"]
-    assert (entry["lane"], entry["case"], entry["runs"]) == ("cpu", "plain_seed", 1)
+    assert (entry["lane"], entry["case"], entry["runs"]) == ("cpu", "plain_seed", 3)
     golden = store.load("cpu", "plain_seed")
     assert calibration_on_file(store.folder, golden) == audit
     assert project.golden("health").code == 0
@@ -173,7 +173,7 @@ def test_calibrate_leaves_its_audit_and_health_knows_it(golden_project: Any) -> 
     for path in (store.folder / "audit").iterdir():
         if path != new and "goldens" in json.loads(path.read_text()):
             path.unlink()
-    found = examine(project.root, {}, {})
+    found = examine(project.root, {}, {}, ["cpu"])
     assert found  # no case is declared here
     assert "goldens/audit" in project.golden("health").out
 
