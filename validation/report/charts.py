@@ -51,6 +51,8 @@ class Axis:
         else:
             values = _round_values(self.low, self.high, count)
             values = [v for v in values if not integers or v.is_integer()]
+            # Far from zero round numbers may round to one another, or off the axis.
+            values = list(dict.fromkeys(v for v in values if self.low <= v <= self.high))
         # Enough digits to tell neighbours apart on a short axis far from zero.
         largest = max((abs(v) for v in values), default=0.0)
         stride = abs(values[1] - values[0]) if len(values) > 1 else 0.0

@@ -4,7 +4,7 @@ import itertools
 import math
 import re
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from validation.report.charts import MAX_POINTS, Axis, curve_chart, format_number
@@ -82,6 +82,7 @@ def test_a_long_series_keeps_its_extremes_and_the_marked_step() -> None:
     assert math.isclose(chart.marker_percent, 62.67, abs_tol=0.02)
 
 
+@example(5.5e15, 1.0)
 @given(st.floats(-1e30, 1e30), st.floats(1e-6, 1e30))
 def test_ticks_lie_on_the_axis_in_order(low: float, span: float) -> None:
     ticks = [t.percent for t in Axis(low, low + span).ticks()]

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from validation.report.html import build_page
@@ -92,6 +92,7 @@ def test_a_verdict_no_case_explains_is_an_error_of_its_own(
     assert gate.find("error").get("type") == str(result.verdict)  # type: ignore[union-attr]
 
 
+@settings(deadline=None)  # it writes files, on a disk that may be busy
 @given(st.text(), st.text(), st.text())
 def test_any_text_gives_well_formed_xml_without_control_characters(
     tmp_path_factory: pytest.TempPathFactory, name: str, module: str, message: str
