@@ -27,6 +27,7 @@ from validation.check import (
     CheckPlan,
     Progress,
     RunFolder,
+    cannot_run,
     describe_source,
     environment_of,
     judge,
@@ -38,7 +39,6 @@ from validation.environment import gpu_count
 from validation.execution import RunError, RunOptions, run_case
 from validation.files import decode_json, encode_json, read_file, write_atomically
 from validation.goldens import Golden
-from validation.machine import unfit
 from validation.nearness import counted, nearness, summary
 from validation.power.probes import unseen_edit
 from validation.revisions import base_checkout, code_of, copied_gate, revision_path
@@ -82,14 +82,11 @@ def run_against(
         base = _Base(plan, tree, Path(temporary), folder, name, progress)
         able: list[Case] = []
         for case in plan.cases:
-            reason = case.needs.missing(plan.root, gpus, plan.lane)
-            lacks = unfit(plan.lane, plan.declared.lanes[plan.lane], gpus)
-            if lacks is not None:
-                results.append(CaseResult(case.name, Verdict.UNFIT, message=lacks))
-            elif reason is not None:
-                results.append(CaseResult(case.name, Verdict.SKIPPED, skipped_because=reason))
-            else:
+            lacking = cannot_run(case, plan, gpus)
+            if lacking is None:
                 able.append(case)
+            else:
+                results.append(lacking)
         if able:
             results += _compare_all(plan, able, base, folder, progress, every_case=every_case)
     verdict = worst(result.verdict for result in results)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ class CheckPlan:
     judge: Path | None = None
     command: Sequence[str] = ()
 
-    @property
+    @cached_property
     def declared(self) -> Declaration:
         """What says which cases and lanes there are: the repository, or the judge's base."""
         return judged_declaration(self.root, self.judge)
