@@ -1,187 +1,151 @@
-"""False alarms: an unchanged tree, run again in environments that mean the same, must pass.
+"""False alarms: whole checks of an unchanged tree, in settings that stand for other machines.
 
-    python -m benchmarks.clean_runs --runs 300 --jobs 2 \\
-        --output benchmarks/results/clean_runs.json --curves runs/clean_curves.jsonl
+    python -m benchmarks.clean_runs make --arithmetic wide --repeats 10 --ledger WIDE.jsonl
+    python -m benchmarks.clean_runs make --arithmetic native --repeats 2 --ledger NATIVE.jsonl
+    python -m benchmarks.clean_runs pool WIDE.jsonl NATIVE.jsonl ... \\
+        --output benchmarks/results/clean_runs.json
 
-Each run's case and environment follow from its number: threads {1, 2} x ATEN_CPU_CAPABILITY {those
-the CPU has} x initial weights moved by one ulp, with seeds that neither calibration nor the kill
-matrix uses; and the plain environment, with seeds that return. Every trace is compared with its
-golden at the golden's frozen tolerances, and where its weights were not moved held to its case's
-law, if it has one, against a run of the same environment. A run without a trace is an alarm.
+No setting was used by calibration, which moves roundings at random on one machine. `wide` is the
+command as users run it, `golden check --lane cpu --json`: every case, its laws and the canary; the
+environment alone differs. `native` runs the same cases, all of them, without wide arithmetic and
+holds them to the same goldens, tolerances and laws: what those would do for a lane that is not
+wide. Two of its settings also move the initial weights by one unit in the last place, where a case
+can do that; laws compare two runs of a check, and are left out there.
 
-Finished runs are kept beside the output, as `.jsonl`; the same command goes on after an
-interruption, and refuses if the code or a golden is another one. An environment counts as *seen*
-when the golden was recorded, and so calibrated, in its threads and capability, weights not moved.
+A check that is not PASS is an alarm, whatever the reason. Finished checks are kept in the ledger;
+the same command goes on after an interruption, and refuses if the code or a golden is another one.
+`pool` counts the checks of several ledgers, of several machines.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
+import json
 import os
+import subprocess
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks.ledger import in_parallel, interrupted, opened, refuse_chosen_environment
 from validation.cases import Case, discover_cases
 from validation.compare import Comparison, compare, compare_law
-from validation.environment import describe
+from validation.environment import describe, machine_type
 from validation.execution import RunError, RunOptions, run_case
 from validation.files import encode_json, write_atomically
-from validation.goldens import Golden, GoldenStore
-from validation.power.ledger import state_of
+from validation.goldens import GoldenStore
+from validation.nearness import nearness
+from validation.power.ledger import read_lines, state_of
 from validation.power.rates import upper_bound
-from validation.source import commit, find_root
+from validation.source import find_root
+from validation.trace import Trace
 
 LANE = "cpu"
-# The cases in turn, the cheap ones oftener: the optimizer's, activations, the whole model, tables.
-TURN = (
-    "tiny_adam",
-    "tiny_dense",
-    "schedules",
-    "tiny_adam",
-    "tiny_moe",
-    "schedules",
-    "tiny_dense",
-    "tiny_adam",
-    "schedules",
-    "tiny_dense",
-    "tiny_adam",
-    "resume",
-    "tiny_adam",
-    "schedules",
-    "tiny_dense",
-    "tiny_moe",
-    "tiny_adam",
-    "schedules",
-    "tiny_dense",
-    "tiny_adam",
-)
 # A clean run plants nothing.
 PLANTS = ("validation/cases/vpmoe/faults/",)
-# This case trains nothing: there are no weights to move.
-UNTRAINED = ("schedules",)
-# Calibration counts its seeds from 1, the kill matrix has 1,000,003.
-FRESH_SEED = 2_000_000
-RETURNING_SEEDS = (1_900_001, 1_900_002, 1_900_003)
+# These cases have no weights to move by a unit in the last place.
+UNTRAINED = ("schedules", "laws")
+ULP_SEED = 2_000_000
 KEPT_CURVES = ("lm_loss", "grad_norm")
 
 
+def _threads(count: int) -> dict[str, str]:
+    return {"OMP_NUM_THREADS": str(count), "MKL_NUM_THREADS": str(count)}
+
+
 @dataclass(frozen=True)
-class Environment:
-    """What a run varies; None leaves it as the machine has it.
+class Setting:
+    """What a check varies; the rest is left as the machine has it.
 
     Attributes:
-        threads: of OpenMP and MKL.
-        capability: ATEN_CPU_CAPABILITY.
-        seed: of the one-ulp perturbation.
+        name: as tables show it.
+        variables: of the processes.
+        ulp: whether the initial weights are moved by one unit in the last place.
     """
 
-    threads: int | None = None
-    capability: str | None = None
-    seed: int | None = None
-
-    @property
-    def variables(self) -> dict[str, str]:
-        """Of the process."""
-        found = {}
-        if self.threads is not None:
-            found |= {"OMP_NUM_THREADS": str(self.threads), "MKL_NUM_THREADS": str(self.threads)}
-        if self.capability is not None:
-            found["ATEN_CPU_CAPABILITY"] = self.capability
-        return found
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Of the case's target."""
-        return {} if self.seed is None else {"perturb_seed": self.seed}
-
-    @property
-    def name(self) -> str:
-        """Without the seed: runs of one name differ by it alone."""
-        return _name(self.threads, self.capability, self.seed is not None)
+    name: str
+    variables: Mapping[str, str] = field(default_factory=dict)
+    ulp: bool = False
 
 
-def _name(threads: Any, capability: Any, perturbed: bool) -> str:
-    if threads is None and capability is None:
-        kind = "plain"
-    else:
-        kind = f"{threads} thread(s), {capability}"
-    return kind + (", one ulp" if perturbed else "")
+_OLD_BLAS = {"MKL_ENABLE_INSTRUCTIONS": "SSE4_2"}
+_OLD_LOOPS = {"ATEN_CPU_CAPABILITY": "default"}
+_COMPATIBLE = {"MKL_CBWR": "COMPATIBLE"}
+SETTINGS = (
+    Setting("plain"),
+    Setting("1 thread", _threads(1)),
+    Setting("2 threads", _threads(2)),
+    Setting("MKL_CBWR=COMPATIBLE", _COMPATIBLE),
+    Setting("MKL_CBWR=AVX2,STRICT", {"MKL_CBWR": "AVX2,STRICT"}),
+    Setting("MKL_ENABLE_INSTRUCTIONS=SSE4_2", _OLD_BLAS),
+    Setting("ATEN_CPU_CAPABILITY=default", _OLD_LOOPS),
+    Setting("ATEN_CPU_CAPABILITY=avx2", {"ATEN_CPU_CAPABILITY": "avx2"}),
+    Setting("SSE4_2, ATEN default, 1 thread", {**_OLD_BLAS, **_OLD_LOOPS, **_threads(1)}),
+    Setting("COMPATIBLE, ATEN default, 2 threads", {**_COMPATIBLE, **_OLD_LOOPS, **_threads(2)}),
+)
+MOVED = (
+    Setting("one ulp", ulp=True),
+    Setting("one ulp, SSE4_2, ATEN default", {**_OLD_BLAS, **_OLD_LOOPS}, ulp=True),
+)
 
 
 @dataclass(frozen=True)
-class Run:
-    """One run of the schedule: everything follows from its number."""
+class Check:
+    """One check of the schedule."""
 
     number: int
-    case: str
-    environment: Environment
+    setting: Setting
 
 
-def capabilities(best: str) -> list[str]:
-    """ATEN_CPU_CAPABILITY's values that a CPU has, given its best."""
-    known = ["default", "avx2", "avx512"]
-    return known[: known.index(best) + 1] if best in known else ["default"]
+def schedule(arithmetic: str, repeats: int) -> list[Check]:
+    """Every setting in turn, `repeats` times; a longer schedule begins with the shorter one."""
+    settings = SETTINGS if arithmetic == "wide" else (*SETTINGS, *MOVED)
+    return [
+        Check(turn * len(settings) + place, setting)
+        for turn in range(repeats)
+        for place, setting in enumerate(settings)
+    ]
 
 
-def schedule(runs: int, best: str) -> list[Run]:
-    """The first `runs` runs; a longer schedule begins with the shorter one.
-
-    Of ten runs of a trained case six move the weights in every combination of threads and
-    capability, two leave them in one of these, two are of the plain environment.
-
-    Args:
-        runs: how many.
-        best: the CPU's best capability.
-    """
-    grid = list(itertools.product((1, 2), capabilities(best)))
-    counts: dict[str, int] = defaultdict(int)
-    found = []
-    for number in range(runs):
-        case = TURN[number % len(TURN)]
-        found.append(Run(number, case, _environment(case, counts[case], number, grid)))
-        counts[case] += 1
-    return found
-
-
-def _environment(
-    case: str, count: int, number: int, grid: Sequence[tuple[int, str]]
-) -> Environment:
-    turn, place = divmod(count, len(grid) + 4)
-    if case in UNTRAINED:
-        place = count % (len(grid) + 1)
-        return Environment(*grid[place]) if place < len(grid) else Environment()
-    if place < len(grid):
-        return Environment(*grid[place], FRESH_SEED + number)
-    place -= len(grid)
-    if place < 2:
-        return Environment(*grid[(2 * turn + place) % len(grid)])
-    return Environment(seed=RETURNING_SEEDS[turn % len(RETURNING_SEEDS)] if place == 2 else None)
+def command_check(check: Check, root: Path) -> dict[str, Any]:
+    """What `golden check` says in a setting: the entry of the ledger."""
+    command = [sys.executable, "-m", "validation.cli", "check", "--lane", LANE, "--json"]
+    done = subprocess.run(
+        command,
+        cwd=root,
+        env={**os.environ, **check.setting.variables, "GOLDEN_MLFLOW": "0"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    try:
+        said = json.loads(done.stdout)
+    except ValueError:
+        return {"verdict": "none", "message": done.stderr[-2000:], "cases": {}}
+    return {
+        "verdict": said["verdict"],
+        "message": said["message"],
+        "canary": said["canary"],
+        "machine": machine_type(said["environment"]),
+        "cases": {
+            case["case"]: {
+                "verdict": case["verdict"],
+                "compared": case["compared"],
+                "identical": case["identical"],
+                "largest_ratio": case["largest_ratio"],
+                "first": case["first_divergence"],
+            }
+            for case in said["cases"]
+        },
+    }
 
 
-def seen_names(golden: Golden) -> set[str]:
-    """Names of the environment that the golden was recorded and calibrated in."""
-    recorded = golden.trace.provenance.get("environment", {})
-    own = (recorded.get("threads"), str(recorded.get("cpu_isa")).lower())
-    return {_name(None, None, False), _name(*own, False)}
-
-
-def native_capability() -> str:
-    """The best vector instructions that this CPU has, as ATEN_CPU_CAPABILITY names them."""
-    import torch
-
-    chosen = os.environ.get("ATEN_CPU_CAPABILITY")
-    capability = torch.backends.cpu.get_cpu_capability().lower()
-    return capability if chosen is None and capability in ("avx2", "avx512") else "avx2"
-
-
-class CleanRuns:
-    """Makes and judges the runs.
+class NativeChecks:
+    """Whole checks of the lane without wide arithmetic.
 
     Args:
         root: the repository.
@@ -191,169 +155,204 @@ class CleanRuns:
     def __init__(self, root: Path, log: Path) -> None:
         store = GoldenStore(root / "goldens")
         self.root, self.log = root, log
-        self.cases: Mapping[str, Case] = discover_cases(root)
-        self.goldens = {case: store.load(LANE, case) for case in sorted(set(TURN))}
-
-    def make(self, run: Run) -> tuple[dict[str, Any], dict[str, Any] | None]:
-        """Runs and compares; returns the entry of the run and its curves, if it left any."""
-        began = time.monotonic()
-        golden, environment = self.goldens[run.case], run.environment
-        entry: dict[str, Any] = {
-            "run": run.number,
-            "case": run.case,
-            "environment": environment.name,
-            "settings": asdict(environment),
-            "unseen": environment.name not in seen_names(golden),
+        self.cases = {
+            name: case for name, case in discover_cases(root).items() if LANE in case.lanes
         }
-        try:
-            trace = self._trace(self.cases[run.case], environment, {})
-            found = [compare(golden.trace, trace, golden.tolerances)]
-            law = self.cases[run.case].law
-            # A resumed run moves the weights that it loads, not those that training began with.
-            if law is not None and environment.seed is None:
-                steps = {"stop_after": max(map(max, trace.curves.values()))}
-                reference = self._trace(self.cases[law.reference], environment, steps)
-                found.append(compare_law(law, reference, trace))
-        except RunError as error:
-            lines = str(error).splitlines()
-            entry |= {"alarm": True, "first": None, "message": f"{lines[0]}: {lines[-1]}"}
-            return {**entry, "seconds": round(time.monotonic() - began, 1)}, None
-        entry |= judged(found)
-        entry["seconds"] = round(time.monotonic() - began, 1)
-        return entry, {
-            "run": run.number,
-            "case": run.case,
-            "environment": environment.name,
-            "unseen": entry["unseen"],
-            "alarm": entry["alarm"],
-            "curves": {
-                metric: {str(step): value for step, value in trace.curves[metric].items()}
-                for metric in KEPT_CURVES
-                if metric in trace.curves
-            },
-        }
+        self.goldens = {name: store.load(LANE, name) for name in self.cases}
 
-    def _trace(self, case: Case, environment: Environment, settings: Mapping[str, Any]) -> Any:
+    def make(self, check: Check) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """Runs and compares every case; returns the entry and the curves of each case."""
+        cases, curves = {}, []
+        traces: dict[str, Trace] = {}
+        for name in self.cases:
+            try:
+                found = self._compared(name, check.setting, traces)
+            except RunError as error:
+                cases[name] = {"verdict": "FAIL", "message": str(error).splitlines()[-1]}
+                continue
+            cases[name] = judged(found)
+            kept = {metric: traces[name].curves.get(metric, {}) for metric in KEPT_CURVES}
+            line = {"case": name, "alarm": cases[name]["verdict"] != "PASS"}
+            curves.append({**line, "curves": {m: dict(c) for m, c in kept.items() if c}})
+        verdict = "PASS" if all(c["verdict"] == "PASS" for c in cases.values()) else "FAIL"
+        machine = machine_type(next(iter(traces.values())).provenance["environment"])
+        return {"verdict": verdict, "machine": machine, "cases": cases}, curves
+
+    def _compared(
+        self, name: str, setting: Setting, traces: dict[str, Trace]
+    ) -> Sequence[Comparison]:
+        golden, moved = self.goldens[name], setting.ulp and name not in UNTRAINED
+        traces[name] = self._trace(self.cases[name], setting, moved)
+        found = [compare(golden.trace, traces[name], golden.tolerances)]
+        law = self.cases[name].law
+        if law is not None and not setting.ulp:
+            if law.reference not in traces:
+                traces[law.reference] = self._trace(self.cases[law.reference], setting, moved)
+            found.append(compare_law(law, traces[law.reference], traces[name]))
+        return found
+
+    def _trace(self, case: Case, setting: Setting, moved: bool) -> Trace:
         options = RunOptions(
             lane=LANE,
-            settings={**environment.settings, **settings},
-            environment=environment.variables,
+            settings={"perturb_seed": ULP_SEED} if moved else {},
+            environment=setting.variables,
         )
-        return run_case(case, options, self.root, self.log)
+        return run_case(replace(case, arithmetic="native"), options, self.root, self.log)
 
 
 def judged(found: Sequence[Comparison]) -> dict[str, Any]:
-    """What the comparisons of a run with its golden, and with its law, say together."""
-    compared = sum(comparison.compared for comparison in found)
-    first = next((c.divergences[0] for c in found if c.divergences), None)
+    """What a case's comparison with its golden, and with what its law refers to, say together."""
+    compared, first = found[0].compared, next((c.divergences[0] for c in found if c.divergences), 0)
     return {
+        "verdict": "PASS" if compared and not first else "FAIL",
         "compared": compared,
-        "identical": sum(comparison.identical for comparison in found),
-        "alarm": first is not None or not all(comparison.compared for comparison in found),
-        "first": None if first is None else asdict(first),
+        "identical": found[0].identical,
+        "largest_ratio": nearness(found[0]).get("largest_ratio"),
+        "first": first.to_json() if first else None,
     }
 
 
-def summary(entries: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """The figures of the finished runs."""
-    done = sorted(entries, key=lambda entry: entry["run"])
-    runs, alarms = len(done), [entry for entry in done if entry["alarm"]]
-    unseen = [entry for entry in done if entry["unseen"]]
-    compared = sum(entry.get("compared", 0) for entry in done)
-    identical = sum(entry.get("identical", 0) for entry in done)
+def summary(ledgers: Mapping[str, Iterable[Mapping[str, Any]]]) -> dict[str, Any]:
+    """The figures of the finished checks, by arithmetic."""
+    return {arithmetic: _figures(list(entries)) for arithmetic, entries in ledgers.items()}
+
+
+def _figures(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    alarmed = [entry for entry in entries if entry["verdict"] != "PASS"]
     return {
-        "runs": runs,
-        "alarms": len(alarms),
-        "rate": len(alarms) / runs,
-        "upper_bound_95": upper_bound(len(alarms), runs),
-        "unseen": {
-            **_counts(unseen),
-            "environments": sorted({entry["environment"] for entry in unseen}),
-            "share": len(unseen) / runs,
-            "upper_bound_95": upper_bound(_counts(unseen)["alarms"], len(unseen)) if unseen else 1,
-        },
-        "records": {
-            "compared": compared,
-            "bit_identical_share": identical / compared if compared else 0.0,
-            "wholly_identical_runs": sum(
-                0 < entry.get("compared", 0) == entry.get("identical") for entry in done
-            ),
-        },
-        "by_environment": _grouped(done, "environment"),
-        "by_case": _grouped(done, "case"),
-        "alarmed": alarms,
+        **_counts(entries),
+        "alarms_upper_bound_95": upper_bound(len(alarmed), len(entries)) if entries else 1.0,
+        "by_setting": _grouped(entries, "setting"),
+        "by_machine": _grouped(entries, "machine"),
+        "by_case": _by_case(entries),
+        "alarmed": alarmed,
     }
 
 
 def _counts(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    return {"runs": len(entries), "alarms": sum(entry["alarm"] for entry in entries)}
+    cases = [case for entry in entries for case in entry["cases"].values()]
+    ratios = [case.get("largest_ratio") for case in cases]
+    return {
+        "checks": len(entries),
+        "alarms": sum(entry["verdict"] != "PASS" for entry in entries),
+        "compared": sum(case.get("compared", 0) for case in cases),
+        "identical": sum(case.get("identical", 0) for case in cases),
+        "largest_ratio": max((r for r in ratios if r is not None), default=None),
+    }
 
 
 def _grouped(entries: Sequence[Mapping[str, Any]], name: str) -> dict[str, Any]:
     groups: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for entry in entries:
-        groups[entry[name]].append(entry)
-    return {group: _counts(groups[group]) for group in sorted(groups)}
+        groups[entry.get(name, "unknown")].append(entry)
+    return {group: _counts(groups[group]) for group in groups}
+
+
+def _by_case(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    names = sorted({name for entry in entries for name in entry["cases"]})
+    return {
+        name: _counts(
+            [
+                {"verdict": entry["cases"][name]["verdict"], "cases": {name: entry["cases"][name]}}
+                for entry in entries
+                if name in entry["cases"] and entry["cases"][name]["verdict"] != "SKIPPED"
+            ]
+        )
+        for name in names
+    }
 
 
 def print_summary(found: Mapping[str, Any]) -> None:
-    """Prints one table and the alarms."""
-    print("| environment | runs | false alarms |\n| --- | --- | --- |")
-    for name, counts in found["by_environment"].items():
-        print(f"| {name} | {counts['runs']} | {counts['alarms']} |")
-    unseen, records = found["unseen"], found["records"]
-    print(f"| unseen by calibration | {unseen['runs']} | {unseen['alarms']} |")
-    print(f"| all | {found['runs']} | {found['alarms']} |")
-    print(
-        f"\nrate {found['rate']:.2%}, one-sided 95 % upper bound {found['upper_bound_95']:.2%} "
-        f"(unseen environments alone: {unseen['upper_bound_95']:.2%}); "
-        f"{records['bit_identical_share']:.1%} of {records['compared']} records bit-identical"
-    )
-    for entry in found["alarmed"]:
-        what = entry["first"] or entry.get("message")
-        print(f"ALARM run {entry['run']}: {entry['case']}, {entry['environment']}: {what}")
+    """Prints a table for each arithmetic, and the alarms."""
+    for arithmetic, figures in found.items():
+        print(f"| {arithmetic} | checks | alarms | bit-identical records | largest ratio |")
+        print("| --- | --- | --- | --- | --- |")
+        rows = {**figures["by_setting"], **figures["by_machine"], **figures["by_case"]}
+        for name, counts in {**rows, "all": figures}.items():
+            ratio = counts["largest_ratio"]
+            print(
+                f"| {name} | {counts['checks']} | {counts['alarms']} | {counts['identical']:,} of "
+                f"{counts['compared']:,} | {'-' if ratio is None else format(ratio, '.2g')} |"
+            )
+        print(f"\nalarms: at most {figures['alarms_upper_bound_95']:.2%} (one-sided 95 %)\n")
+        for entry in figures["alarmed"]:
+            print(f"ALARM {entry['setting']}: {entry.get('message') or entry['cases']}")
+
+
+def make(options: argparse.Namespace) -> None:
+    """Makes the checks that the ledger still lacks."""
+    refuse_chosen_environment()
+    root = find_root()
+    native = NativeChecks(root, root / "runs" / "clean_runs.log")
+    state = state_of(root, LANE, native.goldens, without=PLANTS)
+    ledger = opened(options.ledger, {**state, "arithmetic": options.arithmetic})
+    curves = opened(options.curves, state) if options.curves else None
+    chosen = schedule(options.arithmetic, options.repeats)
+    done = {entry["check"] for entry in ledger.entries}
+    until = time.monotonic() + options.seconds
+
+    def work(check: Check) -> None:
+        began = time.monotonic()
+        if began > until:
+            return
+        lines: list[dict[str, Any]] = []
+        if options.arithmetic == "wide":
+            entry = command_check(check, root)
+        else:
+            entry, lines = native.make(check)
+        if interrupted():
+            return
+        for line in lines if curves is not None else ():
+            curves.append({"check": check.number, **line})
+        seconds = round(time.monotonic() - began, 1)
+        name = {"check": check.number, "setting": check.setting.name}
+        ledger.append({**name, **entry, "seconds": seconds})
+        print(f"{check.number} {check.setting.name}: {entry['verdict']} ({seconds} s)", flush=True)
+
+    in_parallel(options.jobs, [check for check in chosen if check.number not in done], work)
+
+
+def pool(options: argparse.Namespace) -> None:
+    """Writes and prints the figures of several ledgers.
+
+    Raises:
+        SystemExit: they are of several states of the code or the goldens.
+    """
+    ledgers: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    states = []
+    for path in options.ledgers:
+        head, *entries = read_lines(path) or [{"state": {}}]
+        state = dict(head["state"])
+        ledgers[state.pop("arithmetic", "unknown")] += entries
+        states.append(state)
+    if any(state != states[0] for state in states):
+        raise SystemExit("the ledgers are of several states of the code or the goldens")
+    found = summary(ledgers)
+    provenance = {**states[0], "environment": describe(LANE)}
+    write_atomically(options.output, encode_json({**found, "provenance": provenance}))
+    print_summary(found)
 
 
 def main() -> None:
-    """Makes the runs that are still missing, then writes and prints the figures of all."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", type=int, default=300)
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/clean_runs.json"))
-    parser.add_argument("--curves", type=Path, help="keep each run's curves in this file")
+    """Makes checks, or pools those that several machines have made."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True)
+    maker = commands.add_parser("make", help="make the checks that a ledger lacks")
+    maker.add_argument("--arithmetic", choices=("wide", "native"), required=True)
+    maker.add_argument("--repeats", type=int, default=2, help="of every setting")
+    maker.add_argument("--ledger", type=Path, required=True)
+    maker.add_argument("--jobs", type=int, default=1, help="checks at a time")
+    maker.add_argument("--seconds", type=float, default=1e9, help="start no check after this time")
+    maker.add_argument("--curves", type=Path, help="keep the curves of native checks in this file")
+    maker.set_defaults(run=make)
+    pooler = commands.add_parser("pool", help="count the checks of ledgers")
+    pooler.add_argument("ledgers", type=Path, nargs="+")
+    pooler.add_argument("--output", type=Path, required=True)
+    pooler.set_defaults(run=pool)
     options = parser.parse_args()
-    refuse_chosen_environment()
-    root = find_root()
-    state = state_of(root, LANE, set(TURN), without=PLANTS)
-    ledger = opened(options.output.with_suffix(".jsonl"), state)
-    curves = opened(options.curves, state) if options.curves else None
-    runner = CleanRuns(root, root / "runs" / "clean_runs.log")
-    chosen = schedule(options.runs, native_capability())
-    done = {entry["run"] for entry in ledger.entries}
-    todo = [run for run in chosen if run.number not in done]
-    # Runs of one environment share a warm process.
-    todo.sort(key=lambda run: (sorted(run.environment.variables.items()), run.number))
-
-    def work(run: Run) -> None:
-        entry, kept = runner.make(run)
-        if interrupted():
-            return
-        if curves is not None and kept is not None:
-            curves.append(kept)
-        ledger.append(entry)
-        verdict = "ALARM" if entry["alarm"] else "passes"
-        print(
-            f"[{len(ledger.entries)}/{len(chosen)}] {run.number} {run.case}, "
-            f"{run.environment.name}: {verdict} ({entry['seconds']:.0f} s)",
-            flush=True,
-        )
-
-    in_parallel(options.jobs, todo, work)
-    wanted = {run.number for run in chosen}
-    found = summary(entry for entry in ledger.entries if entry["run"] in wanted)
-    provenance = {"commit": commit(root), **state, "environment": describe(LANE)}
-    write_atomically(options.output, encode_json({**found, "provenance": provenance}))
-    print_summary(found)
+    options.run(options)
 
 
 if __name__ == "__main__":

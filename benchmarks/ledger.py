@@ -13,7 +13,13 @@ from validation.execution import close_parents
 from validation.power.ledger import Ledger, StateError
 
 # Variables that the runs set themselves: around them the environment must be a plain one.
-CHOSEN = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "ATEN_CPU_CAPABILITY")
+CHOSEN = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "MKL_CBWR",
+    "MKL_ENABLE_INSTRUCTIONS",
+    "ATEN_CPU_CAPABILITY",
+)
 
 
 def refuse_chosen_environment() -> None:

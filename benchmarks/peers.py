@@ -274,7 +274,7 @@ def clean_lines(path: Path, state: Mapping[str, Any]) -> list[dict[str, Any]]:
     judged_by = lines[0].get("state", {}).get("goldens", {}) if lines else {}
     if not judged_by or not judged_by.items() <= state["goldens"].items():
         raise SystemExit(f"{path}: no clean runs that these goldens have judged")
-    return list({line["run"]: line for line in lines[1:]}.values())
+    return list({(line["check"], line["case"]): line for line in lines[1:]}.values())
 
 
 if __name__ == "__main__":

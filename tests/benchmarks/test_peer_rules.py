@@ -6,7 +6,6 @@ import math
 
 import pytest
 
-from benchmarks.clean_runs import schedule
 from benchmarks.peer_rules import (
     RULES,
     megatron_accepts,
@@ -48,12 +47,3 @@ def test_printed_losses_are_compared_exactly() -> None:
     assert torchtitan_accepts(GOLDEN, changed(s3=GOLDEN[3] + 1e-9))
     assert not torchtitan_accepts(GOLDEN, changed(s3=GOLDEN[3] + 1e-4))
     assert not torchtitan_accepts(GOLDEN, changed(s3=math.nan))
-
-
-def test_the_schedule_of_clean_runs_covers_what_it_says() -> None:
-    runs = schedule(300, "avx512")
-    assert schedule(30, "avx512") == runs[:30]
-    assert sum(run.case == "tiny_moe" for run in runs) >= 30
-    seen = {(run.environment.threads, run.environment.capability) for run in runs}
-    assert {(t, c) for t in (1, 2) for c in ("default", "avx2", "avx512")} <= seen
-    assert any(run.environment.seed is not None for run in runs)
