@@ -4,25 +4,19 @@ No golden and no tolerance has a part in it, so it tells what the code moves fro
 does. The base is a worktree of REV. The harness (the `validation` package, with the cases and
 adapters inside of it) is the running one on both sides; the code in the repository, adapters there
 included, is each side's own. A case's settings, traced steps and processes are the head's.
-
-    python -P -m validation.against JOB.json      the base's runs, in its worktree
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from validation.cases import Case, discover_cases
+from validation.base_runs import BaseRuns
+from validation.cases import Case
 from validation.check import (
     CheckPlan,
     Progress,
@@ -34,23 +28,17 @@ from validation.check import (
     record_case,
 )
 from validation.compare import compare
-from validation.config import declaration_of
 from validation.environment import gpu_count
-from validation.execution import RunError, RunOptions, run_case
-from validation.files import decode_json, encode_json, read_file, write_atomically
+from validation.execution import RunError
 from validation.goldens import Golden
 from validation.nearness import counted, nearness, summary
 from validation.power.probes import unseen_edit
-from validation.revisions import base_checkout, code_of, copied_gate, revision_path
+from validation.revisions import base_checkout
 from validation.trace import Trace, load_trace, save_trace
 from validation.verdict import Canary, CaseResult, CheckResult, Divergence, Verdict, worst
-from validation.warm import die_with_parent
 
 BASE_FOLDER = "base"
 """Of a run folder: the base's traces."""
-_HEAD = "GOLDEN_AGAINST_HEAD"
-_FROM_HEAD = ("settings", "processes", "traced_steps", "arithmetic", "timeout")
-_TAIL = 12
 
 
 def run_against(
@@ -79,7 +67,7 @@ def run_against(
         tempfile.TemporaryDirectory(prefix="golden-against-") as temporary,
     ):
         name = revision if commit.startswith(revision) else f"{revision} ({commit[:12]})"
-        base = _Base(plan, tree, Path(temporary), folder, name, progress)
+        base = BaseRuns(plan.root, plan.lane, tree, Path(temporary), folder.log, name, progress)
         able: list[Case] = []
         for case in plan.cases:
             lacking = cannot_run(case, plan, gpus)
@@ -147,7 +135,7 @@ def _as_golden(trace: Trace, lane: str) -> Golden:
 def _compare_all(
     plan: CheckPlan,
     cases: Sequence[Case],
-    base: _Base,
+    base: BaseRuns,
     folder: RunFolder,
     progress: Progress,
     *,
@@ -183,7 +171,7 @@ def _compare_all(
 def _compare_case(
     case: Case,
     plan: CheckPlan,
-    base: _Base,
+    base: BaseRuns,
     folder: RunFolder,
     provenance: Mapping[str, Any],
 ) -> CaseResult:
@@ -213,7 +201,7 @@ def _compare_case(
 
 
 def _without_flicker(
-    results: Sequence[CaseResult], cases: Sequence[Case], base: _Base, again: Path
+    results: Sequence[CaseResult], cases: Sequence[Case], base: BaseRuns, again: Path
 ) -> list[CaseResult]:
     """The results, with INVALID for a case that moved and does not repeat itself anyway."""
     moved = {result.case for result in results if result.verdict is Verdict.FAIL}
@@ -247,144 +235,3 @@ def _flicker(one: Trace, other: Trace) -> Divergence | None:
     never = {(d.place, d.offset) for d in compare(one, one, exact=True).divergences}
     found = compare(one, other, exact=True).divergences
     return next((d for d in found if (d.place, d.offset) not in never), None)
-
-
-@dataclass
-class _Base:
-    """Runs of the base, each batch in a process of its own; `problems` and `seconds` are of the
-    last batch, by case."""
-
-    plan: CheckPlan
-    tree: Path
-    temporary: Path
-    folder: RunFolder
-    name: str
-    progress: Progress
-
-    def __post_init__(self) -> None:
-        self.gate = copied_gate(self.temporary / "gate")
-        self.problems: dict[str, str] = {}
-        self.seconds: dict[str, float] = {}
-
-    def run(self, cases: Sequence[Case], output: Path) -> list[str]:
-        """Runs cases as the base's code has them; returns the names that it declares.
-
-        Args:
-            cases: the head's declarations; those that the base does not have are left out.
-            output: receives a trace for each.
-
-        Raises:
-            RunError: the base's cases cannot be imported, or its process died.
-        """
-        job, answer = self.temporary / "job.json", self.temporary / "answer.json"
-        answer.unlink(missing_ok=True)
-        wanted = {case.name: {name: getattr(case, name) for name in _FROM_HEAD} for case in cases}
-        document = {
-            "lane": self.plan.lane,
-            "root": str(self.plan.root),
-            "cases": {name: _plain(given) for name, given in wanted.items()},
-            "log": str(self.folder.log),
-            "output": str(output),
-            "answer": str(answer),
-        }
-        write_atomically(job, encode_json(document))
-        words = [sys.executable, "-P", "-m", "validation.against", str(job)]
-        environment = {
-            **os.environ,
-            "PYTHONPATH": revision_path(self.plan.root, self.tree, self.gate),
-            "PYTHONDONTWRITEBYTECODE": "1",
-            _HEAD: str(self.plan.root),
-        }
-        self.folder.log.touch()
-        start = self.folder.log.stat().st_size
-        with self.folder.log.open("ab") as log:
-            process = subprocess.Popen(
-                words, cwd=self.tree, env=environment, stdout=subprocess.PIPE, stderr=log, text=True
-            )
-        try:
-            assert process.stdout is not None
-            for line in process.stdout:
-                self.progress(f"{self.name}: {line.rstrip()}")
-            process.wait()
-        finally:
-            if process.poll() is None:
-                process.terminate()
-                process.wait()
-        if process.returncode or not answer.exists():
-            with self.folder.log.open("rb") as log:
-                log.seek(start)
-                lines = log.read().decode(errors="replace").splitlines()[-_TAIL:]
-            ended = f"its process ended with exit code {process.returncode}"
-            raise RunError("\n".join([ended, *lines]))
-        found = decode_json(read_file(answer), answer)
-        self.problems = {name: str(why) for name, why in found["problems"].items()}
-        self.seconds = {name: float(seconds) for name, seconds in found["seconds"].items()}
-        return [str(name) for name in found["known"]]
-
-
-def _plain(given: Mapping[str, Any]) -> dict[str, Any]:
-    """A declaration's fields as JSON has them."""
-    return {name: list(v) if isinstance(v, tuple) else v for name, v in given.items()}
-
-
-# --- the base, in its worktree ---------------------------------------------------------------
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the cases of a job in the working directory; returns 0."""
-    (job_file,) = sys.argv[1:] if argv is None else argv
-    die_with_parent(signal.SIGTERM)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    job = decode_json(read_file(Path(job_file)), Path(job_file))
-    tree, output = Path.cwd(), Path(job["output"])
-    # A base from before repositories declared their cases is told today's declaration.
-    every = discover_cases(tree, declaration_of(tree, Path(job["root"])))
-    known = {name: case for name, case in every.items() if job["lane"] in case.lanes}
-    problems, seconds = {}, {}
-    gpus = gpu_count()
-    for name in [name for name in job["cases"] if name in known]:
-        # Where the function is that runs the case is the base's own affair, what it runs is not.
-        case = replace(known[name], **job["cases"][name])
-        began = time.monotonic()
-        print(name, flush=True)
-        lacks = case.needs.missing(tree, gpus, job["lane"])
-        problems[name] = "" if lacks is None else f"it {lacks}"
-        if lacks is None:
-            options = RunOptions(lane=job["lane"], fault="validation.against:held_to_this_tree")
-            try:
-                save_trace(run_case(case, options, tree, Path(job["log"])), output / name)
-            except RunError as error:
-                problems[name] = str(error)
-        seconds[name] = time.monotonic() - began
-    answer = {"known": list(known), "problems": problems, "seconds": seconds}
-    write_atomically(Path(job["answer"]), encode_json(answer))
-    return 0
-
-
-@contextlib.contextmanager
-def held_to_this_tree() -> Iterator[None]:
-    """Refuses a run of the base that imported code of the head, or none of its own.
-
-    An installed or editable package may come before the worktree; the comparison would then be of
-    the head with itself.
-    """
-    import validation
-
-    head, tree = Path(os.environ[_HEAD]), Path.cwd()
-    own = (tree.resolve(), Path(validation.__file__).resolve().parent)
-    yield
-    strange = [p for p in code_of(head) if not any(p.is_relative_to(folder) for folder in own)]
-    if strange:
-        raise RuntimeError(
-            f"this run of the base imported the working tree's code: {strange[0]}; make the "
-            "package importable from the checkout, by PYTHONPATH or from its root"
-        )
-    if not code_of(tree):
-        raise RuntimeError(
-            "this run of the base imported no code of its checkout: an installed copy comes "
-            "first; uninstall it, or put the checkout's folder on PYTHONPATH"
-        )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

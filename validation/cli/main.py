@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Sequence
 
 from validation.cases import CaseError
-from validation.cli import accept, bench, check, faults, inspect, track, upkeep
+from validation.cli import accept, bench, check, explain, faults, inspect, track, upkeep
 from validation.files import DamagedFileError
 from validation.goldens.acceptance import RefusedError
 from validation.source import RepositoryError
@@ -58,6 +58,6 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for room in (inspect, check, accept, faults, bench, upkeep, track):
+    for room in (inspect, check, explain, accept, faults, bench, upkeep, track):
         room.add_commands(commands)
     return parser

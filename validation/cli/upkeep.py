@@ -1,4 +1,4 @@
-"""`golden explain`, `health`, `rebase`, `bisect` and `setup`: keeping the gate in order."""
+"""`golden health`, `rebase`, `bisect` and `setup`: keeping the gate in order."""
 
 from __future__ import annotations
 
@@ -45,17 +45,6 @@ def add_commands(commands: Any) -> None:
         )
         parser.set_defaults(func=run)
         return parser
-
-    parser = add(
-        "explain",
-        explain,
-        "first divergence and what led to it",
-        "Prints, in one screen, where a run first left its golden, what came before and how far\n"
-        "it spread.",
-        "  golden explain                     the latest run\n"
-        "  golden explain runs/20260101T000000-cpu-0123456789ab\n",
-    )
-    parser.add_argument("run", nargs="?", type=Path, metavar="RUN", help="default: the latest")
 
     add(
         "health",
@@ -107,14 +96,6 @@ def add_commands(commands: Any) -> None:
     for name in ("base", "ours", "theirs"):
         parser.add_argument(name, type=Path)
     parser.set_defaults(func=merge_driver)
-
-
-def explain(options: argparse.Namespace) -> int:
-    """Prints the explanation of a run; returns 0."""
-    from validation.report.explain import render_explanation
-
-    print(render_explanation(options.run or _latest_run(find_root())), end="")
-    return 0
 
 
 def health(options: argparse.Namespace) -> int:
@@ -205,13 +186,6 @@ def merge_driver(options: argparse.Namespace) -> int:
     """git's merge driver; returns 0, so that the merge goes on and the gate says INVALID."""
     merge_heads(options.base, options.ours, options.theirs)
     return 0
-
-
-def _latest_run(root: Path) -> Path:
-    runs = sorted(path.parent for path in (root / "runs").glob("*/verdict.json"))
-    if not runs:
-        raise RefusedError(f"{root / 'runs'}: no run yet; golden check makes one")
-    return runs[-1]
 
 
 def _rerunner(root: Path, lane: str) -> Rerun:
