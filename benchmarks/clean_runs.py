@@ -266,7 +266,7 @@ def _counts(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "alarms": sum(entry["verdict"] != "PASS" for entry in entries),
         "compared": sum(case.get("compared", 0) for case in cases),
         "identical": sum(case.get("identical", 0) for case in cases),
-        "largest_ratio": max(ratios, default=None),
+        "largest_ratio": max((float(r) for r in ratios if r is not None), default=None),
     }
 
 
