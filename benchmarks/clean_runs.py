@@ -1,17 +1,20 @@
 """False alarms: whole checks of an unchanged tree, in settings that stand for other machines.
 
     python -m benchmarks.clean_runs make --arithmetic wide --repeats 10 --ledger WIDE.jsonl
-    python -m benchmarks.clean_runs make --arithmetic native --repeats 2 --ledger NATIVE.jsonl
+    python -m benchmarks.clean_runs make --arithmetic native --repeats 2 --ledger NATIVE.jsonl \\
+        --reference FOLDER
     python -m benchmarks.clean_runs pool WIDE.jsonl NATIVE.jsonl ... \\
         --output benchmarks/results/clean_runs.json
 
 No setting was used by calibration, which moves roundings at random on one machine. `wide` is the
 command as users run it, `golden check --lane cpu --json`: every case, its laws and the canary; the
 environment alone differs. `native` runs the same cases, all of them, without wide arithmetic and
-holds them to the same goldens, tolerances and laws: what those would do for a lane that is not
-wide. Random numbers are still drawn in fp64, as torch draws others in fp32. Two of its settings
-also move the initial weights by one unit in the last place, where a case can do that; laws compare
-two runs of a check, and are left out there.
+holds them to the goldens' tolerances and laws: what those would do for a lane that is not wide.
+They are compared with native runs in the plain setting, which stand in the reference folder, made
+there if it is empty; take it to another machine to compare the two. (A golden's own sums, over 25
+million weights, are nearer to the truth than fp32's.) Random numbers are still drawn in fp64, as
+torch draws others in fp32. Two of the settings also move the initial weights by one unit in the
+last place, where a case can do that; laws compare two runs of a check, and are left out there.
 
 A check that is not PASS is an alarm, whatever the reason. Finished checks are kept in the ledger;
 the same command goes on after an interruption, and refuses if the code or a golden is another one.
@@ -44,7 +47,7 @@ from validation.nearness import nearness
 from validation.power.ledger import read_lines, state_of
 from validation.power.rates import upper_bound
 from validation.source import find_root
-from validation.trace import Trace
+from validation.trace import Trace, load_trace, save_trace
 
 LANE = "cpu"
 # A clean run plants nothing.
@@ -175,15 +178,22 @@ class NativeChecks:
     Args:
         root: the repository.
         log: receives what the runs print.
+        reference: folder of the traces that are expected, a folder for each case.
     """
 
-    def __init__(self, root: Path, log: Path) -> None:
+    def __init__(self, root: Path, log: Path, reference: Path) -> None:
         store = GoldenStore(root / "goldens")
-        self.root, self.log = root, log
+        self.root, self.log, self.reference = root, log, reference
         self.cases = {
             name: case for name, case in discover_cases(root).items() if LANE in case.lanes
         }
         self.goldens = {name: store.load(LANE, name) for name in self.cases}
+
+    def make_reference(self) -> None:
+        """Runs every case whose expected trace the folder lacks."""
+        for name, case in self.cases.items():
+            if not (self.reference / name / "trace.json").exists():
+                save_trace(self._trace(case, SETTINGS[0], moved=False), self.reference / name)
 
     def make(self, check: Check) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """Runs and compares every case; returns the entry and the curves of each case."""
@@ -206,9 +216,9 @@ class NativeChecks:
     def _compared(
         self, name: str, setting: Setting, traces: dict[str, Trace]
     ) -> Sequence[Comparison]:
-        golden, moved = self.goldens[name], setting.ulp and name not in UNTRAINED
+        expected, moved = load_trace(self.reference / name), setting.ulp and name not in UNTRAINED
         traces[name] = self._trace(self.cases[name], setting, moved)
-        found = [compare(golden.trace, traces[name], golden.tolerances)]
+        found = [compare(expected, traces[name], self.goldens[name].tolerances)]
         law = self.cases[name].law
         if law is not None and not setting.ulp:
             if law.reference not in traces:
@@ -312,13 +322,16 @@ def make(options: argparse.Namespace) -> None:
     """Makes the checks that the ledger still lacks."""
     refuse_chosen_environment()
     root = find_root()
-    native = NativeChecks(root, root / "runs" / "clean_runs.log")
+    native = NativeChecks(root, root / "runs" / "clean_runs.log", options.reference)
     state = state_of(root, LANE, native.goldens, without=PLANTS)
     ledger = opened(options.ledger, {**state, "arithmetic": options.arithmetic})
     curves = opened(options.curves, state) if options.curves else None
     chosen = schedule(options.arithmetic, options.repeats)
     done = {entry["check"] for entry in ledger.entries}
     until = time.monotonic() + options.seconds
+
+    if options.arithmetic == "native":
+        native.make_reference()
 
     def work(check: Check) -> None:
         began = time.monotonic()
@@ -374,6 +387,12 @@ def main() -> None:
     maker.add_argument("--ledger", type=Path, required=True)
     maker.add_argument("--jobs", type=int, default=1, help="checks at a time")
     maker.add_argument("--seconds", type=float, default=1e9, help="start no check after this time")
+    maker.add_argument(
+        "--reference",
+        type=Path,
+        default=Path("runs/clean_reference"),
+        help="traces that native checks are compared with (default: %(default)s)",
+    )
     maker.add_argument("--curves", type=Path, help="keep the curves of native checks in this file")
     maker.set_defaults(run=make)
     pooler = commands.add_parser("pool", help="count the checks of ledgers")
