@@ -18,6 +18,7 @@ On a machine without a GPU only vpMoE runs: `--config configs/vpmoe-tiny.toml --
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.metadata
 import importlib.util
 import json
@@ -25,7 +26,6 @@ import os
 import random
 import select
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -39,9 +39,11 @@ import torch
 from benchmarks.train_models import MODELS, RANKS, environment_of, flags_of, is_graphed
 from benchmarks.train_show import longest, show
 from validation.files import encode_json, write_atomically
+from validation.ports import reserved_port
 
 _ROOT = Path(__file__).resolve().parent.parent
 _STACK_SECONDS = 1.0
+_reserved = contextlib.ExitStack()
 
 
 class Training:
@@ -60,10 +62,9 @@ class Training:
         ranks = RANKS.get(model, 1)
         environment = {**os.environ, **environment_of(model), "PYTHONPATH": _python_path()}
         if ranks > 1:
-            with socket.socket() as probe:
-                probe.bind(("127.0.0.1", 0))
-                port = str(probe.getsockname()[1])
-            environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            # Until this process ends: a lock file is all that it takes.
+            port = _reserved.enter_context(reserved_port())
+            environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
             environment |= {"WORLD_SIZE": str(ranks)}
         self._processes = []
         for rank in range(ranks):

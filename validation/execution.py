@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import signal
-import socket
 import tempfile
 import threading
 import time
@@ -18,6 +18,7 @@ from validation.cases import Case
 from validation.config import without_gpus
 from validation.files import DamagedFileError, encode_json, write_atomically
 from validation.notes import merged
+from validation.ports import reserved_port
 from validation.trace import Trace, load_trace
 from validation.warm import ForkedRun, WarmParent
 
@@ -133,6 +134,7 @@ def _run_processes(case: Case, options: RunOptions, root: Path, job: Path, log: 
     """Runs every rank; returns what went wrong, or None."""
     deadline = time.monotonic() + case.timeout
     runs: list[ForkedRun] = []
+    reserved = contextlib.ExitStack()
     try:
         hidden = without_gpus(root, options.lane)
         # torch then counts cards through NVML, which leaves CUDA to the forks.
@@ -141,7 +143,8 @@ def _run_processes(case: Case, options: RunOptions, root: Path, job: Path, log: 
         kept = {name: value for name, value in kept.items() if name not in os.environ}
         environment = {**look, **kept, **(options.environment or {})}
         parent = _warm_parent(root, environment, hidden, log)
-        for rank_environment in _rank_environments(case.processes):
+        port = reserved.enter_context(reserved_port()) if case.processes > 1 else None
+        for rank_environment in _rank_environments(case.processes, port):
             runs.append(parent.start(job, rank_environment, log, case.preload))
         while True:
             codes = [run.poll() for run in runs]
@@ -159,6 +162,7 @@ def _run_processes(case: Case, options: RunOptions, root: Path, job: Path, log: 
         return f"the run could not be started: {error}"
     finally:
         _stop(runs)
+        reserved.close()
 
 
 def _stop(runs: Sequence[ForkedRun]) -> None:
@@ -205,19 +209,16 @@ def close_parents() -> None:
             started.popitem()[1].close()
 
 
-def _rank_environments(processes: int) -> list[dict[str, str]]:
-    if processes == 1:
+def _rank_environments(processes: int, port: int | None) -> list[dict[str, str]]:
+    if port is None:
         return [{}]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
     return [
         {
             "RANK": str(rank),
             "LOCAL_RANK": str(rank),
             "WORLD_SIZE": str(processes),
             "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": port,
+            "MASTER_PORT": str(port),
         }
         for rank in range(processes)
     ]

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -145,15 +144,12 @@ def _process_environment() -> Iterator[None]:
     """Makes a plain start a world of one, and leaves torchrun's environment alone."""
     added = {"CUDA_DEVICE_MAX_CONNECTIONS": "1"}
     if "RANK" not in os.environ:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
         added |= {
             "RANK": "0",
             "LOCAL_RANK": "0",
             "WORLD_SIZE": "1",
             "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
+            "MASTER_PORT": "0",  # the system chooses, at the moment that it is listened on
         }
     added = {name: value for name, value in added.items() if name not in os.environ}
     os.environ.update(added)

@@ -14,7 +14,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import sys
 import traceback
 from functools import partial
@@ -23,6 +22,7 @@ from typing import Any
 
 import torch
 
+from validation.ports import reserved_port
 from vpmoe.runtime import detect_lane
 from vpmoe.runtime.patches import replaced, skip_helper_build
 
@@ -213,10 +213,8 @@ def main(words: list[str]) -> int:
 
             import vpmoe.model.builder  # noqa: F401
         for run in json.loads(Path(words[0]).read_text()):
-            with socket.socket() as probe:
-                probe.bind(("127.0.0.1", 0))
-                port = probe.getsockname()[1]
-            failed += not wait([start(run, rank, port) for rank in range(run["ranks"])])
+            with reserved_port() as port:
+                failed += not wait([start(run, rank, port) for rank in range(run["ranks"])])
     return 1 if failed else 0
 
 
