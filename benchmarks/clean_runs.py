@@ -8,13 +8,12 @@
 
 No setting was used by calibration, which moves roundings at random on one machine. `wide` is the
 command as users run it, `golden check --lane cpu --json`: every case, its laws and the canary; the
-environment alone differs. `native` runs the same cases, all of them, without wide arithmetic and
-holds them to the goldens' tolerances and laws: what those would do for a lane that is not wide.
-They are compared with native runs in the plain setting, which stand in the reference folder, made
-there if it is empty; take it to another machine to compare the two. (A golden's own sums, over 25
-million weights, are nearer to the truth than fp32's.) Random numbers are still drawn in fp64, as
-torch draws others in fp32. Two of the settings also move the initial weights by one unit in the
-last place, where a case can do that; laws compare two runs of a check, and are left out there.
+environment alone differs. `native` runs the same cases, all of them, as a lane that is not wide
+would: they are compared with runs in the plain setting, by tolerances that random rounding of such
+runs gave, as `golden calibrate` measures them. Both stand in the reference folder, made there if
+they are missing; take it to another machine to compare the two. Two of its settings also move the
+initial weights by one unit in the last place, where a case can do that; laws compare two runs of a
+check, and are left out there.
 
 A check that is not PASS is an alarm, whatever the reason. Finished checks are kept in the ledger;
 the same command goes on after an interruption, and refuses if the code or a golden is another one.
@@ -24,25 +23,24 @@ the same command goes on after an interruption, and refuses if the code or a gol
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks.ledger import in_parallel, interrupted, opened, refuse_chosen_environment
+from validation.calibrate import Variant, measure_case
 from validation.cases import Case, discover_cases
-from validation.compare import Comparison, compare, compare_law
+from validation.compare import Comparison, Tolerances, compare, compare_law
 from validation.environment import describe, machine_type
 from validation.execution import RunError, RunOptions, run_case
-from validation.files import encode_json, write_atomically
-from validation.goldens import GoldenStore
+from validation.files import decode_json, encode_json, read_file, write_atomically
 from validation.nearness import nearness
 from validation.power.ledger import read_lines, state_of
 from validation.power.rates import upper_bound
@@ -55,7 +53,7 @@ PLANTS = ("validation/cases/vpmoe/faults/",)
 # These cases have no weights to move by a unit in the last place.
 UNTRAINED = ("schedules", "laws")
 ULP_SEED = 2_000_000
-DRAWS = ("normal", "uniform", "rand", "randn", "rand_like", "randn_like", "normal_functional")
+SEEDS = 8
 KEPT_CURVES = ("lm_loss", "grad_norm")
 
 
@@ -151,49 +149,63 @@ def command_check(check: Check, root: Path) -> dict[str, Any]:
     }
 
 
-@contextlib.contextmanager
-def wide_draws() -> Iterator[None]:
-    """Draws random numbers as wide arithmetic does, so that a native run has the golden's weights.
-
-    The plant of every native run; nothing else is touched.
-    """
-    from validation.arithmetic.operations import plain_name
-    from validation.arithmetic.wide import Wide
-
-    class WideDraws(Wide):
-        def __torch_dispatch__(
-            self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
-        ) -> Any:
-            if plain_name(func) in DRAWS:
-                return super().__torch_dispatch__(func, types, args, kwargs)
-            return func(*args, **(kwargs or {}))
-
-    with WideDraws():
-        yield
-
-
 class NativeChecks:
     """Whole checks of the lane without wide arithmetic.
 
     Args:
         root: the repository.
         log: receives what the runs print.
-        reference: folder of the traces that are expected, a folder for each case.
+        reference: folder of what is expected, a folder for each case.
     """
 
     def __init__(self, root: Path, log: Path, reference: Path) -> None:
-        store = GoldenStore(root / "goldens")
         self.root, self.log, self.reference = root, log, reference
         self.cases = {
-            name: case for name, case in discover_cases(root).items() if LANE in case.lanes
+            name: replace(case, arithmetic="native")
+            for name, case in discover_cases(root).items()
+            if LANE in case.lanes
         }
-        self.goldens = {name: store.load(LANE, name) for name in self.cases}
+        self.tolerances: dict[str, Tolerances] = {}
 
-    def make_reference(self) -> None:
-        """Runs every case whose expected trace the folder lacks."""
-        for name, case in self.cases.items():
-            if not (self.reference / name / "trace.json").exists():
-                save_trace(self._trace(case, SETTINGS[0], moved=False), self.reference / name)
+    def make_reference(self, jobs: int) -> None:
+        """Runs and calibrates every case that the folder lacks.
+
+        Args:
+            jobs: cases at a time.
+        """
+
+        def work(case: Case) -> None:
+            folder = self.reference / case.name
+            file = folder / "tolerances.json"
+            if not file.exists():
+                base = self._trace(case, SETTINGS[0], moved=False)
+                save_trace(base, folder)
+                found = self._calibrated(case, base).classes
+                write_atomically(file, encode_json({"classes": found}))
+            classes = decode_json(read_file(file), file)["classes"]
+            self.tolerances[case.name] = Tolerances(
+                {
+                    name: {int(n): float(v) for n, v in steps.items()}
+                    for name, steps in classes.items()
+                }
+            )
+
+        in_parallel(jobs, list(self.cases.values()), work)
+
+    def _calibrated(self, case: Case, base: Trace) -> Tolerances:
+        def rerun(variant: Variant) -> Trace:
+            options = RunOptions(
+                lane=LANE,
+                settings=variant.settings,
+                rounding_seed=variant.rounding_seed,
+                environment=_threads(1),
+            )
+            return run_case(case, options, self.root, self.log)
+
+        def progress(line: str) -> None:
+            print(f"{case.name}: {line}", flush=True)
+
+        return measure_case(case, True, SEEDS, base, rerun, progress).tolerances
 
     def make(self, check: Check) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """Runs and compares every case; returns the entry and the curves of each case."""
@@ -218,7 +230,7 @@ class NativeChecks:
     ) -> Sequence[Comparison]:
         expected, moved = load_trace(self.reference / name), setting.ulp and name not in UNTRAINED
         traces[name] = self._trace(self.cases[name], setting, moved)
-        found = [compare(expected, traces[name], self.goldens[name].tolerances)]
+        found = [compare(expected, traces[name], self.tolerances[name])]
         law = self.cases[name].law
         if law is not None and not setting.ulp:
             if law.reference not in traces:
@@ -230,10 +242,9 @@ class NativeChecks:
         options = RunOptions(
             lane=LANE,
             settings={"perturb_seed": ULP_SEED} if moved else {},
-            fault="benchmarks.clean_runs:wide_draws",
             environment=setting.variables,
         )
-        return run_case(replace(case, arithmetic="native"), options, self.root, self.log)
+        return run_case(case, options, self.root, self.log)
 
 
 def judged(found: Sequence[Comparison]) -> dict[str, Any]:
@@ -323,7 +334,7 @@ def make(options: argparse.Namespace) -> None:
     refuse_chosen_environment()
     root = find_root()
     native = NativeChecks(root, root / "runs" / "clean_runs.log", options.reference)
-    state = state_of(root, LANE, native.goldens, without=PLANTS)
+    state = state_of(root, LANE, native.cases, without=PLANTS)
     ledger = opened(options.ledger, {**state, "arithmetic": options.arithmetic})
     curves = opened(options.curves, state) if options.curves else None
     chosen = schedule(options.arithmetic, options.repeats)
@@ -331,7 +342,7 @@ def make(options: argparse.Namespace) -> None:
     until = time.monotonic() + options.seconds
 
     if options.arithmetic == "native":
-        native.make_reference()
+        native.make_reference(options.jobs)
 
     def work(check: Check) -> None:
         began = time.monotonic()
@@ -391,7 +402,7 @@ def main() -> None:
         "--reference",
         type=Path,
         default=Path("runs/clean_reference"),
-        help="traces that native checks are compared with (default: %(default)s)",
+        help="what native checks are compared with (default: %(default)s)",
     )
     maker.add_argument("--curves", type=Path, help="keep the curves of native checks in this file")
     maker.set_defaults(run=make)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import torch
 
+from validation.cases.vpmoe.statics import norm_of
+
 
 def update_grain(weight: torch.Tensor, update: torch.Tensor) -> float | None:
     """Norm of a unit in the last place of each weight, relative to the norm of the update.
@@ -21,10 +23,10 @@ def update_grain(weight: torch.Tensor, update: torch.Tensor) -> float | None:
         None of an update of nothing, and where weights are narrower than fp32: these are copies of
         wider ones, which decide how they are rounded.
     """
-    size = torch.linalg.vector_norm(update).item()
+    size = norm_of(update)
     if size == 0.0 or weight.dtype is not torch.float32:
         return None
-    return torch.linalg.vector_norm(_units(weight)).item() / size
+    return norm_of(_units(weight)) / size
 
 
 def moved_square(weight: torch.Tensor, update: torch.Tensor) -> float:
@@ -35,7 +37,7 @@ def moved_square(weight: torch.Tensor, update: torch.Tensor) -> float:
     """
     if weight.dtype is not torch.float32:
         return 0.0
-    return torch.linalg.vector_norm(_units(weight).mul_(update)).item()
+    return norm_of(_units(weight).mul_(update))
 
 
 def _units(weight: torch.Tensor) -> torch.Tensor:

@@ -18,7 +18,13 @@ import torch
 
 from validation.cases.vpmoe.grain import moved_square, update_grain
 from validation.cases.vpmoe.groups import parameter_group
-from validation.cases.vpmoe.statics import named_parameters, record_statics, sampled, unwrap
+from validation.cases.vpmoe.statics import (
+    named_parameters,
+    norm_of,
+    record_statics,
+    sampled,
+    unwrap,
+)
 from validation.cases.vpmoe.tokens import record_batch
 from validation.cases.vpmoe.updates import after_update, before_update
 from validation.recorder import Recorder, attach_module
@@ -174,14 +180,14 @@ class _Observation:
         """This rank's gradients before any reduction, summed over its micro-batches."""
         squares = 0.0
         for name, gradient in self._gradients():
-            squares += torch.linalg.vector_norm(sampled(gradient)).item() ** 2
+            squares += norm_of(sampled(gradient)) ** 2
             self._record_gradient(name, "local_grad", "backward", gradient)
         self.recorder.curve(self.step, "local_grad_norm", squares**0.5, "backward")
 
     def _record_gradients(self) -> None:
         """Gradients after every reduction and before clipping, in the order of the parameters."""
         for name, gradient in self._gradients():
-            norm = torch.linalg.vector_norm(gradient).item()
+            norm = norm_of(gradient)
             self.recorder.curve(self.step, f"parameter_grad_norm/{name}", norm, "reduction")
             self._record_gradient(name, "grad", "reduction", gradient)
 
@@ -228,7 +234,7 @@ class _Observation:
                 )
                 update, weight = sampled(update), sampled(weight)
             total, count = squares.get(group, (0.0, 0))
-            norm = torch.linalg.vector_norm(update).item()
+            norm = norm_of(update)
             squares[group] = (total + norm**2, count + update.numel())
             grains[group] = math.hypot(grains.get(group, 0.0), moved_square(weight, update))
         for group, (total, count) in sorted(squares.items()):

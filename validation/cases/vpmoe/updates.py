@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from validation.cases.vpmoe.replay import Before, Replayed, before_step, replay, ulp_shares
-from validation.cases.vpmoe.statics import named_parameters, parts, sampled
+from validation.cases.vpmoe.statics import named_parameters, norm_of, parts, sampled
 from validation.recorder import Recorder
 
 Befores = list[tuple[str, Before]]
@@ -21,7 +21,7 @@ def before_update(
     befores, squares = [], 0.0
     for name, parameter, inner, group in _stepped(model, optimizer):
         if parameter.grad is not None:
-            squares += torch.linalg.vector_norm(sampled(parameter.grad)).item() ** 2
+            squares += norm_of(sampled(parameter.grad)) ** 2
         if recorder.wants(step):
             before = before_step(parameter, inner, group)
             if before is not None:
