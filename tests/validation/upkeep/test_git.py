@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from validation.goldens import GoldenStore
-from validation.goldens.merge import ConflictedGoldenError
+from validation.goldens.layout import FILES
+from validation.goldens.merge import ATTRIBUTES, ConflictedGoldenError
 
 CLI = f"{sys.executable} -m validation.cli"
 
@@ -48,10 +49,9 @@ def test_two_branches_that_accept_the_same_case(project: Any) -> None:
     accept(project, "one", "plain_seed", "lr=3e-3", "lr=4e-3", "a higher rate")
     accept(project, "other", "plain_seed", "seed: int = 2", "seed: int = 3", "other data")
     project.git("checkout", "-q", "-b", "merged", "one")
-    merge = project.git_code("merge", "-q", "--no-edit", "other")
-    if merge:  # the names of a golden's files may clash, the head never decides silently
-        project.git("add", "-A")
-        project.git("commit", "-q", "--no-edit")
+    assert project.git_code("merge", "-q", "--no-edit", "other") == 1
+    project.git("add", "-A")
+    project.git("commit", "-q", "--no-edit")
     answer = project.golden("check", "plain_seed", "--json")
     assert answer.code == 3
     message = answer.json()["cases"][0]["message"]
@@ -70,6 +70,62 @@ def test_two_branches_that_accept_the_same_case(project: Any) -> None:
     assert calibrated.tolerances.classes, "a rebase keeps the tolerances"
 
 
+@pytest.mark.parametrize("driver", [True, False], ids=["driver", "git alone"])
+@pytest.mark.parametrize("command", ["merge", "rebase"])
+def test_a_rebase_resolves_gits_own_conflict(
+    golden_project: Any, command: str, driver: bool
+) -> None:
+    project = golden_project
+    assert project.golden("setup").code == 0
+    if driver:
+        project.git("config", "merge.golden.driver", f"{CLI} merge-driver %O %A %B")
+    else:
+        project.git("config", "--unset", "merge.golden.driver")
+    project.commit("golden setup")
+    accept(project, "one", "plain_seed", "lr=3e-3", "lr=4e-3", "a higher rate")
+    accept(project, "other", "plain_seed", "seed: int = 2", "seed: int = 3", "other data")
+    project.git("checkout", "-q", "-b", "merged", "other")
+    former = GoldenStore(project.root / "goldens").load("cpu", "plain_seed").tolerances
+    assert project.git_code(command, "one") == 1
+    waiting = set(project.git("diff", "--name-only", "--diff-filter=U").split())
+    folder = "goldens/cpu/plain_seed/"
+    assert f"{folder}golden.json" in waiting
+    assert waiting <= {f"{folder}{name}" for name in ("golden.json", *FILES)}
+    answer = project.golden("check", "plain_seed")
+    assert answer.code == 3
+    assert "golden rebase plain_seed" in answer.out
+
+    (project.root / "notes.py").write_text("")  # a change that would not be committed with it
+    answer = project.golden("rebase")
+    assert answer.code == 2
+    assert "notes.py" in answer.err
+    (project.root / "notes.py").unlink()
+
+    answer = project.golden("rebase")
+    assert answer.code == 0, answer.err
+    assert "against ours" in answer.out
+    assert "against theirs" in answer.out
+    assert "no conflict is left" in answer.out
+    finish = ["commit", "--no-edit"] if command == "merge" else ["rebase", "--continue"]
+    project.git("-c", "core.editor=true", *finish)
+    assert project.git("status", "--porcelain") == ""
+    assert project.golden("check", "plain_seed").code == 0
+    golden = GoldenStore(project.root / "goldens").load("cpu", "plain_seed")
+    assert golden.tolerances == former, "a rebase keeps the tolerances"
+    assert "a higher rate" in golden.accepted["reason"]
+    assert "other data" in golden.accepted["reason"]
+
+
+def test_records_of_a_golden_are_diffed_by_lines(project: Any) -> None:
+    accept(project, "one", "plain_seed", "lr=3e-3", "lr=4e-3", "a higher rate")
+    text = project.git("diff", "main", "one", "--", "goldens/cpu/plain_seed/curves.json")
+    changed = [line[:18] for line in text.splitlines() if line.startswith(("+", "-"))]
+    assert '+"learning_rate": ' in changed
+    assert '-"learning_rate": ' in changed
+    names = project.git("diff", "--name-status", "main", "one", "--", "goldens/cpu")
+    assert all(line.startswith("M\t") for line in names.splitlines())
+
+
 def test_git_alone_never_picks_a_side_either(golden_project: Any) -> None:
     project = golden_project  # a clone where nobody ran `golden setup`
     accept(project, "one", "plain_seed", "lr=3e-3", "lr=4e-3", "a higher rate")
@@ -77,6 +133,15 @@ def test_git_alone_never_picks_a_side_either(golden_project: Any) -> None:
     assert project.git_code("merge", "-q", "--no-edit", "one") != 0
     with pytest.raises(ConflictedGoldenError, match="other data"):
         GoldenStore(project.root / "goldens").load("cpu", "plain_seed")
+    # Committed as it is, with git's markers, both sides are still found: in its parents.
+    project.commit("merged by hand, the golden left as it was")
+    former = project.git("show", "main:goldens/cpu/plain_seed/golden.json")
+    answer = project.golden("rebase")
+    assert answer.code == 0, answer.err
+    assert "against ours" in answer.out
+    assert "against theirs" in answer.out
+    head = json.loads((project.root / "goldens/cpu/plain_seed/golden.json").read_text())
+    assert head["tolerances"] == json.loads(former)["tolerances"]
 
 
 def test_branches_that_accept_different_cases_merge_clean(project: Any) -> None:
@@ -127,5 +192,5 @@ def test_a_clone_is_set_up_once(plain_project: Any) -> None:
     for _ in range(2):
         assert project.golden("setup").code == 0
     lines = Path(project.root / ".gitattributes").read_text().splitlines()
-    assert lines == ["*.bin binary", "goldens/**/golden.json merge=golden diff=golden"]
+    assert lines == ["*.bin binary", *ATTRIBUTES]
     assert "merge-driver" in project.git("config", "merge.golden.driver")
