@@ -173,7 +173,7 @@ def refuse_undeclared(proposals: Sequence[Proposal], expected: Sequence[Expectat
     idle = [str(e) for e in expected if e not in answered]
     wrong = []
     if names := sum(len(movement.changes) for found in missing.values() for movement in found):
-        wrong.append(f"{names} name(s) moved that no --expect declares")
+        wrong.append(f"movement that was not declared, of {names} name(s)")
     if idle:
         wrong.append(f"nothing moved like --expect {', '.join(idle)}")
     if wrong:

@@ -101,7 +101,9 @@ def test_a_refusal_keeps_what_is_answered_and_names_all_that_is_not(tmp_path: Pa
     moved = replace(trace, curves={n: dict.fromkeys(c, 20.0) for n, c in trace.curves.items()})
     proposals = [propose(store, "cpu", moved)]
     words = [Expectation("tiny", "lm_loss", "up"), Expectation("tiny", "grad_norm", "down")]
-    with pytest.raises(UndeclaredError, match=r"2 name.*tiny:grad_norm:down") as caught:
+    with pytest.raises(
+        UndeclaredError, match=r"not declared, of 2 name.*tiny:grad_norm:down"
+    ) as caught:
         refuse_undeclared(proposals, words)
     assert caught.value.declarations[0] == words[0]
     refuse_undeclared(proposals, caught.value.declarations)
