@@ -80,7 +80,7 @@ def test_a_rebase_resolves_gits_own_conflict(
     if driver:
         project.git("config", "merge.golden.driver", f"{CLI} merge-driver %O %A %B")
     else:
-        project.git("config", "--unset", "merge.golden.driver")
+        project.git("config", "--remove-section", "merge.golden")
     project.commit("golden setup")
     accept(project, "one", "plain_seed", "lr=3e-3", "lr=4e-3", "a higher rate")
     accept(project, "other", "plain_seed", "seed: int = 2", "seed: int = 3", "other data")
