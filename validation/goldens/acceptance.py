@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from validation.cases import Case
 from validation.cases.difference import what_differs
 from validation.compare import EXACT, compare
-from validation.files import SCHEMA, DamagedFileError, digest, encode_json, write_atomically
+from validation.files import DamagedFileError
+from validation.goldens.audit import author, write_audit
 from validation.goldens.canaries import Canaries
 from validation.goldens.changes import Change, changes, recorded_metrics
 from validation.goldens.declared import Expectation, Movement, movements, undeclared, unknown
@@ -25,12 +25,10 @@ from validation.goldens.store import (
     environment_of,
 )
 from validation.reach import case_source_digest
-from validation.source import RepositoryError, dirty_files, git, tree_digest
+from validation.source import dirty_files
 from validation.trace import Trace, load_trace
 
 _NEW = "; what a change adds is declared after its run: without --expect the refusal lists it"
-_SHOWN = 12
-"""How many movements of a golden its audit file tells one by one."""
 
 
 class RefusedError(ValueError):
@@ -346,60 +344,3 @@ def accept(
             if proposal.before is not None and proposal.before.place != golden.place:
                 store.remove(proposal.before)
     return audit
-
-
-def write_audit(
-    store: GoldenStore,
-    root: Path,
-    accepted: Mapping[str, str],
-    proposals: Sequence[Proposal],
-    expected: Sequence[Expectation],
-) -> Path:
-    """Writes one audit file, named so that two branches' never collide."""
-    entry = {
-        "schema": SCHEMA,
-        **accepted,
-        "tree_digest": tree_digest(root),
-        "expected": [str(expectation) for expectation in expected],
-        "goldens": [_summary(proposal) for proposal in proposals],
-    }
-    content = encode_json(entry)
-    stamp = accepted["time"].replace(":", "").replace("-", "")[:15]
-    path = store.folder / "audit" / f"{stamp}-{digest(content)[:8]}.json"
-    write_atomically(path, content)
-    return path
-
-
-def _summary(proposal: Proposal) -> dict[str, Any]:
-    """What an audit file says of a golden: curves first, then the largest; git has every record."""
-    found = sorted(
-        proposal.movements,
-        key=lambda m: (m.changes[0].first.module != "training", -m.largest),
-    )
-    moved = [movement.describe() for movement in found[:_SHOWN]]
-    if rest := found[_SHOWN:]:
-        names = sum(len(movement.changes) for movement in rest)
-        records = sum(movement.records for movement in rest)
-        moved.append(f"and {len(rest)} more: {records} record(s) of {names} names")
-    return {
-        "lane": proposal.lane,
-        "case": proposal.trace.case,
-        "environment": in_words(environment_of(proposal.trace.provenance)),
-        "new": proposal.before is None,
-        "compared": proposal.compared,
-        "identical": proposal.identical,
-        "moved": moved,
-    }
-
-
-def author(root: Path) -> str:
-    """Who git says is working here."""
-    try:
-        name = git(root, "config", "user.name").strip()
-    except RepositoryError:
-        name = ""
-    try:
-        email = git(root, "config", "user.email").strip()
-    except RepositoryError:
-        email = ""
-    return f"{name} <{email}>".strip() if name or email else "unknown"

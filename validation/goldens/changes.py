@@ -10,6 +10,8 @@ from validation.compare import Comparison
 from validation.trace import Trace
 from validation.verdict import Divergence
 
+_LONGEST = 80
+
 
 @dataclass(frozen=True)
 class Change:
@@ -35,8 +37,14 @@ class Change:
         arrow = {"up": " up", "down": " down", "any": ""}[self.direction]
         return (
             f"{self.metric}: {self.count} record(s) differ{arrow} from step {self.first.step}{size}"
-            f" (expected {self.first.expected}, now {self.first.actual})"
+            f" (expected {_short(self.first.expected)}, now {_short(self.first.actual)})"
         )
+
+
+def _short(value: object) -> str:
+    """A value as one reads it; long lists from their beginning."""
+    text = str(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def changes(comparison: Comparison) -> list[Change]:
