@@ -117,12 +117,14 @@ def dirty_files(
     return sorted(n for n in names if not n.startswith(tuple(outside)) and not is_leftover(n))
 
 
-_STOPPED = ("MERGE_HEAD", "REBASE_HEAD", "CHERRY_PICK_HEAD", "REVERT_HEAD")
-
-
 def commit_merged(root: Path) -> str | None:
     """The commit that a merge, rebase or cherry-pick under way brings in; None without one."""
-    for name in _STOPPED:
+    folders = (
+        git(root, "rev-parse", "--git-path", f"rebase-{kind}") for kind in ("merge", "apply")
+    )
+    rebasing = any((root / folder.strip()).exists() for folder in folders)
+    names = ["MERGE_HEAD", "CHERRY_PICK_HEAD", "REVERT_HEAD"]
+    for name in [*names, "REBASE_HEAD"] if rebasing else names:  # git leaves the last one behind
         try:
             return git(root, "rev-parse", "--verify", "--quiet", name).strip()
         except RepositoryError:

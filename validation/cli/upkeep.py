@@ -134,12 +134,12 @@ def rebase(options: argparse.Namespace) -> int:
         RefusedError: what does not hold; no golden is touched then.
     """
     root = find_root()
+    merging = commit_merged(root) is not None
+    refuse_dirty(root, merging=merging and not options.env)
     if options.env:
         options.lane = lane_to_move(options.env[1], options.lane)
     lane = lane_to_run(options)
     store, cases = GoldenStore(root / "goldens"), discover_cases(root)
-    merging = commit_merged(root) is not None
-    refuse_dirty(root, merging=merging and not options.env)
     rerun, progress = _rerunner(root, lane), Progress()
     faults = list(discover_faults(root).values())
     rebased: list[Rebase] = []
