@@ -15,7 +15,7 @@ from validation.source import RepositoryError, git, tree_digest
 if TYPE_CHECKING:
     from validation.goldens.acceptance import Proposal
 
-SHOWN = 12
+SHOWN = 8
 """How many movements of a golden are told one by one."""
 
 

@@ -118,7 +118,10 @@ def movements(changes: Iterable[Change]) -> list[Movement]:
     for change in changes:
         key = (_kind(change), math.isfinite(change.largest))
         groups.setdefault(key, []).append(change)
-    return [Movement(_pattern([c.metric for c in found]), found) for found in groups.values()]
+    return [
+        Movement(_pattern(kind, [c.metric for c in found]), found)
+        for (kind, _), found in groups.items()
+    ]
 
 
 def undeclared(
@@ -148,21 +151,22 @@ def unknown(expected: Expectation, cases: Collection[str], metrics: Collection[s
 
 
 def _kind(change: Change) -> str:
-    """What a change is about, whatever module it is in."""
+    """What a change is about, whatever module or rank it is of; a part of its name."""
     if change.first.module == "training" or change.first.tensor == "table":
-        head, separator, _ = change.metric.partition("/")
-        return head + separator
+        return re.split(r"[/@]", change.metric)[0]
     parts = [part for part in str(change.first.tensor).split(".") if not part.isdigit()]
-    return f".{parts[-1] if parts else change.first.tensor}"
+    return parts[-1] if parts else str(change.first.tensor)
 
 
-def _pattern(names: Sequence[str]) -> str:
-    """The names' common beginning and end, in whole words, with `*` between."""
+def _pattern(kind: str, names: Sequence[str]) -> str:
+    """The names' common beginning and end, in whole words, with `*` between; never `*` alone."""
     if len(set(names)) == 1:
         return escape(names[0])
-    split = [re.split(r"(?<=[./])|(?=[./])", name) for name in names]
+    split = [re.split(r"(?<=[./@])|(?=[./@])", name) for name in names]
     head = _common(split)
     tail = _common([words[len(head) :][::-1] for words in split])[::-1]
+    if not head and not tail:
+        return f"*{escape(kind)}*"
     return f"{escape(''.join(head))}*{escape(''.join(tail))}"
 
 
