@@ -3,8 +3,8 @@
     python ci/comment.py FOLDER
 
 FOLDER is the run's artifact, which a stranger's pull request may have written: only its
-`verdict.json` files are read, as data (`verdict_table`). Which pull request it is, GitHub says, not
-the artifact. Everything else comes in the environment:
+`verdict.json` and `golden_curves.json` files are read, as data (`verdict_table`, `curves`). Which
+pull request it is, GitHub says, not the artifact. Everything else comes in the environment:
 
     GITHUB_TOKEN        may write pull requests' comments, nothing else
     GITHUB_API_URL      https://api.github.com
@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import curves
 from loosening import decide
 from verdict_table import VerdictError, read, render
 
@@ -118,11 +119,7 @@ def compose(folder: Path, sha: str, run_url: str, own_run: str = "") -> str:
         raise VerdictError("HEAD_SHA: not a commit id")
     if not all(re.fullmatch(r"https://[\w.:/-]+", url) for url in (run_url, own_run or run_url)):
         raise VerdictError("RUN_URL: not an address")
-    files = sorted(path for path in folder.rglob("verdict.json") if path.is_file())
-    files = [path for path in files if not path.is_symlink() and path.stat().st_size]
-    if len(files) > MAX_FILES:
-        raise VerdictError(f"{folder}: more than {MAX_FILES} verdicts")
-    read_tables = [read(path) for path in files]
+    read_tables = [read(path) for path in _files(folder, "verdict.json")]
     tables = [render(table) for table in read_tables]
     if decide(read_tables)[0] == "acceptable":
         run = f"[this run]({own_run})" if own_run else "the run that posted this"
@@ -133,10 +130,27 @@ def compose(folder: Path, sha: str, run_url: str, own_run: str = "") -> str:
     if not tables:
         tables = ["### ❌ golden: no verdict\n\nThe gate ended before it had one; see its log."]
     foot = f"Commit {sha}, [run]({run_url}): traces, reports and logs are its artifacts."
-    body = "\n\n".join([MARKER, *tables, foot])
+    changed = [golden for path in _files(folder, curves.FILE) for golden in curves.read(path)]
+    pictures = [curves.render(changed)] if changed else []
+    body = "\n\n".join([MARKER, *tables, *pictures, foot])
+    if len(body) > MAX_COMMENT:
+        body = "\n\n".join([MARKER, *tables, foot])
     if len(body) > MAX_COMMENT:
         raise VerdictError(f"{folder}: a table of more than {MAX_COMMENT} characters")
     return body
+
+
+def _files(folder: Path, name: str) -> list[Path]:
+    """Regular files of a name in an artifact.
+
+    Raises:
+        VerdictError: too many.
+    """
+    files = sorted(path for path in folder.rglob(name) if path.is_file())
+    files = [path for path in files if not path.is_symlink() and path.stat().st_size]
+    if len(files) > MAX_FILES:
+        raise VerdictError(f"{folder}: more than {MAX_FILES} files {name}")
+    return files
 
 
 def find_pull_request(api: Api, owner: str, branch: str, sha: str) -> int | None:

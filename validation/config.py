@@ -10,9 +10,10 @@
     capability = ["8.0"]
     modules = ["triton"]
 
-`golden.toml` has the same keys at its top level. An entry point of the groups `validation.cases`
-and `validation.faults` is how an installed package shares cases; it is off unless `packages` names
-it, so that the cases of a checkout never depend on what else is installed.
+`[[tool.golden.gaps]]` lists what `golden health` finds and nobody can repair today
+(`validation.gaps`). `golden.toml` has the same keys at its top level. An entry point of the groups
+`validation.cases` and `validation.faults` is how an installed package shares cases; it is off
+unless `packages` names it, so that the cases of a checkout never depend on what else is installed.
 """
 
 from __future__ import annotations
@@ -27,12 +28,13 @@ from pathlib import Path
 from typing import Any
 
 from validation.files import safe_name
+from validation.gaps import Gap, parse_gaps
 from validation.machine import LaneNeeds
 
 PYPROJECT, GOLDEN_TOML = "pyproject.toml", "golden.toml"
 FILES = (PYPROJECT, GOLDEN_TOML)
 CPU = "cpu"
-_KEYS = ("cases", "faults", "packages", "lanes", "reach")
+_KEYS = ("cases", "faults", "packages", "lanes", "reach", "gaps")
 _LANE_KEYS = ("gpus", "capability", "modules")
 _MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 _CAPABILITY = re.compile(r"\d+\.\d+")
@@ -58,6 +60,7 @@ class Declaration:
         packages: names of entry points to take in.
         lanes: lane -> what it needs; always has `cpu`.
         reach: pattern of paths -> what a change of them can move; see `validation.reach`.
+        gaps: findings of `golden health` that are known.
     """
 
     file: Path
@@ -66,6 +69,7 @@ class Declaration:
     packages: Sequence[str] = ()
     lanes: Mapping[str, LaneNeeds]
     reach: Mapping[str, str] = field(default_factory=dict)
+    gaps: Sequence[Gap] = ()
 
     def key(self, name: str) -> str:
         """A key as messages name it, with its file."""
@@ -145,7 +149,11 @@ def _parse(path: Path, table: Any) -> Declaration:
     reach = table.get("reach", {})
     if not isinstance(reach, dict):
         raise CaseError(f'{path}: {_section(path, "reach")}: a table of "pattern" = "reach"')
-    return Declaration(file=path, packages=packages, lanes=lanes, reach=reach, **modules)
+    try:
+        gaps = parse_gaps(table.get("gaps", []))
+    except ValueError as error:
+        raise CaseError(f"{path}: {_section(path, 'gaps')}: {error}") from error
+    return Declaration(file=path, packages=packages, lanes=lanes, reach=reach, gaps=gaps, **modules)
 
 
 def _lane(path: Path, name: str, entry: Any) -> LaneNeeds:

@@ -101,8 +101,51 @@ def commit(root: Path) -> str | None:
         return None
 
 
-def dirty_files(root: Path, outside: Sequence[str] = ("goldens/",)) -> list[str]:
-    """Changed and untracked files outside these folders, but for what the gate's own runs leave."""
+def dirty_files(
+    root: Path, outside: Sequence[str] = ("goldens/",), *, staged: bool = True
+) -> list[str]:
+    """Changed and untracked files, but for what the gate's own runs leave.
+
+    Args:
+        root: the repository.
+        outside: folders whose files do not count.
+        staged: whether a file counts that is exactly as it would be committed.
+    """
     status = git(root, "status", "--porcelain", "-z", "--untracked-files=all", "--no-renames")
-    names = [entry[3:] for entry in status.split("\0") if entry]
+    entries = [entry for entry in status.split("\0") if entry and (staged or entry[1] != " ")]
+    names = [entry[3:] for entry in entries]
     return sorted(n for n in names if not n.startswith(tuple(outside)) and not is_leftover(n))
+
+
+def commit_merged(root: Path) -> str | None:
+    """The commit that a merge, rebase or cherry-pick under way brings in; None without one."""
+    folders = (
+        git(root, "rev-parse", "--git-path", f"rebase-{kind}") for kind in ("merge", "apply")
+    )
+    rebasing = any((root / folder.strip()).exists() for folder in folders)
+    names = ["MERGE_HEAD", "CHERRY_PICK_HEAD", "REVERT_HEAD"]
+    for name in [*names, "REBASE_HEAD"] if rebasing else names:  # git leaves the last one behind
+        try:
+            return git(root, "rev-parse", "--verify", "--quiet", name).strip()
+        except RepositoryError:
+            continue
+    return None
+
+
+def unmerged_files(root: Path) -> dict[str, dict[int, str]]:
+    """Files in conflict: path -> stage (1 base, 2 ours, 3 theirs) -> id of the blob."""
+    found: dict[str, dict[int, str]] = {}
+    for entry in git(root, "ls-files", "--unmerged", "-z").split("\0"):
+        if entry:
+            facts, _, name = entry.partition("\t")
+            _, blob, stage = facts.split()
+            found.setdefault(name, {})[int(stage)] = blob
+    return found
+
+
+def blob(root: Path, name: str) -> bytes | None:
+    """Content of a git object such as `HEAD:a/file`; None where there is none."""
+    done = subprocess.run(
+        ["git", "-C", str(root), "cat-file", "blob", name], capture_output=True, check=False
+    )
+    return None if done.returncode else done.stdout

@@ -40,7 +40,8 @@ worst() {
 }
 
 # gate LANE BASE OUTPUT checks a lane, and leaves verdict.json, report.html, junit.xml and verdict.md
-# in OUTPUT. Returns as `golden check` does.
+# in OUTPUT; with a BASE also golden_curves.json, the curves of the goldens that have changed since.
+# Returns as `golden check` does.
 #
 # With a BASE, the whole gate of where the head left it decides: its `golden`, its choice of cases by
 # changed paths, its judge. Cases that only the head declares cannot be judged by it; their own
@@ -76,6 +77,7 @@ judged_gate() {
     fi
     echo "lane $lane, judged by $base: ${cases[*]:-every case}" >&2
     by "$judge" check "$lane" "$output" "${cases[@]}" --judge "$base" || status=$?
+    draw_curves "$base" "$output" # no picture changes a verdict
 
     mapfile -t added < <(LC_ALL=C comm -13 <(echo "$base_names") <(echo "$head_names"))
     if [ "${#added[@]}" -gt 0 ]; then
@@ -84,6 +86,13 @@ judged_gate() {
         check "$lane" "$output/new" "${added[@]}" || new_status=$?
     fi
     return "$(worst "$status" "$new_status")"
+}
+
+# draw_curves REVISION OUTPUT leaves the curves of goldens that have changed since, as numbers for the
+# comment and as pictures for the summary.
+draw_curves() {
+    python3 "$CI_DIRECTORY/curves.py" "$1" --json "$2/golden_curves.json" >"$2/curves.md" ||
+        echo "no curves of the changed goldens are shown" >&2
 }
 
 # by FOLDER COMMAND... runs a command with the sources in a folder before the checkout's.
@@ -132,6 +141,9 @@ summarise() {
     local output=$1
     find "$output" -name verdict.json -size +0 -print0 | sort -z |
         xargs -0 -r python3 "$CI_DIRECTORY/verdict_table.py" >"$output/verdict.md"
+    if [ -s "$output/curves.md" ]; then
+        { echo && cat "$output/curves.md"; } >>"$output/verdict.md"
+    fi
     cat "$output/verdict.md"
     if [ -n "${GITHUB_STEP_SUMMARY:-}" ]; then
         cat "$output/verdict.md" >>"$GITHUB_STEP_SUMMARY"

@@ -74,8 +74,10 @@ propose() {
         echo "Reason: $REASON"
         echo
         echo '````text'
-        head -c 50000 "$output/change.txt" | sed 's/`/'"'"'/g'
+        head -c 30000 "$output/change.txt" | sed 's/`/'"'"'/g'
         echo '````'
+        echo
+        python3 "$CI_DIRECTORY/curves.py" HEAD~1 || echo "Its curves cannot be drawn."
     } >"$output/body.md"
     gh pr create --base "${BASE_BRANCH:?}" --head "$NEW_BRANCH" \
         --title "Accept goldens: $REASON" --body-file "$output/body.md"

@@ -410,7 +410,9 @@ def test_runs_of_elsewhere_are_accepted_into_a_patch_that_is_proposed(
     assert project.git("ls-remote", "origin", "goldens/1")
     calls = (runner.tools / "gh-calls").read_text()
     assert f"Accept goldens: {reason}" in calls
-    assert "lm_loss" in (project.root / "reports/update/body.md").read_text()
+    body = (project.root / "reports/update/body.md").read_text()
+    assert "lm_loss" in body
+    assert "```mermaid" in body.split("### Curves of the changed goldens")[1]
     assert not (project.root / "pwned").exists()
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import os
+import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from validation.cases import Case, CaseError, discover_cases
-from validation.check import CheckPlan, describe_source, new_run_folder, recordings_of
+from validation.check import CheckPlan, RunFolder, describe_source, new_run_folder, recordings_of
 from validation.cli.common import Progress, add_selection, chosen_cases, lane_to_run
 from validation.cli.proofs import prove_accepted
 from validation.environment import gpu_count
@@ -17,14 +19,16 @@ from validation.execution import RunError
 from validation.goldens import GoldenStore
 from validation.goldens.acceptance import (
     RefusedError,
+    UndeclaredError,
     accept,
     load_runs,
     propose,
     refuse_dirty,
     refuse_missing_lanes,
     refuse_undeclared,
+    refuse_unknown,
 )
-from validation.goldens.changes import Expectation
+from validation.goldens.declared import FORM, Expectation
 from validation.source import find_root, tree_digest
 from validation.trace import Trace, save_trace
 
@@ -36,7 +40,8 @@ def add_commands(commands: Any) -> None:
         help="accept new goldens, with a reason",
         description="Run cases (or take runs made elsewhere) and accept their traces as goldens. "
         "Shows what changes first. Refused: a tree that is dirty outside goldens/, a missing "
-        "reason, movement that --expect does not declare.",
+        "reason, movement that --expect does not declare. That refusal prints the command which "
+        "accepts the run that was made, every movement declared.",
         epilog='examples:\n  golden update tiny_moe --reason "first golden"\n'
         '  golden update tiny_moe --reason "wider window" --expect "tiny_moe:lm_loss:down:0.02" '
         '--expect "tiny_moe:*:any"\n'
@@ -58,7 +63,7 @@ def add_commands(commands: Any) -> None:
         "--expect",
         action="append",
         default=[],
-        metavar="CASE:METRIC:up|down|any[:MAXREL]",
+        metavar=FORM,
         help="declare a movement; METRIC may hold *; MAXREL bounds the relative change",
     )
     parser.set_defaults(func=update)
@@ -79,6 +84,7 @@ def update(options: argparse.Namespace) -> int:
     root = find_root()
     refuse_dirty(root)
     cases = discover_cases(root)
+    store = GoldenStore(root / "goldens")
     if options.runs:
         for name in options.case:
             if name not in cases:
@@ -86,16 +92,31 @@ def update(options: argparse.Namespace) -> int:
         traces = load_runs(options.runs, root, cases, options.case)
         if options.lane:
             traces = [(lane, trace) for lane, trace in traces if lane == options.lane]
+        lanes: dict[str, list[str]] = {}
+        for lane, trace in traces:
+            lanes.setdefault(trace.case, []).append(lane)
+        refuse_unknown(store, lanes, expected, [trace for _, trace in traces])
+        accepting = [*options.runs, *(["--lane", options.lane] if options.lane else [])]
     else:
-        traces = record_here(root, cases, options)
+        lane = lane_to_run(options)
+        chosen = runnable(root, cases, lane, options.case)
+        refuse_unknown(store, {case.name: [lane] for case in chosen}, expected)
+        folder = new_run_folder(root, lane, tree_digest(root))
+        traces = record_here(root, lane, chosen, folder)
+        accepting = [os.path.relpath(folder.path), "--lane", lane]
     if not traces:
         raise RefusedError("no trace to accept")
-    store = GoldenStore(root / "goldens")
     proposals = [propose(store, lane, trace) for lane, trace in traces]
     for proposal in proposals:
         print("\n".join(proposal.describe()))
     sys.stdout.flush()
-    refuse_undeclared(proposals, expected)
+    try:
+        refuse_undeclared(proposals, expected)
+    except UndeclaredError as error:
+        raise RefusedError(
+            f"{error}; if that is intended, this accepts the run as it is:\n"
+            + _command([*options.case, "--from", *accepting], options.reason, error.declarations)
+        ) from error
     if options.runs and not options.lane:
         refuse_missing_lanes(store, proposals, cases)
     audit = accept(store, root, proposals, cases, options.reason.strip(), expected)
@@ -108,30 +129,45 @@ def update(options: argparse.Namespace) -> int:
     return 0
 
 
-def record_here(
-    root: Path, cases: Mapping[str, Case], options: argparse.Namespace
-) -> list[tuple[str, Trace]]:
-    """Runs the chosen cases and returns their traces.
+def _command(words: Sequence[object], reason: str, declarations: Sequence[Expectation]) -> str:
+    """`golden update` with these words and movements declared, ready for a shell."""
+    lines = [["golden", "update", *map(str, words), "--reason", reason.strip()]]
+    lines += [["--expect", str(declaration)] for declaration in declarations]
+    return " \\\n    ".join(map(shlex.join, lines))
+
+
+def runnable(root: Path, cases: Mapping[str, Case], lane: str, names: Sequence[str]) -> list[Case]:
+    """The chosen cases of a lane that this machine can run; others are named on stderr.
 
     Raises:
-        RefusedError: a run failed, or a case named by the user cannot run here.
+        CaseError: an unknown case, or one that does not run on the lane.
+        RefusedError: a case named by the user cannot run here.
     """
-    lane = lane_to_run(options)
-    folder = new_run_folder(root, lane, tree_digest(root))
-    progress = Progress()
-    plan = CheckPlan(root=root, lane=lane, cases=[], faults=[], command=["golden", *sys.argv[1:]])
-    recordings = recordings_of(plan, folder, describe_source(plan), progress)
-    able, traces = [], []
-    for case in chosen_cases(cases, options.case, lane):
+    able, progress = [], Progress()
+    for case in chosen_cases(cases, names, lane):
         reason = case.needs.missing(root, gpu_count(), lane)
         if reason is None:
             able.append(case)
-        elif case.name in options.case:
+        elif case.name in names:
             raise RefusedError(f"case {case.name} cannot run here: it {reason}")
         else:
             progress(f"{case.name}: skipped, {reason}")
-    with recordings.ahead(able):
-        for case in able:
+    return able
+
+
+def record_here(
+    root: Path, lane: str, cases: Sequence[Case], folder: RunFolder
+) -> list[tuple[str, Trace]]:
+    """Runs cases, leaves their traces in a run folder and returns them.
+
+    Raises:
+        RefusedError: a run failed.
+    """
+    plan = CheckPlan(root=root, lane=lane, cases=[], faults=[], command=["golden", *sys.argv[1:]])
+    recordings = recordings_of(plan, folder, describe_source(plan), Progress())
+    traces = []
+    with recordings.ahead(cases):
+        for case in cases:
             try:
                 trace = recordings.of(case).trace
             except RunError as error:

@@ -12,7 +12,7 @@ from validation.cli.common import Progress
 from validation.goldens import GoldenStore
 from validation.goldens.acceptance import Proposal
 from validation.goldens.canaries import in_force
-from validation.goldens.store import HEAD
+from validation.goldens.layout import HEAD
 from validation.power.proof import ENOUGH, ENOUGH_AT_FIRST, Site, fit_faults, prove_here
 from validation.source import tree_digest
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from validation.cli.common import Progress, add_lane, add_selection, chosen_case
 from validation.cli.proofs import prove_accepted
 from validation.config import declaration_of
 from validation.execution import RunError, RunOptions
+from validation.files import DamagedFileError
 from validation.goldens import GoldenStore
 from validation.goldens.acceptance import RefusedError, accept, refuse_dirty
-from validation.goldens.health import examine
+from validation.goldens.health import examine, known_gaps
 from validation.goldens.merge import merge_heads, set_up
 from validation.goldens.rebase import (
     Rebase,
@@ -28,7 +30,7 @@ from validation.goldens.rebase import (
     rebase_merge,
 )
 from validation.power.proof import Planted, fit_faults, record
-from validation.source import find_root, git, tree_digest
+from validation.source import commit_merged, find_root, git, tree_digest, unmerged_files
 from validation.trace import Trace
 
 
@@ -51,7 +53,8 @@ def add_commands(commands: Any) -> None:
         health,
         "goldens that no check would tell about",
         "Finds orphaned, stale, damaged and unreachable goldens, records that nothing checks,\n"
-        "cases that are never run, expired quarantine. Exits 1 on a finding.",
+        "cases that are never run, expired quarantine. Exits 1 on a finding; gaps that the\n"
+        "repository has declared, with reason, owner and expiry, are listed and are none.",
         "  golden health\n",
     )
 
@@ -60,8 +63,9 @@ def add_commands(commands: Any) -> None:
         rebase,
         "re-record after a merge conflict or an environment bump",
         "Without --env: records the merged code for goldens that both sides of a merge accepted,\n"
-        "and shows both reasons. With --env: moves goldens to a new environment, if the code is\n"
-        "provably unchanged and its drift is what calibration knows; run it there.",
+        "and shows both reasons: amid the merge, whose conflict it resolves, or after it.\n"
+        "With --env: moves goldens to a new environment, if the code is provably unchanged and\n"
+        "its drift is what calibration knows; run it there.",
         "  golden rebase\n"
         "  golden rebase --env runs/OLD runs/NEW   (what golden check left in each environment)\n"
         "  golden rebase --env runs/OLD runs/NEW --lane h200   (of runs of several lanes, one)\n",
@@ -88,7 +92,9 @@ def add_commands(commands: Any) -> None:
         setup,
         "teach this clone's git to merge and diff goldens",
         "Configures the merge driver, which marks a golden that both sides accepted, and the\n"
-        "text of goldens in git diff. Once for each clone.",
+        "text of goldens in git diff. Once for each clone. Files of goldens that have a digest\n"
+        "in their names (of earlier versions, or of an acceptance that was stopped) get their\n"
+        "fixed names.",
         "  golden setup\n",
     )
 
@@ -99,15 +105,26 @@ def add_commands(commands: Any) -> None:
 
 
 def health(options: argparse.Namespace) -> int:
-    """Prints findings; returns 1 when there are any."""
+    """Prints known gaps and findings; returns 1 when there are findings."""
     del options
     root = find_root()
-    lanes = declaration_of(root).lanes
-    findings = examine(root, discover_cases(root), discover_faults(root), lanes)
+    declared = declaration_of(root)
+    found = examine(root, discover_cases(root), discover_faults(root), declared.lanes)
+    findings, known = known_gaps(found, declared.gaps, datetime.now(UTC).date())
+    for gap in declared.gaps:
+        listed = [finding for finding, covering in known if covering is gap]
+        if listed:
+            print(f"known until {gap.expires}, {gap.owner}: {gap.reason}")
+        for finding in listed:
+            print(f"  {finding.kind}: {finding.subject}: {finding.text}")
     for finding in findings:
         print(f"{finding.kind}: {finding.subject}: {finding.text}")
-    print(f"{len(findings)} finding(s)" if findings else "healthy")
-    return 1 if findings else 0
+    beside = f"{len(known)} known gap(s)" if known else ""
+    if findings:
+        print(f"{len(findings)} finding(s)" + (f", beside {beside}" if beside else ""))
+        return 1
+    print("healthy" + (f", but for {beside}" if beside else ""))
+    return 0
 
 
 def rebase(options: argparse.Namespace) -> int:
@@ -117,11 +134,12 @@ def rebase(options: argparse.Namespace) -> int:
         RefusedError: what does not hold; no golden is touched then.
     """
     root = find_root()
+    merging = commit_merged(root) is not None
+    refuse_dirty(root, merging=merging and not options.env)
     if options.env:
         options.lane = lane_to_move(options.env[1], options.lane)
     lane = lane_to_run(options)
     store, cases = GoldenStore(root / "goldens"), discover_cases(root)
-    refuse_dirty(root)
     rerun, progress = _rerunner(root, lane), Progress()
     faults = list(discover_faults(root).values())
     rebased: list[Rebase] = []
@@ -153,12 +171,28 @@ def rebase(options: argparse.Namespace) -> int:
     print(f"accepted; audit: {audit.relative_to(root)}")
     if not options.env:
         prove_accepted(root, [item.proposal for item in rebased], cases, progress)
+        if merging:
+            _resolve(root, [audit, *(_folder(store, item) for item in rebased)])
         return 0
     for item in rebased:
         golden = store.load(lane, item.proposal.trace.case, item.proposal.place)
         if item.proven or fit_faults(faults, lane, golden.case):
             print(record(store, faults, golden, Planted(item.proven, item.proven)))
     return 0
+
+
+def _folder(store: GoldenStore, item: Rebase) -> Path:
+    return store.path(item.proposal.lane, item.proposal.trace.case, item.proposal.place)
+
+
+def _resolve(root: Path, paths: Sequence[Path]) -> None:
+    """Stages what a merge under way was waiting for, and says what it still waits for."""
+    git(root, "add", "--all", "--", *(str(path) for path in paths))
+    left = sorted(unmerged_files(root))
+    if left:
+        print(f"staged; {len(left)} file(s) are still in conflict: {', '.join(left[:5])}")
+    else:
+        print("staged; no conflict is left: git commit (or git rebase --continue)")
 
 
 def find_bad_commit(options: argparse.Namespace) -> int:
@@ -175,17 +209,29 @@ def find_bad_commit(options: argparse.Namespace) -> int:
 
 
 def setup(options: argparse.Namespace) -> int:
-    """Configures git in this clone; returns 0."""
+    """Configures git in this clone and gives files of goldens their fixed names; returns 0."""
     del options
-    for line in set_up(find_root()):
+    root = find_root()
+    for line in set_up(root):
         print(line)
+    store = GoldenStore(root / "goldens")
+    with store.lock():
+        for lane in store.lanes():
+            for case, place in ((c, p) for c in store.names(lane) for p in store.places(lane, c)):
+                try:
+                    done = store.settle(lane, case, place)
+                except DamagedFileError as error:
+                    print(f"left as it is: {error}")
+                    continue
+                if done:
+                    folder = store.path(lane, case, place).relative_to(root)
+                    print(f"{folder}: fixed names instead of {', '.join(done)} (commit it)")
     return 0
 
 
 def merge_driver(options: argparse.Namespace) -> int:
-    """git's merge driver; returns 0, so that the merge goes on and the gate says INVALID."""
-    merge_heads(options.base, options.ours, options.theirs)
-    return 0
+    """git's merge driver; returns 1, which leaves git's conflict, if both sides accepted."""
+    return 0 if merge_heads(options.base, options.ours, options.theirs) else 1
 
 
 def _rerunner(root: Path, lane: str) -> Rerun:

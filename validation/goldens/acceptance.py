@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -10,9 +11,11 @@ from pathlib import Path
 from validation.cases import Case
 from validation.cases.difference import what_differs
 from validation.compare import EXACT, compare
-from validation.files import SCHEMA, DamagedFileError, digest, encode_json, write_atomically
+from validation.files import DamagedFileError
+from validation.goldens.audit import author, write_audit
 from validation.goldens.canaries import Canaries
-from validation.goldens.changes import Change, Expectation, changes
+from validation.goldens.changes import Change, changes, recorded_metrics
+from validation.goldens.declared import Expectation, Movement, movements, undeclared, unknown
 from validation.goldens.environments import in_words
 from validation.goldens.store import (
     Golden,
@@ -22,8 +25,10 @@ from validation.goldens.store import (
     environment_of,
 )
 from validation.reach import case_source_digest
-from validation.source import RepositoryError, dirty_files, git, tree_digest
+from validation.source import dirty_files
 from validation.trace import Trace, load_trace
+
+_NEW = "; what a change adds is declared after its run: without --expect the refusal lists it"
 
 
 class RefusedError(ValueError):
@@ -58,26 +63,34 @@ class Proposal:
     def describe(self) -> list[str]:
         """The proposal as lines of text."""
         name = f"{self.lane}/{self.trace.case}"
+        moved = [f"  {movement.describe()}" for movement in self.movements]
         if self.before is None:
-            lines = [f"{name}: new, {self.trace.records} records{self.note}"]
-            return lines + [f"  {change.describe()}" for change in self.changed]
+            return [f"{name}: new, {self.trace.records} records{self.note}", *moved]
         head = f"{name}: {self.compared} records compared, {self.identical} bit-identical"
-        if not self.changed:
-            return [f"{head}, none moved beyond tolerance"]
-        return [f"{head}; moved:", *(f"  {change.describe()}" for change in self.changed)]
+        return [f"{head}; moved:", *moved] if moved else [f"{head}, none moved beyond tolerance"]
+
+    @property
+    def movements(self) -> list[Movement]:
+        """What moves, grouped by metric."""
+        return movements(self.changed)
 
 
-def refuse_dirty(root: Path) -> None:
+def refuse_dirty(root: Path, *, merging: bool = False) -> None:
     """Refuses a working tree with changes outside `goldens/`.
+
+    Args:
+        root: the repository.
+        merging: a merge is under way: what it has staged is the code that will be committed.
 
     Raises:
         RefusedError: naming the files.
     """
-    dirty = dirty_files(root)
+    dirty = dirty_files(root, staged=not merging)
     if dirty:
         shown = ", ".join(dirty[:5]) + (", ..." if len(dirty) > 5 else "")
+        todo = "resolve and `git add`" if merging else "commit"
         raise RefusedError(
-            f"the working tree has {len(dirty)} change(s) outside goldens/: {shown}; commit them "
+            f"the working tree has {len(dirty)} change(s) outside goldens/: {shown}; {todo} them "
             "first, so that the golden's provenance names the code that made it"
         )
 
@@ -131,34 +144,75 @@ def _propose_beside(store: GoldenStore, lane: str, trace: Trace) -> Proposal:
     return Proposal(lane, trace, None, moved, note=note, place=place)
 
 
+class UndeclaredError(RefusedError):
+    """Movement that no `--expect` declares, or a declaration that nothing answers.
+
+    Attributes:
+        declarations: what to declare instead, complete: what of the given declarations something
+            answers, and one for each undeclared movement.
+    """
+
+    def __init__(self, message: str, declarations: Sequence[Expectation]) -> None:
+        super().__init__(message)
+        self.declarations = declarations
+
+
 def refuse_undeclared(proposals: Sequence[Proposal], expected: Sequence[Expectation]) -> None:
     """Refuses movement that no `--expect` declares, and declarations that nothing answers.
 
     Raises:
-        RefusedError: naming every one.
+        UndeclaredError: naming every one.
     """
-    undeclared = [
-        f"{proposal.trace.case}:{change.metric}:{change.direction} ({change.describe()})"
-        for proposal in proposals
-        for change in proposal.changed
-        if not any(e.covers(proposal.trace.case, change) for e in expected)
-    ]
-    if undeclared:
-        shown = "\n  ".join(undeclared[:10])
-        more = f"\n  and {len(undeclared) - 10} more" if len(undeclared) > 10 else ""
-        raise RefusedError(
-            "movement that was not declared; if it is intended, add --expect "
-            f"CASE:METRIC:up|down|any[:MAXREL] for:\n  {shown}{more}"
-        )
+    moved: dict[str, list[Change]] = {}  # of a case on all lanes, which a declaration covers
+    for proposal in proposals:
+        moved.setdefault(proposal.trace.case, []).extend(proposal.changed)
+    missing = {case: undeclared(case, found, expected) for case, found in moved.items()}
+    answered = [e for e in expected if any(e.covers(e.case, c) for c in moved.get(e.case, ()))]
+    idle = [str(e) for e in expected if e not in answered]
+    wrong = []
+    if names := sum(len(movement.changes) for found in missing.values() for movement in found):
+        wrong.append(f"movement that was not declared, of {names} name(s)")
+    if idle:
+        wrong.append(f"nothing moved like --expect {', '.join(idle)}")
+    if wrong:
+        needed = [m.declared(case) for case, found in missing.items() for m in found]
+        raise UndeclaredError("; ".join(wrong), [*answered, *needed])
+
+
+def refuse_unknown(
+    store: GoldenStore,
+    cases: Mapping[str, Sequence[str]],
+    expected: Sequence[Expectation],
+    traces: Sequence[Trace] = (),
+) -> None:
+    """Refuses declarations that nothing can answer, before anything is trained.
+
+    Args:
+        store: the goldens.
+        cases: case -> lanes on which it is to be accepted.
+        expected: the declarations.
+        traces: of runs that exist already, which may hold records that no golden has.
+
+    Raises:
+        RefusedError: naming the first.
+    """
     for expectation in expected:
-        if not any(
-            expectation.covers(proposal.trace.case, change)
-            for proposal in proposals
-            for change in proposal.changed
-        ):
+        name, goldens = expectation.case, []
+        for lane in cases.get(name, ()):
+            for place in store.places(lane, name):
+                with contextlib.suppress(DamagedFileError):  # it is there to be replaced
+                    goldens.append(store.load(lane, name, place).trace)
+        if name in cases and not goldens:
             raise RefusedError(
-                f"--expect {expectation.case}:{expectation.metric}:{expectation.direction}: "
-                "nothing moved like that"
+                f"--expect {expectation}: {name} has no golden on "
+                f"{', '.join(cases[name])} that could move; leave the declaration out"
+            )
+        runs = [trace for trace in traces if trace.case == name]
+        metrics = sorted(set().union(*(recorded_metrics(t) for t in (*goldens, *runs))))
+        reason = unknown(expectation, cases, metrics)
+        if reason is not None:
+            raise RefusedError(
+                f"--expect {expectation}: {reason}" + ("" if runs or name not in cases else _NEW)
             )
 
 
@@ -290,50 +344,3 @@ def accept(
             if proposal.before is not None and proposal.before.place != golden.place:
                 store.remove(proposal.before)
     return audit
-
-
-def write_audit(
-    store: GoldenStore,
-    root: Path,
-    accepted: Mapping[str, str],
-    proposals: Sequence[Proposal],
-    expected: Sequence[Expectation],
-) -> Path:
-    """Writes one audit file, named so that two branches' never collide."""
-    entry = {
-        "schema": SCHEMA,
-        **accepted,
-        "tree_digest": tree_digest(root),
-        "expected": [
-            {"case": e.case, "metric": e.metric, "direction": e.direction, "largest": e.largest}
-            for e in expected
-        ],
-        "goldens": [
-            {
-                "lane": p.lane,
-                "case": p.trace.case,
-                "environment": in_words(environment_of(p.trace.provenance)),
-                "new": p.before is None,
-                "moved": [change.describe() for change in p.changed],
-            }
-            for p in proposals
-        ],
-    }
-    content = encode_json(entry)
-    stamp = accepted["time"].replace(":", "").replace("-", "")[:15]
-    path = store.folder / "audit" / f"{stamp}-{digest(content)[:8]}.json"
-    write_atomically(path, content)
-    return path
-
-
-def author(root: Path) -> str:
-    """Who git says is working here."""
-    try:
-        name = git(root, "config", "user.name").strip()
-    except RepositoryError:
-        name = ""
-    try:
-        email = git(root, "config", "user.email").strip()
-    except RepositoryError:
-        email = ""
-    return f"{name} <{email}>".strip() if name or email else "unknown"

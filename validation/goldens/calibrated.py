@@ -22,7 +22,7 @@ from validation.files import (
     read_file,
     write_atomically,
 )
-from validation.goldens.acceptance import author
+from validation.goldens.audit import author
 from validation.goldens.environments import in_words
 from validation.goldens.store import Golden, GoldenStore
 from validation.source import tree_digest

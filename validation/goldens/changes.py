@@ -1,14 +1,16 @@
-"""What differs between two traces of a case, as a person reads it and as `--expect` declares it."""
+"""What differs between two traces of a case, as a person reads it: each metric, tensor and fact."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 from validation.compare import Comparison
+from validation.trace import Trace
 from validation.verdict import Divergence
+
+_LONGEST = 80
 
 
 @dataclass(frozen=True)
@@ -35,54 +37,14 @@ class Change:
         arrow = {"up": " up", "down": " down", "any": ""}[self.direction]
         return (
             f"{self.metric}: {self.count} record(s) differ{arrow} from step {self.first.step}{size}"
-            f" (expected {self.first.expected}, now {self.first.actual})"
+            f" (expected {_short(self.first.expected)}, now {_short(self.first.actual)})"
         )
 
 
-@dataclass(frozen=True)
-class Expectation:
-    """`CASE:METRIC:up|down|any[:MAXREL]`: movement that an acceptance declares.
-
-    Attributes:
-        case: name of the case.
-        metric: name or pattern (`*`) of what moves.
-        direction: `up`, `down` or `any`.
-        largest: bound of the relative change; inf without one.
-    """
-
-    case: str
-    metric: str
-    direction: str
-    largest: float = math.inf
-
-    @classmethod
-    def parse(cls, text: str) -> Expectation:
-        """Parses the command line's form.
-
-        Raises:
-            ValueError: it is malformed; the message says how.
-        """
-        words = text.split(":")
-        bound = math.inf
-        try:
-            if words[-1] not in ("up", "down", "any"):
-                bound = float(words.pop())
-            case, *metric, direction = words
-        except ValueError:
-            case, metric, direction = "", [], ""
-        name = ":".join(metric)
-        if not (case and name and direction in ("up", "down", "any") and bound > 0):
-            raise ValueError(f"{text!r}: expected CASE:METRIC:up|down|any[:MAXREL]")
-        return cls(case, name, direction, bound)
-
-    def covers(self, case: str, change: Change) -> bool:
-        """Whether this declaration allows a change."""
-        return (
-            self.case == case
-            and fnmatchcase(change.metric, self.metric)
-            and self.direction in ("any", change.direction)
-            and not change.largest > self.largest
-        )
+def _short(value: object) -> str:
+    """A value as one reads it; long lists from their beginning."""
+    text = str(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def changes(comparison: Comparison) -> list[Change]:
@@ -93,10 +55,22 @@ def changes(comparison: Comparison) -> list[Change]:
     return [_change(metric, found) for metric, found in groups.items()]
 
 
+def recorded_metrics(trace: Trace) -> set[str]:
+    """Every name under which a record of a trace could differ."""
+    tensors = {_joined(event.key.module, event.key.tensor) for event in trace.events}
+    return tensors | set(trace.curves) | set(trace.tables)
+
+
 def _metric(divergence: Divergence) -> str:
-    if divergence.module == "training" or divergence.tensor == "table":
-        return str(divergence.tensor if divergence.module == "training" else divergence.module)
-    return ".".join(part for part in (divergence.module, divergence.tensor) if part)
+    if divergence.module == "training":
+        return str(divergence.tensor)
+    if divergence.tensor == "table":
+        return str(divergence.module)
+    return _joined(divergence.module, divergence.tensor)
+
+
+def _joined(module: str | None, tensor: str | None) -> str:
+    return ".".join(part for part in (module, tensor) if part)
 
 
 def _change(metric: str, found: Sequence[Divergence]) -> Change:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 from validation.cases import Case, Fault
 from validation.cases.difference import what_differs
 from validation.compare import curve_class, event_class
 from validation.files import DamagedFileError, decode_json, read_file
+from validation.gaps import Gap
 from validation.goldens.canaries import CERTAIN, listed, stale
 from validation.goldens.environments import in_words
+from validation.goldens.layout import FILES, HEAD, unsettled
 from validation.goldens.quarantine import load_quarantine
-from validation.goldens.store import HEAD, Golden, GoldenStore, MissingGoldenError
+from validation.goldens.store import Golden, GoldenStore, MissingGoldenError
 from validation.power.canary import fit
 
 MAX_LANE_BYTES = 5 * 10**6
@@ -27,8 +29,8 @@ class Finding:
 
     Attributes:
         kind: `orphaned`, `stale`, `damaged`, `unreachable`, `uncalibrated`, `unchecked`,
-            `canaries`, `never-run`, `leftover`, `quarantine` or `size`.
-        subject: lane and case, or a file.
+            `canaries`, `never-run`, `leftover`, `quarantine`, `size` or `gap`.
+        subject: lane and case, also the class of records that it is about, or a file.
         text: what is wrong, and what to do.
     """
 
@@ -76,6 +78,43 @@ def examine(
     return found
 
 
+def known_gaps(
+    findings: Sequence[Finding], gaps: Sequence[Gap], today: date
+) -> tuple[list[Finding], list[tuple[Finding, Gap]]]:
+    """Parts findings from those that the repository has declared.
+
+    Args:
+        findings: what `examine` found.
+        gaps: what is declared.
+        today: decides which gaps have expired.
+
+    Returns:
+        What is left to repair, gaps that cover nothing included, and what is known.
+    """
+    declared, left = {}, []
+    for gap in gaps:
+        wrong = gap.wrong_on(today)
+        for subject in gap.subjects:
+            if wrong is None:
+                declared[gap.kind, subject] = gap
+            else:
+                left.append(Finding("gap", f"{gap.kind} {subject}", wrong))
+    known = []
+    for finding in findings:
+        found = declared.get((finding.kind, finding.subject))
+        if found is None:
+            left.append(finding)
+        else:
+            known.append((finding, found))
+    met = {(finding.kind, finding.subject) for finding, _ in known}
+    left += [
+        Finding("gap", f"{kind} {subject}", "is declared and not found: delete it from gaps")
+        for kind, subject in declared
+        if (kind, subject) not in met
+    ]
+    return left, known
+
+
 def _examine_case(
     store: GoldenStore, lane: str, name: str, cases: Mapping[str, Case]
 ) -> list[Finding]:
@@ -118,9 +157,16 @@ def _examine_golden(store: GoldenStore, lane: str, case: Case, place: str) -> li
     if not _audited(store.folder, lane, name, place and in_words(golden.environment)):
         text = "no file under goldens/audit tells of its acceptance"
         found.append(Finding("unreachable", subject, text))
-    kept = set(store.files(lane, name, place))
-    for path in sorted(store.path(lane, name, place).iterdir()):
-        if path.is_file() and path.name not in kept:
+    folder = store.path(lane, name, place)
+    waiting = unsettled(folder, store.head(lane, name, place)["files"])
+    if waiting:
+        text = (
+            f"{len(waiting)} file(s) have their digest in the name ({waiting[0]}): an acceptance "
+            "that was stopped, or one from before names were fixed: golden setup"
+        )
+        found.append(Finding("leftover", subject, text))
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and path.name not in (HEAD, *FILES, *waiting):
             found.append(_leftover(store, path))
     return found
 
@@ -171,7 +217,10 @@ def _examine_tolerances(golden: Golden, subject: str) -> list[Finding]:
     if not known and not recorded:
         return []  # facts alone, which have no tolerance
     if not known:
-        text = f"was never calibrated, so that only exact runs pass: golden calibrate {golden.case}"
+        text = (
+            "was never calibrated, so that only exact runs pass: "
+            f"golden calibrate {golden.case} --lane {golden.lane}"
+        )
         return [Finding("uncalibrated", subject, text)]
     missing = sorted(recorded - set(known))
     found = []
@@ -181,8 +230,8 @@ def _examine_tolerances(golden: Golden, subject: str) -> list[Finding]:
     for name in sorted(recorded & set(known)):
         steps = known[name]
         if all(tolerance >= 1.0 for tolerance in steps.values()):
-            text = f"{name} is recorded, but any value of it would pass: its noise is too large"
-            found.append(Finding("unchecked", subject, text))
+            text = "is recorded, but any value of it would pass: its noise is too large"
+            found.append(Finding("unchecked", f"{subject} {name}", text))
     return found
 
 

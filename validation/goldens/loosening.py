@@ -16,8 +16,9 @@ from pathlib import Path
 
 from validation.files import DamagedFileError
 from validation.goldens.calibrated import calibration_on_file, widened
+from validation.goldens.layout import HEAD
 from validation.goldens.quarantine import QuarantineEntry, apply_quarantine, load_quarantine
-from validation.goldens.store import HEAD, GoldenStore
+from validation.goldens.store import GoldenStore
 from validation.verdict import CaseResult, Loosening, Verdict, worst
 
 

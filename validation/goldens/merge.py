@@ -1,8 +1,8 @@
 """Goldens in git: the merge driver, the text of diffs, and their setup in a clone.
 
 A golden that both sides of a merge have accepted belongs to neither merged tree. The driver picks
-no side: it leaves a `golden.json` that names both acceptances, which is INVALID until
-`golden rebase` has recorded the merged code.
+no side: it leaves a conflict, and a `golden.json` that names both acceptances, which is INVALID
+until `golden rebase` has recorded the merged code, before the merge is committed or after.
 """
 
 from __future__ import annotations
@@ -25,7 +25,12 @@ from validation.files import (
 from validation.goldens.canaries import KEY
 from validation.source import git
 
-ATTRIBUTES = "goldens/**/golden.json merge=golden diff=golden"
+ATTRIBUTES = (
+    "goldens/*/*/** -merge",
+    "goldens/**/golden.json merge=golden diff=golden",
+)
+"""Lines of `.gitattributes`, the last that fits decides: git never merges a golden's records by
+lines, and asks the driver about its head."""
 _CONFLICT = "conflict"
 _MARKERS = (b"<<<<<<<", b">>>>>>>")
 
@@ -34,7 +39,7 @@ class ConflictedGoldenError(DamagedFileError):
     """A golden that two branches accepted; the message names both acceptances."""
 
 
-def merge_heads(base: Path, ours: Path, theirs: Path) -> None:
+def merge_heads(base: Path, ours: Path, theirs: Path) -> bool:
     """The merge driver's work: replaces `ours` by a head that names both acceptances.
 
     Canaries alone are no acceptance. Where one side has changed nothing else, the other side's head
@@ -44,16 +49,19 @@ def merge_heads(base: Path, ours: Path, theirs: Path) -> None:
         base: the common ancestor's `golden.json`; empty when both sides added it.
         ours: this branch's, overwritten.
         theirs: the other branch's.
+
+    Returns:
+        Whether the merge is settled; False leaves git's conflict.
     """
     mine, other, before = _head(ours), _head(theirs), _head(base)
     if _accepted(mine) == _accepted(other):
         write_atomically(ours, encode_json(_joined(mine, other)))
-        return
+        return True
     if before and _accepted(before) == _accepted(mine):
         write_atomically(ours, read_file(theirs))
-        return
+        return True
     if before and _accepted(before) == _accepted(other):
-        return
+        return True
     write_atomically(
         ours,
         encode_json(
@@ -65,6 +73,7 @@ def merge_heads(base: Path, ours: Path, theirs: Path) -> None:
             }
         ),
     )
+    return False
 
 
 def refuse_conflict(path: Path, content: bytes, case: str) -> None:
@@ -145,11 +154,11 @@ def set_up(root: Path, program: Sequence[str] = ("golden",)) -> list[str]:
         git(root, "config", name, value)
         done.append(f"git config {name} {value!r}")
     attributes = root / ".gitattributes"
-    text = attributes.read_text() if attributes.exists() else ""
-    if ATTRIBUTES not in text.splitlines():
-        separator = "" if not text or text.endswith("\n") else "\n"
-        write_atomically(attributes, f"{text}{separator}{ATTRIBUTES}\n".encode())
-        done.append(f"{attributes.name}: {ATTRIBUTES} (commit it)")
+    lines = attributes.read_text().splitlines() if attributes.exists() else []
+    if [line for line in lines if line in ATTRIBUTES] != list(ATTRIBUTES):
+        lines = [line for line in lines if line not in ATTRIBUTES] + list(ATTRIBUTES)
+        write_atomically(attributes, "".join(f"{line}\n" for line in lines).encode())
+        done.append(f"{attributes.name}: {'; '.join(ATTRIBUTES)} (commit it)")
     return done
 
 

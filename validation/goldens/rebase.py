@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from validation.cases import Case, Fault
 from validation.compare import Tolerances, compare
@@ -26,9 +26,12 @@ from validation.files import DamagedFileError, decode_json, read_file
 from validation.goldens.acceptance import Proposal, RefusedError, load_runs, propose_after
 from validation.goldens.canaries import Proof
 from validation.goldens.changes import changes
+from validation.goldens.declared import movements
 from validation.goldens.environments import identity, in_words
-from validation.goldens.merge import conflict_reasons, conflicting_heads
-from validation.goldens.store import HEAD, Golden, GoldenStore, environment_of, verified_head
+from validation.goldens.layout import HEAD
+from validation.goldens.merge import conflict_reasons
+from validation.goldens.sides import goldens_of_sides
+from validation.goldens.store import Golden, GoldenStore, environment_of
 from validation.power.canary import fit
 from validation.power.caught import Catch, catch_of
 from validation.power.proof import proof_of
@@ -98,7 +101,11 @@ def rebase_merge(
     """
     trace = rerun(case, None)
     environment = environment_of(trace.provenance)
-    of_places = {place: _sides(store, lane, case.name, place) for place in places}
+    told = {place: goldens_of_sides(store, lane, case.name, place) for place in places}
+    of_places = {
+        place: {side: golden for side, golden in found.items() if isinstance(golden, Golden)}
+        for place, found in told.items()
+    }
     wanted = identity(environment)
     # What a side's head no longer tells may be of any environment.
     fit = [
@@ -121,9 +128,13 @@ def rebase_merge(
     for side, golden in goldens.items():
         moved = changes(compare(golden.trace, trace, golden.tolerances))
         shown.append(f"  the merged code against {side}: {len(moved) or 'nothing'} moved")
-        shown += [f"    {change.describe()}" for change in moved[:5]]
+        shown += [f"    {movement.describe()}" for movement in movements(moved)]
+    for side, reason in told[place].items():
+        if isinstance(reason, str):
+            shown.append(f"  {side} cannot be compared with: {reason}")
     before = _tightest(list(goldens.values()))
     if before is None:
+        shown.append("  neither side's tolerances are left: golden calibrate measures them again")
         proposal = Proposal(lane, trace, None, (), place=place)
     else:
         proposal = propose_after(before, trace, place)
@@ -302,21 +313,6 @@ def _environment_changes(one: Trace, other: Trace) -> list[str]:
         for name in sorted({*before, *after})
         if before.get(name) != after.get(name)
     ]
-
-
-def _sides(store: GoldenStore, lane: str, case: str, place: str) -> dict[str, Golden]:
-    """Both sides' goldens as far as the merge has kept their files."""
-    path = store.path(lane, case, place) / HEAD
-    found = {}
-    heads: Mapping[str, Any] = conflicting_heads(path)
-    for side in ("ours", "theirs"):
-        try:
-            head = verified_head(heads[side], path)
-            if (head["lane"], head["case"]) == (lane, case):
-                found[side] = store.decode(head, place)
-        except (DamagedFileError, KeyError, TypeError, AttributeError):
-            continue
-    return found
 
 
 def _tightest(goldens: Sequence[Golden]) -> Golden | None:

@@ -2,9 +2,9 @@
 
 Goldens of further environments (`validation.goldens.environments`) are in folders inside of it.
 
-`golden.json` holds provenance, tolerances and the digests of the other files, whose names contain
-their digest. Accepting writes the new files first and replaces the head last, in one rename: a
-reader, or a machine that dies at any moment, sees the old golden or the new one, whole.
+`golden.json` holds provenance, tolerances and the digests of the other files, whose names are
+fixed. A golden is replaced by one rename of its head (`validation.goldens.layout`): a reader, or a
+machine that dies at any moment, sees the old golden or the new one, whole.
 """
 
 from __future__ import annotations
@@ -33,21 +33,11 @@ from validation.files import (
 )
 from validation.goldens.canaries import KEY, Canaries, basis, listed
 from validation.goldens.environments import distance, folder_name, identity, in_words
+from validation.goldens.layout import FILES, HEAD, read_file_of, settle, stage, unsettled
 from validation.goldens.merge import refuse_conflict
 from validation.source import runs_folder
 from validation.trace.model import Trace
-from validation.trace.storage import (
-    CURVES,
-    EVENTS,
-    PROJECTION_FILE,
-    TABLES,
-    decode_trace,
-    encode_trace,
-    read_verified,
-)
-
-HEAD = "golden.json"
-_FILES = (CURVES, EVENTS, TABLES, PROJECTION_FILE)
+from validation.trace.storage import decode_trace, encode_trace
 
 
 class MissingGoldenError(DamagedFileError):
@@ -110,6 +100,10 @@ class GoldenStore:
         if not (safe_name(lane) and safe_name(case) and (not place or safe_name(place))):
             raise ValueError(f"not a golden's name: {lane}/{case}/{place}")
         return self.folder / lane / case / place
+
+    def lanes(self) -> list[str]:
+        """Folders that hold goldens, declared as lanes or not."""
+        return sorted(p.name for p in self.folder.glob("*") if p.is_dir() and self.names(p.name))
 
     def names(self, lane: str) -> list[str]:
         """Cases that have a golden on a lane, damaged ones included."""
@@ -201,7 +195,15 @@ class GoldenStore:
             MissingGoldenError: there is none.
             DamagedFileError: a file of it is missing or damaged; its path comes first.
         """
-        return self.decode(self.head(lane, case, place), place)
+        head = self.head(lane, case, place)
+        while True:
+            try:
+                return self.decode(head, place)
+            except DamagedFileError:
+                # Another process may have replaced the golden since its head was read.
+                former, head = head, self.head(lane, case, place)
+                if head == former:
+                    raise
 
     def decode(self, head: Mapping[str, Any], place: str = "") -> Golden:
         """Reads and verifies the files that a head names.
@@ -211,11 +213,7 @@ class GoldenStore:
         """
         lane, case = str(head["lane"]), str(head["case"])
         folder = self.path(lane, case, place)
-        files = {}
-        for name in _FILES:
-            expected = head["files"].get(name)
-            path = folder / _file_name(name, str(expected))
-            files[name] = (path, read_verified(path, expected))
+        files = {name: read_file_of(folder, name, head["files"]) for name in FILES}
         path = folder / HEAD
         return Golden(
             lane=lane,
@@ -231,22 +229,10 @@ class GoldenStore:
             canaries=listed(head, path),
         )
 
-    def files(self, lane: str, case: str, place: str = "") -> list[str]:
-        """Names of the files that make up a golden.
-
-        Raises:
-            DamagedFileError: its head is missing or damaged.
-        """
-        recorded = self.head(lane, case, place)["files"]
-        return [HEAD, *(_file_name(name, str(recorded.get(name))) for name in _FILES)]
-
     def save(self, golden: Golden) -> Path:
         """Writes a golden over the former one; returns its folder. Call it inside `lock()`."""
         folder = self.path(golden.lane, golden.case, golden.place)
-        contents = encode_trace(golden.trace)
-        names = {name: _file_name(name, digest(content)) for name, content in contents.items()}
-        for name, content in contents.items():
-            write_atomically(folder / names[name], content)
+        recorded = stage(folder, encode_trace(golden.trace))
         head = {
             "schema": SCHEMA,
             "case": golden.case,
@@ -257,15 +243,25 @@ class GoldenStore:
             "calibration": dict(golden.calibration),
             "detectable_effect": dict(golden.detectable_effect),
             "tolerances": _encode_tolerances(golden.tolerances),
-            "files": {name: digest(content) for name, content in contents.items()},
+            "files": recorded,
         }
         if golden.canaries.proofs:
             head[KEY] = golden.canaries.to_json()
         write_atomically(folder / HEAD, encode_json({**head, "digest": digest(encode_json(head))}))
-        for stale in folder.iterdir():
-            if stale.is_file() and stale.name not in {HEAD, *names.values()}:
-                stale.unlink()
+        settle(folder, recorded)
         return folder
+
+    def settle(self, lane: str, case: str, place: str = "") -> list[str]:
+        """Finishes an acceptance that stopped; returns the files that it renamed or deleted.
+
+        Call it inside `lock()`.
+
+        Raises:
+            DamagedFileError: the golden is missing or damaged; nothing was touched.
+        """
+        folder = self.path(lane, case, place)
+        recorded = self.head(lane, case, place)["files"]
+        return settle(folder, recorded) if unsettled(folder, recorded) else []
 
     def remove(self, golden: Golden) -> None:
         """Deletes a golden, its head first; those of other environments stay."""
@@ -306,13 +302,6 @@ def verified_head(head: Mapping[str, Any], path: Path) -> dict[str, Any]:
     if head.get("digest") != digest(encode_json(rest)):
         raise DamagedFileError(f"{path}: damaged: its content is not what was recorded")
     return rest
-
-
-def _file_name(name: str, content_digest: str) -> str:
-    stem, _, ending = name.rpartition(".")
-    if not safe_name(content_digest):
-        raise DamagedFileError(f"{name}: no digest of it is recorded")
-    return f"{stem}.{content_digest[:12]}.{ending}"
 
 
 def _encode_tolerances(tolerances: Tolerances) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from typing import Any
 from validation.cases import Case, Fault
 from validation.files import DamagedFileError
 from validation.goldens.canaries import CERTAIN, Proof, in_force
-from validation.goldens.store import HEAD, GoldenStore, environment_of
+from validation.goldens.layout import HEAD
+from validation.goldens.store import GoldenStore, environment_of
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from typing import Any
 
 from validation.files import DamagedFileError, decode_json, digest, encode_json
 from validation.goldens.canaries import KEY
-from validation.goldens.store import HEAD, GoldenStore
+from validation.goldens.layout import HEAD
+from validation.goldens.store import GoldenStore
 from validation.reach import without_reach
 from validation.source import tree_digest
 from validation.tree import words_of

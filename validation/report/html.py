@@ -147,11 +147,12 @@ def _next_steps(result: CheckResult, run_dir: Path) -> tuple[str, list[str]]:
     failed = [case for case in ran(result) if case.verdict == "FAIL"]
     if result.verdict == "FAIL" and failed:
         case = shlex.quote(failed[0].case)
-        return "Look closer, find the commit, or declare the movement as intended:", [
-            f"golden explain {shlex.quote(str(run_dir))}",
+        run = shlex.quote(str(run_dir))
+        return "Look closer, find the commit, or accept this run, if its code is committed:", [
+            f"golden explain {run}",
             f"golden diff {case}",
             f"golden bisect GOOD HEAD {case}",
-            f"golden update {case} --reason TEXT --expect {case}:METRIC:up|down|any",
+            f"golden update {case} --from {run} --reason TEXT",
         ]
     if result.verdict == "INVALID":
         return "The gate could not prove itself. What it found, and the state of its goldens:", [

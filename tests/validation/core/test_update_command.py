@@ -2,6 +2,7 @@
 
 import json
 import random
+import shlex
 import shutil
 import signal
 import subprocess
@@ -39,6 +40,47 @@ def test_refusals(golden_project: Any) -> None:
     assert project.golden(*words).code == 2
     project.git("add", "-A")
     assert project.git("write-tree", "--prefix=goldens/") == before, "nothing was written"
+
+
+def test_a_refusal_is_ready_to_paste_and_trains_no_more(golden_project: Any) -> None:
+    project = golden_project
+    higher_rate(project)
+    reason = "it's faster; really"
+    answer = project.golden(
+        "update", "plain_seed", "--reason", reason, "--expect", "plain_seed:learning_rate:up"
+    )
+    assert answer.code == 2
+    _, command = answer.err.split("as it is:\n")
+    words = shlex.split(command.replace("\\\n", " "))
+    assert words[:4] == ["golden", "update", "plain_seed", "--from"]
+    assert words[words.index("--reason") + 1] == reason
+    assert "plain_seed:learning_rate:up" in words
+    assert len(words) < 60, "grouped by metric"
+    runs = set((project.root / "runs").iterdir())
+    answer = project.golden(*words[1:])
+    assert answer.code == 0, answer.err
+    new = set((project.root / "runs").iterdir()) - runs
+    assert not any((run / "traces").exists() for run in new), "only canaries were run"
+    audits = [json.loads(p.read_text()) for p in (project.root / "goldens/audit").iterdir()]
+    (audit,) = [a for a in audits if a["reason"] == reason]
+    assert "plain_seed:learning_rate:up" in audit["expected"]
+    assert audit["goldens"][0]["compared"] > audit["goldens"][0]["identical"]
+
+
+def test_what_nothing_can_answer_is_refused_before_training(golden_project: Any) -> None:
+    project = golden_project
+    higher_rate(project)
+    runs = set((project.root / "runs").iterdir())
+    for expect, hint in (
+        ("plain_sed:lm_loss:down", "did you mean plain_seed"),
+        ("plain_loss:lm_loss:down", "not among what is accepted"),
+        ("plain_seed:lm_los:down", "did you mean lm_loss"),
+    ):
+        words = ["--reason", "r", "--expect", "plain_seed:*:any", "--expect", expect]
+        answer = project.golden("update", "plain_seed", *words)
+        assert answer.code == 2
+        assert hint in answer.err
+    assert set((project.root / "runs").iterdir()) == runs
 
 
 def test_an_accepted_change(golden_project: Any) -> None:

@@ -16,8 +16,9 @@ from validation.files import DamagedFileError, digest, encode_json
 from validation.goldens import Golden, GoldenStore
 from validation.goldens.canaries import CERTAIN, Canaries, Proof, in_force
 from validation.goldens.health import examine
+from validation.goldens.layout import HEAD
 from validation.goldens.merge import merge_heads
-from validation.goldens.store import HEAD, basis_of
+from validation.goldens.store import basis_of
 from validation.power.canary import Candidate, candidates, choose_canary, why_none
 from validation.power.ledger import state_of
 from validation.power.proof import Planted, fit_faults, record

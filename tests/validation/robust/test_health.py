@@ -3,15 +3,18 @@
 import json
 import shutil
 from dataclasses import replace
+from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from validation.cases import Case, Fault
+from validation.cases import Case, Fault, discover_cases, discover_faults
 from validation.compare import Tolerances
+from validation.config import declaration_of
+from validation.gaps import parse_gaps
 from validation.goldens import Golden, GoldenStore
-from validation.goldens.health import examine
+from validation.goldens.health import Finding, examine, known_gaps
 
 from .traces import random_trace, tolerances_of
 
@@ -69,7 +72,7 @@ def test_what_no_check_would_tell(store: GoldenStore, case: Case) -> None:
     (store.folder / "tpu").rmdir()
     shutil.rmtree(store.folder / "audit")
     assert kinds(store, case) == ["unreachable"]
-    next(folder.glob("curves.*")).write_text("{")
+    (folder / "curves.json").write_text("{")
     assert kinds(store, case) == ["damaged"]
 
 
@@ -96,6 +99,26 @@ def test_the_commands(golden_project: Any) -> None:
     (project.root / "goldens" / "quarantine.json").write_text("{}")
     assert project.golden("health").code == 1
     (project.root / "goldens" / "quarantine.json").unlink()
+    declared = """
+[[tool.golden.gaps]]
+kind = "never-run"
+subjects = ["cpu/plain_loss"]
+reason = "it is to be recorded elsewhere"
+owner = "ada"
+expires = %s
+"""
+    pyproject = project.root / "pyproject.toml"
+    whole = pyproject.read_text()
+    pyproject.write_text(whole + declared % (date.today() + timedelta(days=9)))
+    shutil.move(project.root / "goldens" / "cpu" / "plain_loss", project.root / "elsewhere")
+    answer = project.golden("health")
+    assert answer.code == 0, answer.out
+    assert "it is to be recorded elsewhere" in answer.out
+    assert answer.out.endswith("healthy, but for 1 known gap(s)\n")
+    pyproject.write_text(whole + declared % '"soon"')
+    assert project.golden("health").code == 2
+    pyproject.write_text(whole)
+    shutil.move(project.root / "elsewhere", project.root / "goldens" / "cpu" / "plain_loss")
     project.edit("WIDTH**-0.5", "WIDTH**-0.5 * 1.01")
     assert project.golden("check").code == 1
     for words in (["explain"], ["explain", str(project.latest_run())]):
@@ -103,3 +126,67 @@ def test_the_commands(golden_project: Any) -> None:
         assert answer.code == 0, answer.err
         assert "1.out" in answer.out
         assert len(answer.out.splitlines()) < 50
+
+
+TODAY = date(2026, 1, 5)
+
+
+def gap(**changes: Any) -> dict[str, Any]:
+    """A gap as a repository declares it."""
+    return {
+        "kind": "uncalibrated",
+        "subjects": ["h200/tiny"],
+        "reason": "its card comes in March",
+        "owner": "ada",
+        "expires": date(2026, 3, 31),
+        **changes,
+    }
+
+
+def test_a_known_gap_is_no_finding_until_it_expires() -> None:
+    found = [
+        Finding("uncalibrated", "h200/tiny", "was never calibrated"),
+        Finding("uncalibrated", "h200/tiny/another-card", "was never calibrated"),
+        Finding("damaged", "h200/tiny", "is damaged"),
+    ]
+    gaps = parse_gaps([gap()])
+    left, known = known_gaps(found, gaps, TODAY)
+    assert left == found[1:], "a gap hides no more than it names"
+    assert known == [(found[0], gaps[0])]
+    for today, text in ((date(2026, 4, 1), "expired"), (date(2025, 9, 1), "180 days ahead")):
+        left, known = known_gaps(found, gaps, today)
+        assert known == []
+        assert found[0] in left
+        assert [text in finding.text for finding in left if finding.kind == "gap"] == [True]
+    left, _ = known_gaps(found[1:], gaps, TODAY)
+    assert left[-1].kind == "gap"
+    assert "delete it" in left[-1].text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ({}, "a list of tables"),
+        ([gap(kind="damaged")], "gap 1: kind is one of"),
+        ([gap(), gap(kind="unchecked", reason=" ")], "gap 2: reason"),
+        ([gap(owner=3)], "owner"),
+        ([gap(subjects=[])], "subjects"),
+        ([gap(subjects="h200/tiny")], "subjects"),
+        ([gap(expires="2026-03-31")], "expires is a day"),
+        ([gap(expires=datetime(2026, 3, 31))], "expires is a day"),
+        ([gap(until=1)], "until"),
+        ([{"kind": "unchecked"}], "expires"),
+        ([gap(), gap()], "declared twice"),
+    ],
+)
+def test_a_gap_says_why_who_and_until_when(value: Any, text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        parse_gaps(value)
+
+
+def test_this_repository_is_healthy_but_for_what_it_declares() -> None:
+    root = Path(__file__).resolve().parents[3]
+    declared = declaration_of(root)
+    found = examine(root, discover_cases(root), discover_faults(root), declared.lanes)
+    left, _ = known_gaps(found, declared.gaps, min(g.expires for g in declared.gaps))
+    assert left == []

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from validation.goldens import GoldenStore
-from validation.goldens.merge import ConflictedGoldenError
+from validation.goldens.merge import ATTRIBUTES, ConflictedGoldenError
 
 CLI = f"{sys.executable} -m validation.cli"
 
@@ -23,6 +23,50 @@ def project(golden_project: Any) -> Any:
     golden_project.git("config", "diff.golden.textconv", f"{CLI} show")
     golden_project.commit("golden setup")
     return golden_project
+
+
+_FIT = """\
+import numpy as np
+from validation.cases import Case
+
+RATE = 0.1
+
+
+def run(recorder, settings):
+    source = np.random.default_rng(1)
+    inputs, weights = source.standard_normal((64, 8)), np.zeros(8)
+    targets = inputs @ np.arange(8.0)
+    if "perturb_seed" in settings:
+        up = np.random.default_rng(settings["perturb_seed"]).random(64 * 8) < 0.5
+        inputs = np.nextafter(inputs, np.where(up, np.inf, -np.inf).reshape(64, 8))
+    for step in range(1, 9):
+        error = inputs @ weights - targets
+        recorder.curve(step, "loss", np.mean(error**2))
+        weights -= RATE * inputs.T @ error / 64
+        recorder.curve(step, "weights", np.linalg.norm(weights), phase="optimizer")
+
+
+CASES = [Case(name="fit", description="least squares", lanes=["cpu"], target="fit:run")]
+"""
+
+
+@pytest.fixture
+def fits(plain_project: Any) -> Any:
+    """A repository on the second of two branches that accepted its case; it trains in no time."""
+    project = plain_project
+    project.git("rm", "-q", "plain_cases.py", "plain_loop.py")
+    (project.root / "pyproject.toml").write_text('[tool.golden]\ncases = ["fit"]\n')
+    (project.root / "fit.py").write_text(_FIT)
+    assert project.golden("setup").code == 0
+    project.git("config", "merge.golden.driver", f"{CLI} merge-driver %O %A %B")
+    project.commit("a fit")
+    for words in (["update", "--reason", "first"], ["calibrate", "--runs", "3"]):
+        answer = project.golden(*words)
+        assert answer.code == 0, answer.err
+        project.commit(words[0])
+    accept(project, "one", "fit", "RATE = 0.1", "RATE = 0.2", "a higher rate", "fit.py")
+    accept(project, "other", "fit", "np.arange(8.0)", "np.ones(8)", "other data", "fit.py")
+    return project
 
 
 def accept(
@@ -48,10 +92,9 @@ def test_two_branches_that_accept_the_same_case(project: Any) -> None:
     accept(project, "one", "plain_seed", "lr=3e-3", "lr=4e-3", "a higher rate")
     accept(project, "other", "plain_seed", "seed: int = 2", "seed: int = 3", "other data")
     project.git("checkout", "-q", "-b", "merged", "one")
-    merge = project.git_code("merge", "-q", "--no-edit", "other")
-    if merge:  # the names of a golden's files may clash, the head never decides silently
-        project.git("add", "-A")
-        project.git("commit", "-q", "--no-edit")
+    assert project.git_code("merge", "-q", "--no-edit", "other") == 1
+    project.git("add", "-A")
+    project.git("commit", "-q", "--no-edit")
     answer = project.golden("check", "plain_seed", "--json")
     assert answer.code == 3
     message = answer.json()["cases"][0]["message"]
@@ -68,6 +111,70 @@ def test_two_branches_that_accept_the_same_case(project: Any) -> None:
     assert any("a higher rate" in a["reason"] and "other data" in a["reason"] for a in audits)
     calibrated = GoldenStore(project.root / "goldens").load("cpu", "plain_seed")
     assert calibrated.tolerances.classes, "a rebase keeps the tolerances"
+
+
+@pytest.mark.parametrize("driver", [True, False], ids=["driver", "git alone"])
+@pytest.mark.parametrize("command", ["merge", "rebase"])
+def test_a_rebase_resolves_gits_own_conflict(fits: Any, command: str, driver: bool) -> None:
+    project = fits
+    if not driver:  # as in a clone where nobody ran `golden setup`
+        project.git("config", "--remove-section", "merge.golden")
+    former = GoldenStore(project.root / "goldens").load("cpu", "fit").tolerances
+    assert former.classes
+    assert project.git_code(command, "one") == 1
+    waiting = set(project.git("diff", "--name-only", "--diff-filter=U").split())
+    assert waiting == {"goldens/cpu/fit/golden.json", "goldens/cpu/fit/curves.json"}
+    answer = project.golden("check")
+    assert answer.code == 3
+    assert "golden rebase fit" in answer.out
+
+    (project.root / "notes.py").write_text("")  # a change that would not be committed with it
+    answer = project.golden("rebase")
+    assert answer.code == 2
+    assert "notes.py" in answer.err
+    (project.root / "notes.py").unlink()
+
+    answer = project.golden("rebase")
+    assert answer.code == 0, answer.err
+    assert "the merged code against ours: 2 moved" in answer.out
+    assert "the merged code against theirs: 2 moved" in answer.out
+    assert "no conflict is left" in answer.out
+    finish = ["commit", "--no-edit"] if command == "merge" else ["rebase", "--continue"]
+    project.git("-c", "core.editor=true", *finish)
+    assert project.git("status", "--porcelain") == ""
+    assert project.golden("check").code == 0
+    golden = GoldenStore(project.root / "goldens").load("cpu", "fit")
+    assert golden.tolerances == former, "a rebase keeps the tolerances"
+    assert "a higher rate" in golden.accepted["reason"]
+    assert "other data" in golden.accepted["reason"]
+    assert "nothing to rebase" in project.golden("rebase").out
+
+
+def test_a_conflict_that_was_committed_is_rebased_later(fits: Any) -> None:
+    project = fits
+    project.git("config", "--remove-section", "merge.golden")
+    assert project.git_code("merge", "one") == 1
+    project.commit("with git's marks in the golden")
+    with pytest.raises(ConflictedGoldenError, match="other data"):
+        GoldenStore(project.root / "goldens").load("cpu", "fit")
+    former = json.loads(project.git("show", "main:goldens/cpu/fit/golden.json"))
+    answer = project.golden("rebase")
+    assert answer.code == 0, answer.err
+    assert "against ours" in answer.out
+    assert "against theirs" in answer.out
+    assert "staged" not in answer.out, "no merge is under way"
+    head = json.loads((project.root / "goldens/cpu/fit/golden.json").read_text())
+    assert head["tolerances"] == former["tolerances"]
+
+
+def test_records_of_a_golden_are_diffed_by_lines(fits: Any) -> None:
+    project = fits
+    text = project.git("diff", "main", "one", "--", "goldens/cpu/fit/curves.json")
+    changed = [line[:8] for line in text.splitlines() if line.startswith(("+", "-"))]
+    assert '+"loss":' in changed
+    assert '-"loss":' in changed
+    names = project.git("diff", "--name-status", "main", "one", "--", "goldens/cpu")
+    assert all(line.startswith("M\t") for line in names.splitlines())
 
 
 def test_git_alone_never_picks_a_side_either(golden_project: Any) -> None:
@@ -127,5 +234,5 @@ def test_a_clone_is_set_up_once(plain_project: Any) -> None:
     for _ in range(2):
         assert project.golden("setup").code == 0
     lines = Path(project.root / ".gitattributes").read_text().splitlines()
-    assert lines == ["*.bin binary", "goldens/**/golden.json merge=golden diff=golden"]
+    assert lines == ["*.bin binary", *ATTRIBUTES]
     assert "merge-driver" in project.git("config", "merge.golden.driver")

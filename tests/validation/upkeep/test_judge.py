@@ -4,7 +4,9 @@ import json
 from typing import Any
 
 from validation.compare import Tolerances
-from validation.goldens import GoldenStore
+from validation.goldens import Golden, GoldenStore
+from validation.goldens.layout import FILES, HEAD, staged_name
+from validation.trace import Trace
 
 
 def loosen(project: Any, case: str) -> None:
@@ -70,3 +72,32 @@ def test_a_base_whose_gate_reads_entry_points_is_told_what_is_declared(plain_pro
     answer = project.golden("check", "--judge", base)
     assert (answer.code, answer.err) == (1, "")
     assert answer.out.splitlines() == ["cases plain_cases", "faults plain_cases"]
+
+
+_OLDER_GATE = """\
+from pathlib import Path
+print(*sorted(path.name for path in Path("goldens/cpu/tiny").iterdir()))
+"""
+
+
+def test_a_base_whose_gate_looks_for_digests_in_names_finds_them(plain_project: Any) -> None:
+    project = plain_project
+    gate = project.root / "validation" / "cli"
+    gate.mkdir(parents=True)
+    (gate.parent / "__init__.py").write_text("")
+    (gate.parent / "config.py").write_text("")
+    (gate / "__init__.py").write_text("")
+    (gate / "__main__.py").write_text(_OLDER_GATE)
+    base = project.commit("A gate from before names were fixed")
+    project.git("rm", "-rq", "validation")
+    store = GoldenStore(project.root / "goldens")
+    provenance = {"environment": {"lane": "cpu"}}
+    trace = Trace("tiny", provenance, [], {"lm_loss": {1: 1.0}}, {"lm_loss": "forward"}, {})
+    store.save(Golden(lane="cpu", trace=trace, case_digest="", accepted={}))
+    project.commit("The installed gate")
+    recorded = store.head("cpu", "tiny")["files"]
+    answer = project.golden("check", "--judge", base)
+    assert answer.code == 0, answer.err
+    names = {HEAD, *FILES, *(staged_name(name, recorded[name]) for name in FILES)}
+    assert set(answer.out.split()) == names
+    assert {path.name for path in store.path("cpu", "tiny").iterdir()} == {HEAD, *FILES}

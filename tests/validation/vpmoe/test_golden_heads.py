@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from validation.cases import discover_cases
-from validation.goldens.store import HEAD, GoldenStore
+from validation.goldens.layout import HEAD
+from validation.goldens.store import GoldenStore
 
 GOLDENS = Path(__file__).resolve().parents[3] / "goldens"
 HEADS = sorted(path.parent.relative_to(GOLDENS).parts for path in GOLDENS.glob(f"**/{HEAD}"))

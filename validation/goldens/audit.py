@@ -1,0 +1,76 @@
+"""What an acceptance leaves on file in `goldens/audit/`: who, why, and a summary of what moved."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from validation.files import SCHEMA, digest, encode_json, write_atomically
+from validation.goldens.declared import Expectation
+from validation.goldens.environments import in_words
+from validation.goldens.store import GoldenStore, environment_of
+from validation.source import RepositoryError, git, tree_digest
+
+if TYPE_CHECKING:
+    from validation.goldens.acceptance import Proposal
+
+SHOWN = 8
+"""How many movements of a golden are told one by one."""
+
+
+def write_audit(
+    store: GoldenStore,
+    root: Path,
+    accepted: Mapping[str, str],
+    proposals: Sequence[Proposal],
+    expected: Sequence[Expectation],
+) -> Path:
+    """Writes one audit file, named so that two branches' never collide."""
+    entry = {
+        "schema": SCHEMA,
+        **accepted,
+        "tree_digest": tree_digest(root),
+        "expected": [str(expectation) for expectation in expected],
+        "goldens": [_summary(proposal) for proposal in proposals],
+    }
+    content = encode_json(entry)
+    stamp = accepted["time"].replace(":", "").replace("-", "")[:15]
+    path = store.folder / "audit" / f"{stamp}-{digest(content)[:8]}.json"
+    write_atomically(path, content)
+    return path
+
+
+def _summary(proposal: Proposal) -> dict[str, Any]:
+    """What an audit file says of a golden: curves first, then the largest; git has every record."""
+    found = sorted(
+        proposal.movements,
+        key=lambda m: (m.changes[0].first.module != "training", -m.largest),
+    )
+    moved = [movement.describe() for movement in found[:SHOWN]]
+    if rest := found[SHOWN:]:
+        names = sum(len(movement.changes) for movement in rest)
+        records = sum(movement.records for movement in rest)
+        moved.append(f"and {len(rest)} more: {records} record(s) of {names} names")
+    return {
+        "lane": proposal.lane,
+        "case": proposal.trace.case,
+        "environment": in_words(environment_of(proposal.trace.provenance)),
+        "new": proposal.before is None,
+        "compared": proposal.compared,
+        "identical": proposal.identical,
+        "moved": moved,
+    }
+
+
+def author(root: Path) -> str:
+    """Who git says is working here."""
+    try:
+        name = git(root, "config", "user.name").strip()
+    except RepositoryError:
+        name = ""
+    try:
+        email = git(root, "config", "user.email").strip()
+    except RepositoryError:
+        email = ""
+    return f"{name} <{email}>".strip() if name or email else "unknown"
