@@ -55,8 +55,6 @@ def test_a_million_blanks_are_encoded(
 
 
 @pytest.mark.parametrize("piece", ["A", "a", "中", "\u0301", "1", "!", "/\n", "\n", "\r", " \n"])
-def test_a_million_of_anything_else_come_back(
-    tokenizer: O200kHarmonyTokenizer, piece: str
-) -> None:
+def test_a_million_of_anything_else_come_back(tokenizer: O200kHarmonyTokenizer, piece: str) -> None:
     text = _LONG_S + piece * (1_000_000 // len(piece))
     assert tokenizer.decode_bytes(tokenizer.tokenize(text)) == text.encode()
