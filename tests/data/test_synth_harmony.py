@@ -64,7 +64,7 @@ def _documents(folder: Path) -> dict[str, bytes]:
 def test_parquet_and_jsonl_give_the_documents_of_the_synth_rows(
     tmp_path: Path, make_rows: MakeRows, write_rows: WriteRows, vocabulary: Path
 ) -> None:
-    rows = make_rows(40)
+    rows = make_rows(16)
     packed = [_packed(row) for row in rows]
     inputs = {
         "rows": write_rows(tmp_path / "rows.jsonl", rows),
@@ -97,8 +97,6 @@ def test_parquet_and_jsonl_give_the_documents_of_the_synth_rows(
             tmp_path / name,
             profile="synth_kd_v1",
             valid_fraction="0.3",
-            rows_per_shard=11,
-            workers=2 if name == "parquet" else 1,
             vocabulary=vocabulary,
         )
         built[name] = _documents(tmp_path / name)

@@ -396,7 +396,11 @@ def _load_state(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any] | N
     try:
         state: dict[str, Any] = json.loads(path.read_bytes())
         same = state["identity"] == json.loads(json.dumps(identity))
-    except (ValueError, KeyError, TypeError) as error:
+        if state["file"] is not None:
+            Position(**state["position"])
+            _ = [state[name] for name in ("skipped_empty", "skipped_duplicate", "tokens")]
+            _ = [state["splits"][split] for split in SPLITS]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{path}: damaged; remove the folder and build again") from error
     if not same:
         raise DataError(

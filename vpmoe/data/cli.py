@@ -129,7 +129,11 @@ def _guarded(command: Callable[[argparse.Namespace], None]) -> Callable[[argpars
                 file=sys.stderr,
             )
             return 130
-        except (ValueError, OSError) as error:
+        except OSError as error:
+            where = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+            print(f"vpmoe data: {where}", file=sys.stderr)
+            return 2
+        except ValueError as error:
             print(f"vpmoe data: {error}", file=sys.stderr)
             return 2
         return 0
