@@ -131,7 +131,8 @@ def test_thinking_becomes_analysis(
 ) -> None:
     documents = []
     for key in ("thinking", "reasoning_content", "reasoning"):
-        answer = {"role": "assistant", key: "hm", "content": "No.", "refusal": None}
+        same = {"reasoning": "hm", key: "hm"}
+        answer = {"role": "assistant", "content": "No.", "refusal": None} | same
         path = write_rows(tmp_path / f"{key}.jsonl", [{"messages": [_USER, answer]}])
         words = ["data", "build", "--input", str(path), "--output", str(tmp_path / key)]
         assert main([*words, "--chat-format", "openai", "--vocabulary", str(vocabulary)]) == 0
@@ -213,6 +214,7 @@ def test_older_calls_and_tools_beside_instructions(
     [
         ({"thinking": "a", "reasoning": "b"}, {}, "both `thinking` and `reasoning`"),
         ({"thinking": ["a"]}, {}, "`thinking` must be a text"),
+        ({"channel": ["final"]}, {}, r"channel \['final'\]"),
         ({"audio": "x"}, {}, "message 1: unknown key `audio`"),
         ({"tool_calls": {"a": 1}}, {}, "`tool_calls` must be a list"),
         ({"tool_calls": ["x"]}, {}, "call must be an object"),
@@ -250,6 +252,10 @@ def test_what_has_no_place_in_harmony_is_refused(
     [
         [{"type": "developer_content", "tools": {"a": {"name": "a", "tools": []}}}],
         [{"type": "text", "text": "x"}, {"type": "image"}],
+        [{"type": "text", "text": 3}],
+        [{"type": "text", "text": "x", "image": "y"}],
+        ["x"],
+        3,
     ],
 )
 def test_tools_that_would_hide_what_the_developer_says_are_refused(
@@ -257,7 +263,7 @@ def test_tools_that_would_hide_what_the_developer_says_are_refused(
 ) -> None:
     row = {"messages": [{"role": "developer", "content": content}, _USER, _FINAL]}
     path = write_rows(tmp_path / "rows.jsonl", [row | {"tools": [_TOOL]}])
-    with pytest.raises(DataError, match=r"rows\.jsonl:1: message 0: .*no one developer message"):
+    with pytest.raises(DataError, match=r"rows\.jsonl:1: the developer message .*`tools`: "):
         encode_file(path, "openai")
 
 

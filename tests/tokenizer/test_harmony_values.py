@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from openai_harmony import (
     Author,
@@ -120,7 +120,7 @@ def _ours(renderer: HarmonyRenderer, messages: list[Any]) -> list[int] | None:
         return None
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(developer=_DEVELOPERS, system=_SYSTEMS)
 def test_any_schema_is_rendered_as_openai_harmony_renders_it(
     renderer: HarmonyRenderer, harmony: Any, developer: Any, system: Any
@@ -136,7 +136,7 @@ def test_any_schema_is_rendered_as_openai_harmony_renders_it(
 _ANY_BUT_LISTS = _ANY.filter(lambda value: not isinstance(value, list))
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_a_field_of_any_other_type_is_refused_as_openai_harmony_refuses_it(
     renderer: HarmonyRenderer, harmony: Any, data: st.DataObject
@@ -176,7 +176,7 @@ def test_a_field_of_any_other_type_is_refused_as_openai_harmony_refuses_it(
     assert found == expected or (found is None and isinstance(value, dict))
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(_NUMBERS)
 def test_numbers_are_spelt_as_openai_harmony_spells_them(
     renderer: HarmonyRenderer, harmony: Any, number: float

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import tiktoken
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vpmoe.tokenizer import O200kHarmonyTokenizer, special
@@ -29,7 +29,7 @@ def reference(tokenizer: O200kHarmonyTokenizer) -> tiktoken.Encoding:
     return reference_encoding([tokenizer.inv_vocab[n] for n in range(special.BASE_SIZE)])
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(runs=st.lists(_RUNS, min_size=1, max_size=6), end=st.sampled_from(("", _LONG_S)))
 def test_long_runs_of_every_class_have_tiktokens_ids(
     tokenizer: O200kHarmonyTokenizer,

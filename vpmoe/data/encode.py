@@ -157,7 +157,7 @@ def check_conversation(row: ConversationRow) -> None:
         if message.get("role") == "assistant":
             assistants += 1
             channel = message.get("channel")
-            if channel not in (_SPANS if row.converted else _CHANNELS):
+            if channel not in (tuple(_SPANS) if row.converted else _CHANNELS):
                 raise DataError(
                     f"message {number}: assistant channel {show(channel)}; the loss knows analysis "
                     "and final (and, with --chat-format openai, commentary)"

@@ -60,7 +60,7 @@ def harmony_messages(
 def _assistant(message: Mapping[str, Any], called: dict[str, str]) -> Iterator[dict[str, Any]]:
     check_keys(message, (*MESSAGE_KEYS, *_THINKING, *_CALLS))
     thoughts = [key for key in _THINKING if holds_something(message.get(key))]
-    if len(thoughts) > 1:
+    if any(message[key] != message[thoughts[0]] for key in thoughts):
         raise HarmonyError(f"both `{thoughts[0]}` and `{thoughts[1]}` hold reasoning; keep one")
     named = {"name": message["name"]} if holds_something(message.get("name")) else {}
     if thoughts:
@@ -127,24 +127,31 @@ def _declare(messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> Non
     declared = {_NAMESPACE: {"name": _NAMESPACE, "description": None, "tools": tools}}
     place = next((n for n, m in enumerate(messages) if m.get("role") == "developer"), None)
     if place is None:
-        place = next((n for n, m in enumerate(messages) if m.get("role") != "system"), 0)
+        place = next(
+            (n for n, m in enumerate(messages) if m.get("role") != "system"), len(messages)
+        )
         messages.insert(place, {"role": "developer"})
     else:
-        content["instructions"] = _instructions(place, messages[place].get("content"))
+        try:
+            content["instructions"] = _instructions(messages[place])
+        except HarmonyError as error:
+            raise DataError(f"the developer message and the row's `tools`: {error}") from error
     messages[place] = messages[place] | {"content": [content | {"tools": declared}]}
 
 
-def _instructions(number: int, content: Any) -> str | None:
+def _instructions(message: Mapping[str, Any]) -> str | None:
     """What a developer message says beside tools."""
-    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content or []
-    kinds = {part.get("type") if isinstance(part, Mapping) else None for part in parts}
-    if kinds == {"developer_content"} and len(parts) == 1 and not parts[0].get("tools"):
+    if isinstance(message.get("content"), str):
+        return str(message["content"])
+    parts = field(message, "content", list) or []
+    kinds = [part.get("type") if isinstance(part, Mapping) else None for part in parts]
+    if kinds == ["developer_content"]:
+        check_keys(parts[0], ("type", "instructions"))
         return field(parts[0], "instructions", str)
-    if kinds - {"text"}:
-        raise DataError(
-            f"message {number}: its content and the row's `tools` make no one developer message; "
-            "declare the tools in one of the two"
-        )
+    if any(kind != "text" for kind in kinds):
+        raise HarmonyError("they make no one message; declare the tools in one of the two")
+    for part in parts:
+        check_keys(part, ("type", "text"))
     return "".join(field(part, "text", str, required=True) for part in parts)
 
 

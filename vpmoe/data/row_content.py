@@ -178,7 +178,9 @@ def _says_nothing(message: Mapping[str, Any]) -> bool:
     """An assistant's message without text: nothing but its wrappers would be trained on."""
     if message.get("role") != "assistant" or message.get("recipient") is not None:
         return False
-    content = message.get("content", "absent")
+    if "content" not in message:
+        return False  # rendering refuses it
+    content = message["content"]
     if isinstance(content, list):
         return all(
             isinstance(part, dict) and part.get("type") == "text" and _is_blank(part.get("text"))
