@@ -60,7 +60,6 @@ def _document(
         (_GOOD | {"tools": [_TOOL]}, "unknown key `tools`.*--chat-format openai"),
         (_GOOD | {"system": "Be kind."}, "unknown key `system`.*--ignore-columns"),
         (_GOOD | {"query": "q"}, "unknown key `query`"),
-        (_GOOD | {"messages_json": "[]"}, "both `messages` and `messages_json`"),
         ({"messages": [_USER, _FINAL | {"channel": "commentary"}]}, "channel 'commentary'"),
         ({"messages": [_USER, {"role": "assistant", "content": "No."}]}, "channel None"),
         ({"messages": [_USER, _FINAL | {"channel": ["final"]}]}, "channel"),
@@ -79,8 +78,6 @@ def test_what_would_be_lost_is_refused_with_file_and_line(
 ) -> None:
     rows = [_GOOD, row]
     if kind == "messages_json":
-        if "messages_json" in row:
-            pytest.skip("it is the other field already")
         rows = [
             {key: item for key, item in row.items() if key != "messages"}
             | {"messages_json": json.dumps({"messages": row["messages"]})}
@@ -88,6 +85,14 @@ def test_what_would_be_lost_is_refused_with_file_and_line(
         ]
     path = write_rows(tmp_path / "rows.jsonl", rows)
     with pytest.raises(DataError, match=rf"rows\.jsonl:2: .*{match}"):
+        encode_file(path)
+
+
+def test_two_conversations_in_a_row_are_refused(
+    tmp_path: Path, write_rows: WriteRows, encode_file: EncodeFile
+) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", [_GOOD, _GOOD | {"messages_json": "[]"}])
+    with pytest.raises(DataError, match=r"rows\.jsonl:2: both `messages` and `messages_json`"):
         encode_file(path)
 
 
