@@ -11,6 +11,9 @@ from typing import Any
 import pytest
 
 from vpmoe.data.build import build_dataset
+from vpmoe.data.encode_block import BlockEncoder
+from vpmoe.data.row_content import CHAT_FORMATS, ChatOptions
+from vpmoe.data.rows import Position, open_input, read_blocks
 from vpmoe.tokenizer import O200kHarmonyTokenizer
 from vpmoe.tokenizer.asset import ASSET_NAME, ensure_asset
 
@@ -60,6 +63,22 @@ def sample_dataset(
         [conversations], folder, valid_fraction="0.1", rows_per_shard=100, vocabulary=vocabulary
     )
     return folder
+
+
+@pytest.fixture(scope="session")
+def encode_file(vocabulary: Path) -> Callable[..., int]:
+    """Reads and encodes a file as a build does, without a dataset; returns its documents."""
+    encoders = {
+        form: BlockEncoder(vocabulary, "short", "0", False, ChatOptions(form))
+        for form in CHAT_FORMATS
+    }
+
+    def encode(path: Path, chat_format: str = "harmony") -> int:
+        blocks = read_blocks(open_input(path), Position())
+        encoded = (encoders[chat_format].encode(block) for block in blocks)
+        return sum(len(block.records) for block in encoded)
+
+    return encode
 
 
 def _text(random: Random, most: int) -> str:

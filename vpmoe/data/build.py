@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
@@ -38,6 +39,7 @@ from vpmoe.data.layout import (
     shard_name,
 )
 from vpmoe.data.profiles import DEFAULT_PROFILE, get_profile
+from vpmoe.data.row_content import CHAT_FORMATS, ChatOptions
 from vpmoe.data.rows import Block, InputFile, Position, open_input, read_blocks
 from vpmoe.data.shard_writer import ShardWriter
 from vpmoe.files import write_atomically
@@ -86,6 +88,8 @@ def build_dataset(
     profile: str = DEFAULT_PROFILE,
     duplicates: str = "error",
     supervise_eod: bool = False,
+    chat_format: str = CHAT_FORMATS[0],
+    ignore_columns: Sequence[str] = (),
     vocabulary: Path | str | None = None,
     checkpoint_seconds: float = 5.0,
     progress: ProgressCallback | None = None,
@@ -101,6 +105,8 @@ def build_dataset(
         profile: system and developer messages of rows that have none.
         duplicates: an id seen before is an `error`, or `skip` the later row.
         supervise_eod: also train the prediction of `<|endoftext|>`; another schema.
+        chat_format: `harmony`, or `openai` to convert messages of OpenAI's chat form.
+        ignore_columns: keys beside a row's messages that hold nothing to train on.
         vocabulary: `o200k_base.tiktoken`; found or installed when None.
         checkpoint_seconds: how much work an interruption may cost.
         progress: called after every block.
@@ -110,14 +116,17 @@ def build_dataset(
             do. Nothing that a loader would accept is left behind.
     """
     folder = Path(output)
-    settings = _settings(valid_fraction, rows_per_shard, profile, duplicates, supervise_eod)
+    settings = _settings(
+        valid_fraction, rows_per_shard, profile, duplicates, supervise_eod, chat_format
+    )
     if workers < 1:
         raise DataError(f"workers must be at least 1, found {workers}")
     if not inputs:
         raise DataError("no input file")
     asset = ensure_asset(vocabulary)
     files = [open_input(Path(path)) for path in inputs]
-    encoder = BlockEncoder(asset, profile, settings["valid_fraction"], supervise_eod)
+    chat = ChatOptions(chat_format, tuple(ignore_columns))
+    encoder = BlockEncoder(asset, profile, settings["valid_fraction"], supervise_eod, chat)
     identity = {
         "schema": SCHEMA_EOD if supervise_eod else SCHEMA,
         "config": settings,
@@ -250,7 +259,7 @@ class _Build:
                 self._repeated += 1
             else:
                 raise DataError(
-                    f"{block.name}:{encoded.lines[number]}: the id of this row occurred before; "
+                    f"{block.path}:{encoded.lines[number]}: the id of this row occurred before; "
                     "make ids unique, or drop later rows with --duplicates skip"
                 )
         return keep
@@ -280,6 +289,7 @@ def _settings(
     profile: str,
     duplicates: str,
     supervise_eod: bool,
+    chat_format: str,
 ) -> dict[str, Any]:
     try:
         fraction = Decimal(str(valid_fraction))
@@ -291,7 +301,11 @@ def _settings(
         raise DataError(f"rows per shard must be at least 1, found {rows_per_shard}")
     if duplicates not in DUPLICATES:
         raise DataError(f"duplicates {duplicates!r}: choose from {', '.join(DUPLICATES)}")
-    return {
+    if chat_format not in CHAT_FORMATS:
+        raise DataError(f"chat format {chat_format!r}: choose from {', '.join(CHAT_FORMATS)}")
+    # Datasets of Harmony rows have the identity that they had before there was another form.
+    form = {} if chat_format == CHAT_FORMATS[0] else {"chat_format": chat_format}
+    return form | {
         "profile": profile,
         "profile_sha256": get_profile(profile).sha256,
         "valid_fraction": format(fraction.normalize(), "f"),
@@ -382,7 +396,11 @@ def _load_state(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any] | N
     try:
         state: dict[str, Any] = json.loads(path.read_bytes())
         same = state["identity"] == json.loads(json.dumps(identity))
-    except (ValueError, KeyError, TypeError) as error:
+        if state["file"] is not None:
+            Position(**state["position"])
+            _ = [state[name] for name in ("skipped_empty", "skipped_duplicate", "tokens")]
+            _ = [state["splits"][split] for split in SPLITS]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{path}: damaged; remove the folder and build again") from error
     if not same:
         raise DataError(
@@ -434,18 +452,28 @@ def _in_order(
     pool: ProcessPoolExecutor, workers: int, blocks: Iterator[tuple[int, Block]]
 ) -> Iterator[tuple[int, Block, EncodedBlock]]:
     pending: deque[tuple[int, Block, Future[EncodedBlock]]] = deque()
-    for number, block in blocks:
-        pending.append((number, block, pool.submit(_encode_in_worker, block)))
-        if len(pending) >= _BLOCKS_IN_FLIGHT * workers:
-            yield _result(*pending.popleft())
-    while pending:
-        yield _result(*pending.popleft())
+    try:
+        for number, block in blocks:
+            pending.append((number, block, pool.submit(_encode_in_worker, block)))
+            if len(pending) >= _BLOCKS_IN_FLIGHT * workers:
+                yield _first_result(pending)
+        while pending:
+            yield _first_result(pending)
+    except BrokenProcessPool as error:
+        first = pending[0][1] if pending else block
+        raise DataError(
+            f"{first.path}:{first.first_line}: a worker was killed at the rows from here on (out "
+            "of memory?); run the same command again with fewer --workers"
+        ) from error
 
 
-def _result(
-    number: int, block: Block, future: Future[EncodedBlock]
+def _first_result(
+    pending: deque[tuple[int, Block, Future[EncodedBlock]]],
 ) -> tuple[int, Block, EncodedBlock]:
-    return number, block, future.result()
+    number, block, future = pending[0]
+    encoded = future.result()
+    pending.popleft()
+    return number, block, encoded
 
 
 def _start_worker(encoder: BlockEncoder, parent: int, lock: int | None) -> None:

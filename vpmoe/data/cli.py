@@ -53,6 +53,7 @@ def add_commands(subparsers: Any) -> None:
     render.add_argument("--input", type=Path, required=True, help="rows, JSONL or Parquet")
     render.add_argument("--row", type=int, default=1, help="usable row of the file, from 1")
     render.add_argument("--profile", choices=sorted(PROFILES), default=DEFAULT_PROFILE)
+    _add_chat_options(render)
     render.add_argument("--json", action="store_true", help="ids, masks and spans as JSON")
     render.add_argument("--vocabulary", type=Path, help="o200k_base.tiktoken")
     render.set_defaults(func=_guarded(_render))
@@ -63,9 +64,9 @@ def _add_build(commands: Any) -> None:
         "build",
         help="rows to a dataset; an interrupted build goes on when started again",
         description="Rows are JSON objects (or Parquet rows) with `query`, `synthetic_reasoning`, "
-        "`synthetic_answer` and an optional `synth_id`, or with `messages` in Harmony's form. "
-        "Rows with an empty field are skipped and counted. The bytes written depend on the input "
-        "and the settings alone.",
+        "`synthetic_answer` and an optional `synth_id`, or with `messages` in Harmony's form, or "
+        "with `messages_json` as synth_harmony_v1 has it. Rows with an empty field are skipped and "
+        "counted. The bytes written depend on the input and the settings alone.",
     )
     build.add_argument("--input", type=Path, nargs="+", required=True, help="JSONL or Parquet")
     build.add_argument("--output", type=Path, required=True, help="the dataset's folder")
@@ -93,8 +94,27 @@ def _add_build(commands: Any) -> None:
         action="store_true",
         help="also train the prediction of <|endoftext|>; the schema's name says so",
     )
+    _add_chat_options(build)
     build.add_argument("--vocabulary", type=Path, help="o200k_base.tiktoken")
     build.set_defaults(func=_guarded(_build))
+
+
+def _add_chat_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--chat-format",
+        choices=("harmony", "openai"),
+        default="harmony",
+        help="form of `messages`: harmony refuses keys that it does not have; openai makes "
+        "`thinking` an analysis message and `tool_calls` commentary messages, and content without "
+        "a channel final (harmony)",
+    )
+    command.add_argument(
+        "--ignore-columns",
+        nargs="+",
+        default=(),
+        metavar="NAME",
+        help="keys beside a row's messages that hold nothing to train on; others are refused",
+    )
 
 
 def _guarded(command: Callable[[argparse.Namespace], None]) -> Callable[[argparse.Namespace], int]:
@@ -109,7 +129,11 @@ def _guarded(command: Callable[[argparse.Namespace], None]) -> Callable[[argpars
                 file=sys.stderr,
             )
             return 130
-        except (ValueError, OSError) as error:
+        except OSError as error:
+            where = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+            print(f"vpmoe data: {where}", file=sys.stderr)
+            return 2
+        except ValueError as error:
             print(f"vpmoe data: {error}", file=sys.stderr)
             return 2
         return 0
@@ -131,6 +155,8 @@ def _build(options: argparse.Namespace) -> None:
             profile=options.profile,
             duplicates=options.duplicates,
             supervise_eod=options.supervise_eod,
+            chat_format=options.chat_format,
+            ignore_columns=options.ignore_columns,
             vocabulary=options.vocabulary,
             progress=progress,
         )
@@ -178,19 +204,22 @@ def _inspect(options: argparse.Namespace) -> None:
 
 def _render(options: argparse.Namespace) -> None:
     from vpmoe.data.encode import DocumentEncoder
+    from vpmoe.data.encode_block import encode_rows
     from vpmoe.data.errors import DataError
     from vpmoe.data.profiles import get_profile
+    from vpmoe.data.row_content import ChatOptions
     from vpmoe.data.rows import Position, open_input, parse_block, read_blocks
     from vpmoe.tokenizer.asset import ensure_asset
     from vpmoe.tokenizer.tokenizer import O200kHarmonyTokenizer
 
+    chat = ChatOptions(options.chat_format, tuple(options.ignore_columns))
     seen = 0
     for block in read_blocks(open_input(options.input), Position()):
-        rows, _ = parse_block(block)
+        rows, _ = parse_block(block, chat)
         if 0 < options.row - seen <= len(rows):
             tokenizer = O200kHarmonyTokenizer(ensure_asset(options.vocabulary))
             encoder = DocumentEncoder(tokenizer, get_profile(options.profile))
-            document = encoder.encode([rows[options.row - seen - 1].row])
+            document = encode_rows(encoder, block.path, [rows[options.row - seen - 1]])
             _show(options, document.tokens, document.loss_mask, document.span)
             return
         seen += len(rows)

@@ -56,7 +56,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         body = {name: value for name, value in manifest.items() if name != "digest"}
         digest = hashlib.sha256(canonical_json(body)).hexdigest()
         intact = manifest["digest"] == digest
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CorruptDatasetError(f"{path}: damaged: {error}") from error
     if not intact:
         raise CorruptDatasetError(f"{path}: damaged: its content does not have its digest")
@@ -187,6 +187,8 @@ class Shard:
                 size = path.stat().st_size
             except FileNotFoundError as error:
                 raise CorruptDatasetError(f"{path}: missing") from error
+            if not path.is_file():
+                raise CorruptDatasetError(f"{path}: no file: it is a folder or a device")
             if size != facts["bytes"]:
                 kind = "truncated" if size < facts["bytes"] else "grown"
                 document = self._document_at(name, min(size, facts["bytes"]))

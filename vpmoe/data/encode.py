@@ -18,10 +18,13 @@ from vpmoe.data.errors import DataError
 from vpmoe.data.profiles import Profile
 from vpmoe.tokenizer import special
 from vpmoe.tokenizer.harmony import HarmonyError, HarmonyRenderer, MessageSpan
+from vpmoe.tokenizer.harmony_values import show
 from vpmoe.tokenizer.tokenizer import O200kHarmonyTokenizer
 
 SPAN_NONE, SPAN_ANALYSIS, SPAN_FINAL = 0, 1, 2
-_SPANS = {"analysis": SPAN_ANALYSIS, "final": SPAN_FINAL}
+# A call, and what is said before it, is what the model does and not what it thinks.
+_SPANS = {"analysis": SPAN_ANALYSIS, "final": SPAN_FINAL, "commentary": SPAN_FINAL}
+_CHANNELS = ("analysis", "final")
 ROW_FIELDS = ("query", "synthetic_reasoning", "synthetic_answer")
 
 Tokens = npt.NDArray[np.int32]
@@ -39,9 +42,15 @@ class SynthRow:
 
 @dataclass(frozen=True)
 class ConversationRow:
-    """A row with messages of its own; no profile is put before it."""
+    """A row with messages of its own; no profile is put before it.
+
+    Attributes:
+        messages: in Harmony's form.
+        converted: they were made from another form; only then may they have channel commentary.
+    """
 
     messages: Sequence[Mapping[str, Any]]
+    converted: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,11 +97,11 @@ class DocumentEncoder:
         """Documents of rows, in order.
 
         Args:
-            rows: the rows; see `check_row` for what must hold.
+            rows: the rows; see `check_conversation` for what must hold.
             threads: threads of the encoder.
 
         Raises:
-            DataError: a conversation that cannot be trained on; `row` of it has the index.
+            HarmonyError: a conversation that Harmony has no form for.
         """
         texts = [
             text
@@ -137,21 +146,21 @@ def check_conversation(row: ConversationRow) -> None:
     """Checks that a conversation can be trained on.
 
     Raises:
-        DataError: no assistant message, an assistant channel other than analysis or final, or an
-            unknown role.
+        DataError: no assistant message, or an assistant channel that the loss does not know.
     """
     if not row.messages:
         raise DataError("`messages` is empty")
     assistants = 0
     for number, message in enumerate(row.messages):
         if not isinstance(message, Mapping):
-            raise DataError(f"message {number} is no object: {message!r:.80}")
+            raise DataError(f"message {number} is no object: {show(message)}")
         if message.get("role") == "assistant":
             assistants += 1
-            if message.get("channel") not in _SPANS:
+            channel = message.get("channel")
+            if channel not in (tuple(_SPANS) if row.converted else _CHANNELS):
                 raise DataError(
-                    f"message {number}: assistant channel {message.get('channel')!r}; the loss "
-                    "knows analysis and final"
+                    f"message {number}: assistant channel {show(channel)}; the loss knows analysis "
+                    "and final (and, with --chat-format openai, commentary)"
                 )
     if not assistants:
         raise DataError("no assistant message: nothing to train on")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from itertools import pairwise
@@ -12,10 +13,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vpmoe.data.encode import DocumentEncoder, Documents
+from vpmoe.data.encode import ConversationRow, DocumentEncoder, Documents
 from vpmoe.data.errors import DataError
 from vpmoe.data.layout import RECORD, Records, document_digest, record_checks
 from vpmoe.data.profiles import get_profile
+from vpmoe.data.row_content import HARMONY_CHAT, ChatOptions
 from vpmoe.data.rows import Block, ParsedRow, parse_block
 from vpmoe.tokenizer.harmony import HarmonyError
 from vpmoe.tokenizer.tokenizer import O200kHarmonyTokenizer
@@ -48,17 +50,24 @@ class BlockEncoder:
         profile: name of a profile.
         valid_fraction: decimal number in [0, 1].
         supervise_eod: see `DocumentEncoder`.
+        chat: how rows with messages are taken.
     """
 
     def __init__(
-        self, vocabulary: Path, profile: str, valid_fraction: str, supervise_eod: bool
+        self,
+        vocabulary: Path,
+        profile: str,
+        valid_fraction: str,
+        supervise_eod: bool,
+        chat: ChatOptions = HARMONY_CHAT,
     ) -> None:
-        self._arguments = (vocabulary, profile, valid_fraction, supervise_eod)
+        self._arguments = (vocabulary, profile, valid_fraction, supervise_eod, chat)
+        self._chat = chat
         self.tokenizer = O200kHarmonyTokenizer(vocabulary)
         self._encoder = DocumentEncoder(self.tokenizer, get_profile(profile), supervise_eod)
         self._threshold = int(Decimal(valid_fraction) * 2**64)
 
-    def __reduce__(self) -> tuple[type[BlockEncoder], tuple[Path, str, str, bool]]:
+    def __reduce__(self) -> tuple[type[BlockEncoder], tuple[Path, str, str, bool, ChatOptions]]:
         return type(self), self._arguments
 
     def encode(self, block: Block) -> EncodedBlock:
@@ -67,8 +76,8 @@ class BlockEncoder:
         Raises:
             DataError: the first row that cannot be used, with file and line.
         """
-        rows, skipped = parse_block(block)
-        documents = self._encode_rows(block, rows)
+        rows, skipped = parse_block(block, self._chat)
+        documents = encode_rows(self._encoder, block.path, rows)
         records = np.zeros(len(rows), RECORD)
         records["length"] = documents.lengths
         ids = [row.row_id.encode() for row in rows]
@@ -89,20 +98,28 @@ class BlockEncoder:
         lines = np.fromiter((row.line for row in rows), np.int64, len(rows))
         return EncodedBlock(documents, records, valid, lines, skipped)
 
-    def _encode_rows(self, block: Block, rows: list[ParsedRow]) -> Documents:
-        try:
-            return self._encoder.encode([row.row for row in rows])
-        except HarmonyError:
-            for row in rows:
-                try:
-                    self._encoder.encode([row.row])
-                except HarmonyError as error:
-                    raise DataError(f"{block.name}:{row.line}: {error}") from error
-            raise
-
     def _is_valid(self, row_id: bytes) -> bool:
         digest = hashlib.blake2b(row_id, digest_size=8).digest()
         return int.from_bytes(digest, "big") < self._threshold
+
+
+def encode_rows(encoder: DocumentEncoder, path: Path, rows: Sequence[ParsedRow]) -> Documents:
+    """Documents of a file's rows, in order.
+
+    Raises:
+        DataError: the first conversation that Harmony has no form for, with file and line.
+    """
+    try:
+        return encoder.encode([row.row for row in rows])
+    except HarmonyError:
+        for row in rows:
+            try:
+                encoder.encode([row.row])
+            except HarmonyError as error:
+                converted = isinstance(row.row, ConversationRow) and row.row.converted
+                counted = " (counted after --chat-format openai)" if converted else ""
+                raise DataError(f"{path}:{row.line}: {error}{counted}") from error
+        raise
 
 
 def _opaque(digests: list[bytes], size: int) -> npt.NDArray[np.void]:

@@ -3,20 +3,38 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterator, Mapping, Sequence
+import os
+import stat
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vpmoe.data.encode import ROW_FIELDS, ConversationRow, SynthRow, check_conversation
+from vpmoe.data.encode import ROW_FIELDS, ConversationRow, SynthRow
 from vpmoe.data.errors import DataError
+from vpmoe.data.json_text import parse_json
+from vpmoe.data.row_content import (
+    CONVERSATION_FIELDS,
+    HARMONY_CHAT,
+    ID_FIELDS,
+    METADATA_FIELDS,
+    ChatOptions,
+    parse_row,
+    row_id,
+)
 
 _BLOCK_BYTES = 1 << 19
 _PARQUET_ROWS = 256
 _PARQUET_MAGIC = b"PAR1"
-_PARQUET_FIELDS = ("synth_id", "messages", *ROW_FIELDS)
 _BOM = b"\xef\xbb\xbf"
+_PACKED = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"PK\x03\x04": "zip",
+}
 
 
 @dataclass(frozen=True)
@@ -32,14 +50,14 @@ class Block:
     """Some rows as they lie in a file.
 
     Attributes:
-        name: the file's name, without its folder.
+        path: the file, for messages; rows without an id have its name, without the folder.
         first_line: number of the first row, from 1.
         payload: lines of JSON, or an Arrow IPC stream.
         arrow: which of the two.
         after: where the next block begins.
     """
 
-    name: str
+    path: Path
     first_line: int
     payload: bytes
     arrow: bool
@@ -64,7 +82,7 @@ class InputFile:
 
     def check_unchanged(self) -> None:
         """Raises DataError when the file was written to since it was opened."""
-        status = self.path.stat()
+        status = _status(self.path)
         if (status.st_size, status.st_mtime_ns) != (self.size, self.modified):
             raise DataError(f"{self.path} changed while it was read; build again")
 
@@ -73,19 +91,29 @@ def open_input(path: Path) -> InputFile:
     """Reads what identifies an input file.
 
     Raises:
-        DataError: missing, unreadable, or a broken Parquet file.
+        DataError: missing, unreadable, a folder, packed, or a Parquet file that is broken or has
+            not the columns of rows.
     """
+    status = _status(path)
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file"
+        raise DataError(f"{path}: cannot be read: it is {kind}; give JSONL or Parquet files")
     try:
-        status = path.stat()
         with path.open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
             stream.seek(0)
-            arrow = stream.read(4) == _PARQUET_MAGIC or path.suffix == ".parquet"
+            start = stream.read(8)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    for magic, name in _PACKED.items():
+        if start.startswith(magic):
+            raise DataError(f"{path}: is packed with {name}; unpack it first")
+    arrow = start.startswith(_PARQUET_MAGIC) or path.suffix == ".parquet"
     rows = None
     if arrow:
-        rows = _open_parquet(path).metadata.num_rows
+        parquet = _open_parquet(path)
+        _parquet_columns(path, parquet)
+        rows = parquet.metadata.num_rows
     return InputFile(path, status.st_size, digest, arrow, rows, status.st_mtime_ns)
 
 
@@ -98,7 +126,17 @@ def read_blocks(file: InputFile, start: Position) -> Iterator[Block]:
     try:
         yield from (_parquet_blocks if file.arrow else _jsonl_blocks)(file, start)
     except OSError as error:
-        raise DataError(f"{file.path}: cannot be read: {error}") from error
+        raise DataError(f"{file.path}: cannot be read: {error.strerror or error}") from error
+
+
+def _status(path: Path) -> os.stat_result:
+    try:
+        return path.stat()
+    except OSError as error:
+        link = f" (a link to {path.readlink()})" if path.is_symlink() else ""
+        raise DataError(f"{path}: cannot be read: {error.strerror}{link}") from error
+    except ValueError as error:  # a NUL in the name
+        raise DataError(f"{str(path)!r}: cannot be read: {error}") from error
 
 
 def _jsonl_blocks(file: InputFile, start: Position) -> Iterator[Block]:
@@ -111,7 +149,7 @@ def _jsonl_blocks(file: InputFile, start: Position) -> Iterator[Block]:
                 chunk += stream.readline()
             after = Position(offset + len(chunk), line + chunk.count(b"\n"))
             payload = chunk.removeprefix(_BOM) if offset == 0 else chunk
-            yield Block(file.path.name, line, payload, False, after)
+            yield Block(file.path, line, payload, False, after)
             offset, line = after.offset, after.line
 
 
@@ -121,15 +159,33 @@ def _open_parquet(path: Path) -> Any:
 
     try:
         return pyarrow.parquet.ParquetFile(path)
-    except (pyarrow.ArrowInvalid, OSError) as error:
+    except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{path}: no whole Parquet file: {error}") from error
+
+
+def _parquet_columns(path: Path, parquet: Any) -> list[str]:
+    """Columns to read: a row's content and id; of conversations also what may be lost."""
+    names = parquet.schema_arrow.names
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise DataError(f"{path}: the column `{twice[0]}` occurs twice")
+    if any(name in names for name in CONVERSATION_FIELDS):
+        unread = set(METADATA_FIELDS) - set(ID_FIELDS)
+        return [name for name in names if name not in unread]
+    missing = [name for name in ROW_FIELDS if name not in names]
+    if missing:
+        raise DataError(
+            f"{path}: no column `{missing[0]}`; a file has {', '.join(ROW_FIELDS)}, or "
+            f"{' or '.join(CONVERSATION_FIELDS)}; this one has {', '.join(names) or 'none'}"
+        )
+    return [name for name in names if name in (*ROW_FIELDS, *ID_FIELDS)]
 
 
 def _parquet_blocks(file: InputFile, start: Position) -> Iterator[Block]:
     import pyarrow
 
     parquet = _open_parquet(file.path)
-    columns = [name for name in _PARQUET_FIELDS if name in parquet.schema_arrow.names]
+    columns = _parquet_columns(file.path, parquet)
     row = 0
     for group in range(parquet.num_row_groups):
         group_rows = parquet.metadata.row_group(group).num_rows
@@ -147,9 +203,9 @@ def _parquet_blocks(file: InputFile, start: Position) -> Iterator[Block]:
                     writer.write_batch(batch.slice(skip))
                 payload = sink.getvalue().to_pybytes()
                 first = row - batch.num_rows + skip + 1
-                yield Block(file.path.name, first, payload, True, Position(row, row + 1))
+                yield Block(file.path, first, payload, True, Position(row, row + 1))
         except (pyarrow.ArrowException, OSError) as error:
-            raise DataError(f"{file.path}: broken near row {row + 1}: {error}") from error
+            raise DataError(f"{file.path}:{row + 1}: broken near this row: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -167,8 +223,12 @@ class ParsedRow:
     row: SynthRow | ConversationRow
 
 
-def parse_block(block: Block) -> tuple[list[ParsedRow], int]:
+def parse_block(block: Block, chat: ChatOptions = HARMONY_CHAT) -> tuple[list[ParsedRow], int]:
     """Rows of a block, and how many were skipped because a field is empty.
+
+    Args:
+        block: the block.
+        chat: how rows with messages are taken.
 
     Raises:
         DataError: the first row that cannot be used, with file and line.
@@ -176,18 +236,14 @@ def parse_block(block: Block) -> tuple[list[ParsedRow], int]:
     rows, skipped = [], 0
     for line, value in _arrow_rows(block) if block.arrow else _json_rows(block):
         try:
-            parsed = _parse_row(value)
+            parsed = parse_row(value, chat)
+            if parsed is None:
+                skipped += 1
+                continue
+            identifier = row_id(value) or f"{block.path.name}:{line}"
         except DataError as error:
-            raise DataError(f"{block.name}:{line}: {error}") from error
-        if parsed is None:
-            skipped += 1
-            continue
-        row_id = value.get("synth_id")
-        if not isinstance(row_id, str | int | None) or isinstance(row_id, bool):
-            raise DataError(f"{block.name}:{line}: `synth_id` must be a text, found {row_id!r}")
-        if row_id is None or row_id == "":
-            row_id = f"{block.name}:{line}"
-        rows.append(ParsedRow(str(row_id), line, parsed))
+            raise DataError(f"{block.path}:{line}: {error}") from error
+        rows.append(ParsedRow(identifier, line, parsed))
     return rows, skipped
 
 
@@ -196,15 +252,15 @@ def _json_rows(block: Block) -> Iterator[tuple[int, Mapping[str, Any]]]:
         if not raw.strip():
             continue
         try:
-            value = json.loads(raw.decode("utf-8"))
+            value = parse_json(raw.decode("utf-8"))
         except UnicodeDecodeError as error:
             raise DataError(
-                f"{block.name}:{number}: invalid UTF-8 at byte {error.start} of the line"
+                f"{block.path}:{number}: invalid UTF-8 at byte {error.start} of the line"
             ) from error
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise DataError(f"{block.name}:{number}: no JSON: {error}") from error
+        except DataError as error:
+            raise DataError(f"{block.path}:{number}: {error}") from error
         if not isinstance(value, dict):
-            raise DataError(f"{block.name}:{number}: a row must be a JSON object")
+            raise DataError(f"{block.path}:{number}: a row must be a JSON object")
         yield number, value
 
 
@@ -215,51 +271,13 @@ def _arrow_rows(block: Block) -> Iterator[tuple[int, Mapping[str, Any]]]:
         table = reader.read_all()
     for number in range(table.num_rows):
         line = block.first_line + number
-        try:
-            value = {name: table[name][number].as_py() for name in table.column_names}
-        except UnicodeDecodeError as error:
-            raise DataError(f"{block.name}:{line}: invalid UTF-8: {error}") from error
+        value: dict[str, Any] = {}
+        for name in table.column_names:
+            try:
+                value[name] = table[name][number].as_py()
+            except UnicodeDecodeError as error:
+                raise DataError(f"{block.path}:{line}: `{name}`: invalid UTF-8: {error}") from error
+            # Numbers and times that Python does not have.
+            except (ValueError, OverflowError, pyarrow.ArrowException) as error:
+                raise DataError(f"{block.path}:{line}: `{name}`: {error}") from error
         yield line, value
-
-
-def _parse_row(value: Mapping[str, Any]) -> SynthRow | ConversationRow | None:
-    if value.get("messages") is not None:
-        messages = value["messages"]
-        if not isinstance(messages, Sequence) or isinstance(messages, str):
-            raise DataError(f"`messages` must be a list, found {messages!r:.80}")
-        _check_text(messages)
-        row = ConversationRow(messages)
-        check_conversation(row)
-        return row
-    texts = []
-    for name in ROW_FIELDS:
-        if name not in value:
-            raise DataError(f"no field `{name}`; a row has {', '.join(ROW_FIELDS)}, or `messages`")
-        text = value[name]
-        if text is None or text == "" or (isinstance(text, str) and text.isspace()):
-            return None
-        if not isinstance(text, str):
-            raise DataError(f"`{name}` must be a text, found {text!r:.80}")
-        _check_text(text)
-        texts.append(text)
-    return SynthRow(*texts)
-
-
-def _check_text(value: Any) -> None:
-    """Refuses lone surrogates, which JSON can spell and UTF-8 cannot."""
-    if isinstance(value, str):
-        if value.isascii():
-            return
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            raise DataError(
-                f"lone surrogate U+{ord(value[error.start]):04X} at character {error.start}"
-            ) from error
-    elif isinstance(value, Mapping):
-        for name, item in value.items():
-            _check_text(name)
-            _check_text(item)
-    elif isinstance(value, Sequence):
-        for item in value:
-            _check_text(item)

@@ -100,7 +100,10 @@ def _verify(options: argparse.Namespace) -> int:
 def _encode(options: argparse.Namespace) -> int:
     text = options.text
     if text is None:
-        text = sys.stdin.buffer.read().decode("utf-8")
+        try:
+            text = sys.stdin.buffer.read().decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"standard input: invalid UTF-8 at byte {error.start}") from error
     tokenizer = _load(options.path)
     ids = tokenizer.encode(text, allowed_special="all" if options.special else ())
     if options.json:

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from importlib.metadata import version
 from typing import TYPE_CHECKING
@@ -69,6 +70,12 @@ _DIFFERING = (
     (0x323B0, 0x33479),
 )
 
+# The pattern's `\s` without line ends: Rust's White_Space, which Python's `\s` is not.
+_BLANK = r"[\t\v\f \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"
+# A run of blanks that no line end follows, whole: from its first blank on, so that a run that has
+# no match is passed over once.
+_LONG_BLANKS = re.compile(rf"(?<!{_BLANK}){_BLANK}{{1000,}}+(?![\r\n])")
+
 Ids = npt.NDArray[np.int32]
 
 
@@ -108,8 +115,9 @@ class Encoder:
 
         Lone surrogates become U+FFFD, as in tiktoken.
         """
-        encoding = self._exact() if self._needs_exact(text) else self._fast
-        ids: list[int] = encoding.encode_ordinary(text)
+        if self._needs_exact(text):
+            return self._encode_exactly(text)
+        ids: list[int] = self._fast.encode_ordinary(text)
         return ids
 
     def encode_batch(self, texts: Sequence[str], threads: int = 0) -> list[Ids]:
@@ -129,8 +137,19 @@ class Encoder:
         # Ids fit 18 bits, so the view is exact.
         parts = np.split(tokens.view(np.int32), offsets[1:-1])
         for i in exact:
-            parts[i] = np.array(self._exact().encode_ordinary(texts[i]), np.int32)
+            parts[i] = np.array(self._encode_exactly(texts[i]), np.int32)
         return parts
+
+    def _encode_exactly(self, text: str) -> list[int]:
+        """Ids of a text by tiktoken, but for its long runs of blanks.
+
+        tiktoken's regex engine takes a stack entry for every blank of `\\s+(?!\\S)`, and panics on
+        some hundred thousand (https://github.com/openai/tiktoken/issues/15).
+        """
+        ids: list[int] = []
+        for part, blanks in _split_at_long_blanks(text):
+            ids += (self._fast if blanks else self._exact()).encode_ordinary(part)
+        return ids
 
     def _needs_exact(self, text: str) -> bool:
         if text.isascii():
@@ -142,6 +161,22 @@ class Encoder:
         if self._slow is None:
             self._slow = reference_encoding(self.token_bytes)
         return self._slow
+
+
+def _split_at_long_blanks(text: str) -> Iterator[tuple[str, bool]]:
+    """Parts of a text whose ids, one after the other, are the text's; and whether it is blanks.
+
+    The pattern takes a run of blanks that no line end follows as one piece, without the last blank
+    when something follows. It looks back at nothing, and no piece before the run reaches into it:
+    the parts are split as they are within the text.
+    """
+    start = 0
+    for run in _LONG_BLANKS.finditer(text):
+        end = run.end() if run.end() == len(text) else run.end() - 1
+        yield text[start : run.start()], False
+        yield text[run.start() : end], True
+        start = end
+    yield text[start:], False
 
 
 @lru_cache(maxsize=1)

@@ -5,43 +5,58 @@ The form is openai-harmony's (`src/encoding.rs`), compared with it in the tests.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from vpmoe.tokenizer.harmony_values import HarmonyError, check_keys, field, show, write_value
 
-def tools_section(tools: Mapping[str, Mapping[str, Any]]) -> str:
+
+def tools_section(tools: Mapping[str, Any]) -> str:
     """The `# Tools` section.
 
     Args:
-        tools: namespaces by key, sorted by it in the text: each with `name`, `description` and
-            `tools`, a list of `name`, `description` and `parameters` (a JSON schema, or None).
+        tools: namespaces by key, sorted by it in the text: each with `name`, `description` (or
+            None) and `tools`, a list of `name`, `description` and `parameters` (a JSON schema, or
+            None).
+
+    Raises:
+        HarmonyError: a field of another kind, or one that openai-harmony does not have.
     """
-    return "\n\n".join(["# Tools", *(_namespace(tools[key]) for key in sorted(tools))])
+    return "\n\n".join(["# Tools", *(_namespace(key, tools[key]) for key in sorted(tools))])
 
 
-def _namespace(namespace: Mapping[str, Any]) -> str:
-    name, tools = namespace["name"], namespace.get("tools") or []
-    lines = [f"## {name}\n"]
+def _namespace(key: str, namespace: Any) -> str:
+    if not isinstance(namespace, dict):
+        raise HarmonyError(f"`tools`: `{key}` must be an object, found {show(namespace)}")
+    check_keys(namespace, ("name", "description", "tools"))
+    name = field(namespace, "name", str, required=True)
+    tools = field(namespace, "tools", list, required=True)
     comment = "// " if tools else ""
-    lines += [comment + line for line in _lines(namespace.get("description") or "")]
+    about = field(namespace, "description", str)
+    lines = [f"## {name}\n", *(comment + line for line in _lines(about or ""))]
     if tools:
-        lines.append(f"namespace {name} {{\n")
-        for tool in tools:
-            lines += [f"// {line}" for line in _lines(tool["description"])]
-            parameters = tool.get("parameters")
-            argument = "" if parameters is None else f"_: {_type(parameters, '')}"
-            lines.append(f"type {tool['name']} = ({argument}) => any;\n")
+        lines += [f"namespace {name} {{\n", *(line for tool in tools for line in _tool(tool))]
         lines.append(f"}} // namespace {name}")
     return "\n".join(lines)
 
 
+def _tool(tool: Any) -> list[str]:
+    if not isinstance(tool, dict):
+        raise HarmonyError(f"a tool must be an object, found {show(tool)}")
+    check_keys(tool, ("name", "description", "parameters"))
+    name = field(tool, "name", str, required=True)
+    lines = [f"// {line}" for line in _lines(field(tool, "description", str, required=True))]
+    parameters = tool.get("parameters")
+    argument = "" if parameters is None else f"_: {_type(parameters, '')}"
+    return [*lines, f"type {name} = ({argument}) => any;\n"]
+
+
 def _type(schema: Any, indent: str) -> str:
     """A JSON schema as a type; indent is that of a property's line."""
-    schema = schema if isinstance(schema, Mapping) else {}
+    schema = _schema(schema)
     variants = schema.get("oneOf")
     if isinstance(variants, list):
-        return "".join(f"\n{indent} | {_variant(variant, indent)}" for variant in variants)
+        return "".join(f"\n{indent} | {_variant(_schema(v), indent)}" for v in variants)
     kind = schema.get("type")
     if isinstance(kind, list):
         kinds = [_scalar_name(name) for name in kind if isinstance(name, str)]
@@ -68,7 +83,7 @@ def _object(schema: Mapping[str, Any], indent: str) -> str:
     properties, required = schema.get("properties"), schema.get("required")
     needed = required if isinstance(required, list) else []
     for key, value in properties.items() if isinstance(properties, Mapping) else ():
-        prop = value if isinstance(value, Mapping) else {}
+        prop = _schema(value)
         parts += [f"{indent}{line}\n" for line in _property_comments(prop)]
         name = key if key in needed else f"{key}?"
         if isinstance(prop.get("oneOf"), list):
@@ -95,7 +110,7 @@ def _property_comments(prop: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _union_property(name: str, prop: Mapping[str, Any], indent: str) -> Iterator[str]:
-    variants: Sequence[Any] = prop["oneOf"]
+    variants = [_schema(variant) for variant in prop["oneOf"]]
     description = prop.get("description") if isinstance(prop.get("description"), str) else None
     first = variants[0].get("description") if variants else None
     above = description is not None and description != first
@@ -122,7 +137,7 @@ def _variant(variant: Mapping[str, Any], indent: str) -> str:
         comments.append(variant["description"])
     if "default" in variant:
         default = variant["default"]
-        quoted = _json(default) if _is_enum(variant) else _default(variant)
+        quoted = write_value(default) if _is_enum(variant) else _default(variant)
         comments.append(f"default: {quoted}")
     text = _nullable(variant, _type(variant, f"{indent}   "))
     return f"{text} // {' '.join(comments)}" if comments else text
@@ -135,7 +150,7 @@ def _nullable(schema: Mapping[str, Any], text: str) -> str:
 def _default(schema: Mapping[str, Any]) -> str:
     default = schema["default"]
     if not isinstance(default, str):
-        return _json(default)
+        return write_value(default)
     return default if _is_enum(schema) else f'"{default}"'
 
 
@@ -143,14 +158,16 @@ def _is_enum(schema: Mapping[str, Any]) -> bool:
     return isinstance(schema.get("enum"), list) and bool(schema["enum"])
 
 
+def _schema(value: Any) -> Mapping[str, Any]:
+    """A schema's keywords; a schema that is no object (`true`, say) has none."""
+    return value if isinstance(value, dict) else {}
+
+
 def _scalar_name(name: str) -> str:
     return "number" if name == "integer" else name
 
 
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-
-
 def _lines(text: str) -> list[str]:
-    lines = text.split("\n")
-    return [line.removesuffix("\r") for line in (lines if lines[-1] else lines[:-1])]
+    """Lines as Rust's `str::lines` has them, which leaves the text's last carriage return."""
+    *lines, last = text.split("\n")
+    return [line.removesuffix("\r") for line in lines] + ([last] if last else [])
