@@ -66,6 +66,7 @@ _FIELDS: dict[str, dict[str, type]] = {
         "moe_router_topk": int,
         "moe_router_num_groups": int,
         "moe_router_group_topk": int,
+        "moe_router_group_score_topk": int,
         "moe_router_score_function": str,
         "moe_router_topk_scaling_factor": float,
         "moe_router_load_balancing_type": str,
@@ -323,15 +324,27 @@ def _check_experts(fields: Mapping[str, Any]) -> None:
     group_topk = fields.get("moe_router_group_topk")
     if (groups is None) != (group_topk is None):
         raise PresetError("moe_router_num_groups, moe_router_group_topk: set both or neither")
+    score_topk = fields.get("moe_router_group_score_topk")
     if groups is not None and group_topk is not None:
         _divides(fields, "moe_router_num_groups", "num_experts")
+        size, topk = fields["num_experts"] // groups, fields.get("moe_router_topk", 2)
         if group_topk > groups:
             raise PresetError(f"moe_router_group_topk: {group_topk} of only {groups} groups")
-        if fields.get("moe_router_topk", 2) > group_topk * fields["num_experts"] // groups:
+        if topk > group_topk * size:
             raise PresetError(
-                f"moe_router_topk: {fields.get('moe_router_topk', 2)} exceeds the experts in "
-                f"{group_topk} of {groups} groups"
+                f"moe_router_topk: {topk} exceeds the experts in {group_topk} of {groups} groups"
             )
+        if score_topk is None and group_topk > topk:
+            raise PresetError(
+                f"moe_router_group_topk: {group_topk} exceeds moe_router_topk {topk}, which leaves "
+                "no expert to score a group by; set moe_router_group_score_topk"
+            )
+        if score_topk is not None and score_topk > size:
+            raise PresetError(
+                f"moe_router_group_score_topk: {score_topk}, but a group has {size} experts"
+            )
+    elif score_topk is not None:
+        raise PresetError("moe_router_group_score_topk: set without groups")
     if fields.get("moe_router_topk", 2) > fields["num_experts"]:
         raise PresetError("moe_router_topk: more than num_experts")
     schedule = fields.get("moe_layer_freq")

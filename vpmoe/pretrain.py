@@ -64,6 +64,7 @@ def _train(flags: list[str]) -> None:
     from vpmoe.arguments import add_vpmoe_args, validate_vpmoe_args
     from vpmoe.data.dataset import train_valid_test_datasets_provider
     from vpmoe.model.builder import model_provider
+    from vpmoe.model.limits import limits_without_effect
     from vpmoe.optimizer.megatron import install as install_optimizer
     from vpmoe.tokenizer.megatron import install as install_tokenizer
 
@@ -73,6 +74,9 @@ def _train(flags: list[str]) -> None:
         args = parse_args(add_vpmoe_args)
     validate_args(args, {})
     validate_vpmoe_args(args)
+    if args.rank == 0:
+        for limit in limits_without_effect(args):
+            print(f"vpmoe pretrain: warning: {limit}", file=sys.stderr, flush=True)
     try:
         set_global_variables(args)
         # Megatron's fault tolerance parses the command line again, without vpMoE's choices.
