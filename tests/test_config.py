@@ -119,6 +119,9 @@ def test_explicit_flags_come_after_the_preset(repository: Path) -> None:
         assert not any(flag.startswith("--normuon") for flag in chosen)
     same = expand_preset_flags(["--config", path, "--optimizer", "normuon"])
     assert "--normuon-aux-lr" in same
+    legacy = expand_preset_flags(["--config", path, "--legacy-tokenizer"])
+    assert not {"--tokenizer-type", "--padded-vocab-size"} & set(legacy)
+    assert {"--tokenizer-type", "--padded-vocab-size"} < set(same)
     for broken in (["--config"], ["--config", "--lr"], ["--config", path, "--config", path]):
         with pytest.raises(PresetError, match="--config"):
             expand_preset_flags(broken)

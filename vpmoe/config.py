@@ -20,6 +20,7 @@ from typing import Any
 PADDED_VOCAB_SIZE = 201088
 
 _NORMUON_ONLY = ("normuon_", "polar_express_")
+_TOKENIZER_ONLY = ("tokenizer_type", "padded_vocab_size")
 
 # Table -> field -> type. A field is the Megatron (or vpMoE) flag of the same name.
 _FIELDS: dict[str, dict[str, type]] = {
@@ -186,7 +187,8 @@ def expand_preset_flags(argv: list[str]) -> list[str]:
     """Replaces `--config FILE` by the flags that the preset renders to.
 
     The preset's flags are put first, wherever `--config` stood, so that explicit flags win. Where
-    they choose another optimizer, the preset's flags for NorMuon alone are left out.
+    they choose another optimizer, the preset's flags for NorMuon alone are left out, and its
+    tokenizer's where they have Megatron build another.
 
     Raises:
         PresetError: `--config` without a file, given twice, or an unusable preset.
@@ -210,6 +212,9 @@ def expand_preset_flags(argv: list[str]) -> list[str]:
     loaded = load_preset(preset)
     if _last_value(rest, "--optimizer") not in (None, "normuon"):
         fields = {k: v for k, v in loaded.fields.items() if not k.startswith(_NORMUON_ONLY)}
+        loaded = Preset(loaded.name, fields)
+    if "--legacy-tokenizer" in rest:
+        fields = {k: v for k, v in loaded.fields.items() if k not in _TOKENIZER_ONLY}
         loaded = Preset(loaded.name, fields)
     return loaded.to_flags() + rest
 
