@@ -16,6 +16,7 @@ def _args(dataset: Path | None, *flags: str, **more: Any) -> argparse.Namespace:
     words = [] if dataset is None else ["--synth-kd-data", str(dataset)]
     args = add_data_args(argparse.ArgumentParser()).parse_args([*words, *flags])
     given = {
+        "split": None,
         "data_path": None,
         "data_args_path": None,
         "train_data_path": None,
@@ -98,17 +99,34 @@ def test_plain_data_is_accepted(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     a, b = str(tmp_path / "a"), str(tmp_path / "b_text")
     (tmp_path / "blend.txt").write_text(f"0.3 {a} 0.7 {b}")
-    for more in (
-        {"mock_data": True},
-        {"mock_data": True, "legacy_tokenizer": True},
-        {"data_path": [a]},
-        {"data_path": ["0.3", a, "0.7", b]},
-        {"data_args_path": str(tmp_path / "blend.txt")},
-        {"train_data_path": [a], "valid_data_path": [b]},
+    for more, evaluations in (
+        ({"mock_data": True}, 10),
+        ({"mock_data": True, "legacy_tokenizer": True}, 10),
+        ({"data_path": [a], "split": "90,10"}, 10),
+        ({"data_path": [a], "split": "100,0,0"}, 0),
+        ({"data_path": ["0.3", a, "0.7", b], "split": "969, 30, 1"}, 10),
+        ({"data_args_path": str(tmp_path / "blend.txt"), "split": "1,1"}, 10),
+        ({"train_data_path": [a], "valid_data_path": [b]}, 10),
+        ({"train_data_path": [a]}, 0),
     ):
         args = _args(None, **more)
         validate_data_args(args)
-        assert args.eval_iters == 10
+        assert args.eval_iters == evaluations
+
+
+def test_splits_of_plain_data(tmp_path: Path) -> None:
+    """That leave nothing to train on, nothing for a full validation, or are missing."""
+    for name in ("a.idx", "a.bin"):
+        (tmp_path / name).touch()
+    a = [str(tmp_path / "a")]
+    for more, words in (
+        ({"data_path": a, "split": "0,100,0"}, "--data-path: leaves nothing to train on"),
+        ({"valid_data_path": a}, "--valid-data-path: leaves nothing to train on"),
+        ({"data_path": a}, "--data-path: needs --split"),
+        ({"train_data_path": a, "full_validation": True}, "--full-validation: --train-data-path"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            validate_data_args(_args(None, **more))
 
 
 @pytest.mark.parametrize(

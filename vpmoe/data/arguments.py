@@ -98,12 +98,26 @@ def _validate_plain(args: argparse.Namespace, source: str, weights: tuple[float,
             raise ValueError(f"--{name}: vpMoE has no such samples; leave it out")
     if args.mock_data:
         return
+    from megatron.core.datasets.blended_megatron_dataset_config import parse_and_normalize_split
     from megatron.training.utils import get_blend_and_blend_per_split
 
     blend, per_split = get_blend_and_blend_per_split(args)
     for prefixes, _ in filter(None, (blend, *(per_split or ()))):
         for prefix in prefixes:
             _check_files(prefix, source)
+    if per_split:
+        trains, evaluates = per_split[0], per_split[1]
+    elif args.split:
+        trains, evaluates, _ = parse_and_normalize_split(args.split)
+    else:
+        raise ValueError(f"{source}: needs --split, such as 969,30,1")
+    if not trains:
+        raise ValueError(f"{source}: leaves nothing to train on; see --train-data-path, --split")
+    if not evaluates:
+        if args.full_validation:
+            raise ValueError(f"--full-validation: {source} leaves nothing to evaluate on")
+        # Megatron would evaluate all the same, and find no batches.
+        args.eval_iters = 0
 
 
 def _check_files(prefix: str, source: str) -> None:
