@@ -90,9 +90,8 @@ def router_groups_by_two() -> Planted:
     def wrap(original: Any) -> Any:
         from vpmoe.model.moe.groups import choose_in_groups
 
-        def choose(**given: Any) -> Any:
-            sizes = (given[name] for name in ("topk", "num_groups", "group_topk"))
-            return choose_in_groups(given["scores"], *sizes, 2)
+        def choose(scores: Any, topk: int, num_groups: int, group_topk: int, **sizes: int) -> Any:
+            return choose_in_groups(scores, topk, num_groups, group_topk, 2)
 
         return choose
 
