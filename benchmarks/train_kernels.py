@@ -74,7 +74,7 @@ def loss() -> Work:
 
 def experts() -> Work:
     """Router without its products, experts with permutation, and their parts."""
-    rule = RoutingRule(topk=TOPK, groups=8, group_topk=4, scaling=2.5)
+    rule = RoutingRule(topk=TOPK, groups=8, group_topk=4, group_score_topk=1, scaling=2.5)
     logits = torch.randn((LENGTH, BATCH, EXPERTS), device="cuda", requires_grad=True)
     bias = torch.randn(EXPERTS, device="cuda") * 0.1
 

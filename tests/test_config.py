@@ -63,6 +63,21 @@ def test_locked_architecture_of_6b(repository: Path) -> None:
         ('"([0]+[1]*3)"', '"[2]*4"', "moe_layer_freq"),
         ("moe_router_group_topk = 1", "moe_router_group_topk = 3", "moe_router_group_topk"),
         ("moe_router_topk = 2", "moe_router_topk = 5", "moe_router_topk"),
+        (
+            "moe_router_topk = 2\nmoe_router_num_groups = 2\nmoe_router_group_topk = 1",
+            "moe_router_topk = 1\nmoe_router_num_groups = 2\nmoe_router_group_topk = 2",
+            "moe_router_group_topk",
+        ),
+        (
+            "moe_router_group_topk = 1",
+            "moe_router_group_topk = 1\nmoe_router_group_score_topk = 5",
+            "moe_router_group_score_topk",
+        ),
+        (
+            "moe_router_num_groups = 2\nmoe_router_group_topk = 1",
+            "moe_router_group_score_topk = 2",
+            "moe_router_group_score_topk",
+        ),
         ("moe_router_num_groups = 2", "moe_router_num_groups = 3", "moe_router_num_groups"),
         ("padded_vocab_size = 201088", "padded_vocab_size = 201216", "padded_vocab_size"),
         ("O200kHarmonyTokenizer", "NullTokenizer", "tokenizer_type"),
@@ -104,6 +119,9 @@ def test_explicit_flags_come_after_the_preset(repository: Path) -> None:
         assert not any(flag.startswith("--normuon") for flag in chosen)
     same = expand_preset_flags(["--config", path, "--optimizer", "normuon"])
     assert "--normuon-aux-lr" in same
+    legacy = expand_preset_flags(["--config", path, "--legacy-tokenizer"])
+    assert not {"--tokenizer-type", "--padded-vocab-size"} & set(legacy)
+    assert {"--tokenizer-type", "--padded-vocab-size"} < set(same)
     for broken in (["--config"], ["--config", "--lr"], ["--config", path, "--config", path]):
         with pytest.raises(PresetError, match="--config"):
             expand_preset_flags(broken)

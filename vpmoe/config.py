@@ -20,6 +20,7 @@ from typing import Any
 PADDED_VOCAB_SIZE = 201088
 
 _NORMUON_ONLY = ("normuon_", "polar_express_")
+_TOKENIZER_ONLY = ("tokenizer_type", "padded_vocab_size")
 
 # Table -> field -> type. A field is the Megatron (or vpMoE) flag of the same name.
 _FIELDS: dict[str, dict[str, type]] = {
@@ -66,6 +67,7 @@ _FIELDS: dict[str, dict[str, type]] = {
         "moe_router_topk": int,
         "moe_router_num_groups": int,
         "moe_router_group_topk": int,
+        "moe_router_group_score_topk": int,
         "moe_router_score_function": str,
         "moe_router_topk_scaling_factor": float,
         "moe_router_load_balancing_type": str,
@@ -185,7 +187,8 @@ def expand_preset_flags(argv: list[str]) -> list[str]:
     """Replaces `--config FILE` by the flags that the preset renders to.
 
     The preset's flags are put first, wherever `--config` stood, so that explicit flags win. Where
-    they choose another optimizer, the preset's flags for NorMuon alone are left out.
+    they choose another optimizer, the preset's flags for NorMuon alone are left out, and its
+    tokenizer's where they have Megatron build another.
 
     Raises:
         PresetError: `--config` without a file, given twice, or an unusable preset.
@@ -209,6 +212,9 @@ def expand_preset_flags(argv: list[str]) -> list[str]:
     loaded = load_preset(preset)
     if _last_value(rest, "--optimizer") not in (None, "normuon"):
         fields = {k: v for k, v in loaded.fields.items() if not k.startswith(_NORMUON_ONLY)}
+        loaded = Preset(loaded.name, fields)
+    if "--legacy-tokenizer" in rest:
+        fields = {k: v for k, v in loaded.fields.items() if k not in _TOKENIZER_ONLY}
         loaded = Preset(loaded.name, fields)
     return loaded.to_flags() + rest
 
@@ -323,15 +329,27 @@ def _check_experts(fields: Mapping[str, Any]) -> None:
     group_topk = fields.get("moe_router_group_topk")
     if (groups is None) != (group_topk is None):
         raise PresetError("moe_router_num_groups, moe_router_group_topk: set both or neither")
+    score_topk = fields.get("moe_router_group_score_topk")
     if groups is not None and group_topk is not None:
         _divides(fields, "moe_router_num_groups", "num_experts")
+        size, topk = fields["num_experts"] // groups, fields.get("moe_router_topk", 2)
         if group_topk > groups:
             raise PresetError(f"moe_router_group_topk: {group_topk} of only {groups} groups")
-        if fields.get("moe_router_topk", 2) > group_topk * fields["num_experts"] // groups:
+        if topk > group_topk * size:
             raise PresetError(
-                f"moe_router_topk: {fields.get('moe_router_topk', 2)} exceeds the experts in "
-                f"{group_topk} of {groups} groups"
+                f"moe_router_topk: {topk} exceeds the experts in {group_topk} of {groups} groups"
             )
+        if score_topk is None and group_topk > topk:
+            raise PresetError(
+                f"moe_router_group_topk: {group_topk} exceeds moe_router_topk {topk}, which leaves "
+                "no expert to score a group by; set moe_router_group_score_topk"
+            )
+        if score_topk is not None and score_topk > size:
+            raise PresetError(
+                f"moe_router_group_score_topk: {score_topk}, but a group has {size} experts"
+            )
+    elif score_topk is not None:
+        raise PresetError("moe_router_group_score_topk: set without groups")
     if fields.get("moe_router_topk", 2) > fields["num_experts"]:
         raise PresetError("moe_router_topk: more than num_experts")
     schedule = fields.get("moe_layer_freq")

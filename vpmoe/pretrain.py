@@ -61,8 +61,9 @@ def _train(flags: list[str]) -> None:
     from megatron.training.training import destroy_global_state
 
     from vpmoe.arguments import add_vpmoe_args, validate_vpmoe_args
-    from vpmoe.data.dataset import train_valid_test_datasets_provider
+    from vpmoe.data import dataset, plain
     from vpmoe.model.builder import model_provider
+    from vpmoe.model.limits import limits_without_effect
     from vpmoe.optimizer.megatron import install as install_optimizer
     from vpmoe.tokenizer.megatron import install as install_tokenizer
 
@@ -72,13 +73,17 @@ def _train(flags: list[str]) -> None:
         args = parse_args(add_vpmoe_args)
     validate_args(args, {})
     validate_vpmoe_args(args)
+    if args.rank == 0:
+        for limit in limits_without_effect(args):
+            print(f"vpmoe pretrain: warning: {limit}", file=sys.stderr, flush=True)
+    source = plain if args.synth_kd_data is None else dataset
     try:
         set_global_variables(args)
         # Megatron's fault tolerance parses the command line again, without vpMoE's choices.
         with replaced(sys, "argv", ["vpmoe pretrain"]):
             pretrain(
                 pretrain_cfg_container_from_args(args),
-                train_valid_test_datasets_provider,
+                source.train_valid_test_datasets_provider,
                 ModelType.encoder_or_decoder,
                 forward_step,
                 model_provider=model_provider,
@@ -109,14 +114,12 @@ def forward_step(
     from megatron.training import get_args
 
     from vpmoe.data.batch import get_batch
-    from vpmoe.data.loss import loss_function, loss_weights
+    from vpmoe.data.loss import loss_function, loss_weights, span_weights
 
     batch = get_batch(data_iterator)
     weights = None
     if unwrap_model(model).config.loss_kernel == "chunked":
-        args = get_args()
-        spans = args.kd_span_weight_reasoning, args.kd_span_weight_final
-        weights = loss_weights(batch, spans)
+        weights = loss_weights(batch, span_weights(get_args()))
     output = model(
         batch.tokens,
         batch.position_ids,

@@ -15,6 +15,7 @@ from megatron.core.transformer.moe.moe_utils import (
     compute_routing_scores_for_aux_loss,
     topk_routing_with_score_function,
 )
+from reference_deepseek import deepseek_routing
 from torch.nn import functional
 
 from vpmoe.model import cross_entropy_kernel
@@ -48,13 +49,13 @@ def gradients(outputs: list[torch.Tensor], leaves: list[torch.Tensor]) -> list[t
 
 
 def routing(rule: RoutingRule, experts: int, biased: bool) -> dict[str, float]:
-    """Against Megatron's own functions."""
+    """Against Megatron's own functions, or DeepSeek-V3's rule where that is another."""
     length, batch = 37, 3
     logits = torch.randn(length, batch, experts).requires_grad_()
     bias = torch.randn(experts) * 0.3 if biased else None
     probs, choices, load, scores, counts = route(logits, bias, rule, True)
     flat = logits.view(-1, experts)
-    expected_probs, expected_map = megatrons_routing(flat, bias, rule)
+    expected_probs, expected_map = reference_routing(flat, bias, rule)
     aux_map, aux_scores = compute_routing_scores_for_aux_loss(flat, rule.topk, "sigmoid")
     sums = aux_scores.view(length, batch, experts).sum(0)
     plain, *_ = route(logits, bias, rule, False)
@@ -70,15 +71,19 @@ def routing(rule: RoutingRule, experts: int, biased: bool) -> dict[str, float]:
         "gradient": error(found, expected),
         "gradient_alone": error(
             gradients([plain], [logits])[0],
-            gradients([megatrons_routing(flat, bias, rule)[0]], [logits])[0],
+            gradients([reference_routing(flat, bias, rule)[0]], [logits])[0],
         ),
     }
 
 
-def megatrons_routing(
+def reference_routing(
     flat: torch.Tensor, bias: torch.Tensor | None, rule: RoutingRule
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Megatron's probabilities and choices."""
+    """Probabilities and choices."""
+    if rule.group_score_topk != rule.topk // rule.group_topk:
+        return deepseek_routing(
+            flat, bias, rule.topk, rule.groups, rule.group_topk, rule.scaling, rule.group_score_topk
+        )
     probs, choices = topk_routing_with_score_function(
         flat,
         rule.topk,
@@ -94,7 +99,7 @@ def megatrons_routing(
 def routing_of_nan() -> float:
     """Tokens of NaN that do not get topk different experts."""
     logits = torch.full((5, 1, 8), torch.nan)
-    _, choices, *_ = route(logits, torch.zeros(8), RoutingRule(2, 4, 2, 1.0), False)
+    _, choices, *_ = route(logits, torch.zeros(8), RoutingRule(2, 4, 2, 1, 1.0), False)
     return float((choices.sum(1) != 2).sum())
 
 
@@ -211,11 +216,13 @@ def main() -> None:
     permutation_kernel._BLOCK_ELEMENTS = 128
     results = {
         "routing": {
-            "plain": routing(RoutingRule(2, 1, 1, 1.0), 8, False),
-            "biased": routing(RoutingRule(3, 1, 1, 2.5), 8, True),
-            "groups": routing(RoutingRule(4, 8, 4, 2.5), 32, True),
-            "two_of_a_group": routing(RoutingRule(2, 2, 1, 2.5), 16, True),
-            "one": routing(RoutingRule(1, 1, 1, 1.0), 4, False),
+            "plain": routing(RoutingRule(2, 1, 1, 2, 1.0), 8, False),
+            "biased": routing(RoutingRule(3, 1, 1, 3, 2.5), 8, True),
+            "groups": routing(RoutingRule(4, 8, 4, 1, 2.5), 32, True),
+            "two_of_a_group": routing(RoutingRule(2, 2, 1, 2, 2.5), 16, True),
+            "deepseek": routing(RoutingRule(4, 8, 4, 2, 2.5), 32, True),
+            "deepseek_unbiased": routing(RoutingRule(3, 4, 3, 2, 2.5), 32, False),
+            "one": routing(RoutingRule(1, 1, 1, 1, 1.0), 4, False),
         },
         "nan": routing_of_nan(),
         "permutation": {

@@ -40,6 +40,14 @@ ACCEPTED: dict[str, Any] = {
     "use_tpa": True,
     "tpa_rank": 2,
     "tpa_q_rank": 4,
+    "num_experts": 256,
+    "moe_router_topk": 4,
+    "moe_router_num_groups": 8,
+    "moe_router_group_topk": 4,
+    "moe_router_group_score_topk": None,
+    "moe_router_load_balancing_type": "seq_aux_loss",
+    "moe_router_fusion": False,
+    "moe_enable_routing_replay": False,
 }
 
 
@@ -98,11 +106,34 @@ def test_the_architecture_is_accepted() -> None:
             {"num_query_groups": 4, "tensor_model_parallel_size": 3},
             "does not divide among 3",
         ),
+        ({"moe_router_topk": 2}, "--moe-router-group-topk 4 exceeds --moe-router-topk 2"),
+        ({"moe_router_topk": 33, "moe_router_group_topk": 1}, "1 groups of 32 experts have only"),
+        ({"moe_router_group_score_topk": 0}, "--moe-router-group-score-topk 0"),
+        ({"moe_router_group_score_topk": 33}, "--moe-router-group-score-topk 33"),
+        ({"moe_router_group_score_topk": 2, "num_experts": None}, "needs --num-experts"),
+        ({"moe_router_group_score_topk": 2, "moe_router_fusion": True}, "--moe-router-fusion"),
+        (
+            {"moe_router_group_score_topk": 2, "moe_router_group_topk": None},
+            "needs --moe-router-num-groups",
+        ),
     ],
 )
 def test_refusals(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         validate_model_args(argparse.Namespace(**{**ACCEPTED, **changes}))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_experts": None},
+        {"moe_router_group_score_topk": 2},
+        {"moe_router_group_score_topk": 2, "moe_router_topk": 2},
+        {"moe_router_num_groups": None, "moe_router_group_topk": None},
+    ],
+)
+def test_other_routings_are_accepted(changes: dict[str, Any]) -> None:
+    validate_model_args(argparse.Namespace(**{**ACCEPTED, **changes}))
 
 
 def test_both_encodings_on_a_layer_when_asked_for_by_name() -> None:

@@ -95,7 +95,7 @@ def test_routing_agrees_with_megatron() -> None:
     logits = torch.randn(2048, 8, 256, device="cuda")
     bias = torch.randn(256, device="cuda") * 0.1
     probs, gradient = differentiated(
-        lambda x: [route(x, bias, RoutingRule(4, 8, 4, 2.5), True)[0].square()], [logits]
+        lambda x: [route(x, bias, RoutingRule(4, 8, 4, 1, 2.5), True)[0].square()], [logits]
     )
     leaf = logits.clone().requires_grad_()
     expected, expected_map = topk_routing_with_score_function(
@@ -107,7 +107,7 @@ def test_routing_agrees_with_megatron() -> None:
         score_function="sigmoid",
         expert_bias=bias,
     )
-    choices = route(logits, bias, RoutingRule(4, 8, 4, 2.5), False)[1]
+    choices = route(logits, bias, RoutingRule(4, 8, 4, 1, 2.5), False)[1]
     assert torch.equal(choices, expected_map)
     assert error(probs, expected.square()) < 1e-6
     (wanted,) = torch.autograd.grad(expected.square().sum(), leaf)

@@ -40,7 +40,9 @@ def test_the_padded_size_is_set_whatever_the_tensor_parallel_size(
         ({"tensor_model_parallel_size": 3}, "3 does not divide"),
         ({"tensor_model_parallel_size": 256}, "256 does not divide"),
         ({"tokenizer_type": "NullTokenizer"}, "NullTokenizer.*O200kHarmonyTokenizer"),
-        ({"legacy_tokenizer": True}, "--legacy-tokenizer would"),
+        ({"legacy_tokenizer": True}, "--legacy-tokenizer: Megatron builds other tokenizers"),
+        ({"legacy_tokenizer": True, "tokenizer_type": None}, "name one with --tokenizer-type"),
+        ({"tokenizer_type": "GPT2BPETokenizer"}, "--legacy-tokenizer lets Megatron"),
     ],
 )
 def test_anything_else_is_refused(vocabulary: Path, changed: dict[str, Any], match: str) -> None:
@@ -58,7 +60,13 @@ def test_legacy_tokenizer_is_off_and_says_what_it_does() -> None:
     parser = add_tokenizer_args(argparse.ArgumentParser())
     assert parser.parse_args([]).legacy_tokenizer is False
     assert "--legacy-tokenizer" in parser.format_help()
-    assert "refused in training" in " ".join(parser.format_help().split())
+    assert "for --data-path and --mock-data" in " ".join(parser.format_help().split())
+
+
+def test_legacy_tokenizer_leaves_the_vocabulary_to_megatron(vocabulary: Path) -> None:
+    args = _args(vocabulary, legacy_tokenizer=True, tokenizer_type="NullTokenizer", vocab_size=500)
+    validate_tokenizer_args(args)
+    assert (args.padded_vocab_size, args.vocab_size) == (None, 500)
 
 
 def test_the_variable_names_the_vocabulary(

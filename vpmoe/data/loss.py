@@ -2,6 +2,8 @@
 
     L = W_r mean(CE of reasoning tokens) + W_f mean(CE of final tokens)
 
+Data without spans has one, of all its tokens, whose mean is the loss.
+
 Megatron divides what a micro-batch returns by one number of tokens and averages over micro-batches
 and data-parallel ranks, which would weigh a token by how many others its micro-batch happens to
 hold. Here a micro-batch returns its share of L, times all that Megatron will divide it by.
@@ -9,6 +11,7 @@ hold. Here a micro-batch returns its share of L, times all that Megatron will di
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable
 
 import torch
@@ -27,13 +30,15 @@ def loss_function(batch: Batch) -> LossFunction:
     Returns:
         A function of the cross entropies per token [b, s] that gives Megatron's (loss, number of
         tokens, report). The report has `lm loss` over all supervised tokens, `reasoning loss` and
-        `final loss`, each as [sum, count] of this micro-batch: plain means, without weights.
+        `final loss`, each as [sum, count] of this micro-batch: plain means, without weights. Data
+        without spans has `lm loss` alone.
     """
     from megatron.core.rerun_state_machine import get_rerun_state_machine
     from megatron.training import get_args
 
     args = get_args()
-    weights = (args.kd_span_weight_reasoning, args.kd_span_weight_final)
+    weights = span_weights(args)
+    has_spans = args.synth_kd_data is not None
 
     def compute(losses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, Report]:
         loss, tokens, report = span_loss(losses, batch, weights)
@@ -45,9 +50,18 @@ def loss_function(batch: Batch) -> LossFunction:
                 tolerance=0.0,  # forward passes are deterministic
                 fatal=True,
             )
+        if not has_spans:
+            report = {"lm loss": report["lm loss"]}
         return loss, tokens, report
 
     return compute
+
+
+def span_weights(args: argparse.Namespace) -> tuple[float, float]:
+    """Weights of the spans 1 and 2; data without spans has all its tokens in span 1."""
+    if args.synth_kd_data is None:
+        return 1.0, 0.0
+    return args.kd_span_weight_reasoning, args.kd_span_weight_final
 
 
 def span_loss(

@@ -56,6 +56,14 @@ def add_model_args(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     group.add_argument("--tpa-rank", type=int, default=None, help="Rank of TPA's keys and values.")
     group.add_argument("--tpa-q-rank", type=int, default=None, help="Rank of TPA's queries.")
     group.add_argument(
+        "--moe-router-group-score-topk",
+        type=int,
+        default=None,
+        metavar="N",
+        help="A group of experts scores the sum of its N best: 2 is DeepSeek-V3's rule. Without "
+        "it Megatron's rule: N is --moe-router-topk // --moe-router-group-topk.",
+    )
+    group.add_argument(
         "--attention-kernel",
         choices=ATTENTION_KERNELS,
         default="auto",
@@ -93,6 +101,7 @@ def validate_model_args(args: argparse.Namespace) -> None:
     _validate_graphs(args)
     _validate_positions(args)
     _validate_attention(args)
+    _validate_routing(args)
 
 
 def _validate_support(args: argparse.Namespace) -> None:
@@ -184,8 +193,7 @@ def _validate_attention(args: argparse.Namespace) -> None:
     if args.window_size is None and args.window_attn_skip_freq is not None:
         raise ValueError("--window-attn-skip-freq: needs --window-size")
     if args.grape_a:
-        global_layers = [n for n in _layers(args) if not _is_local(args, n)]
-        both = [n for n in global_layers if _rotates(args, n)]
+        both = [n for n in global_layers(args) if rotates(args, n)]
         if both and not args.grape_a_with_rotation:
             raise ValueError(
                 f"--grape-a does not switch the rotation off: layers {both} would both rotate and "
@@ -215,12 +223,47 @@ def _validate_tpa(args: argparse.Namespace) -> None:
         )
 
 
+def _validate_routing(args: argparse.Namespace) -> None:
+    score_topk = args.moe_router_group_score_topk
+    if args.num_experts is None:
+        if score_topk is not None:
+            raise ValueError("--moe-router-group-score-topk: needs --num-experts")
+        return
+    if score_topk is not None:
+        from vpmoe.model.moe.groups import group_score_refusal
+
+        refusal = group_score_refusal(args)
+        if refusal is not None:
+            raise ValueError(f"--moe-router-group-score-topk: {refusal}")
+    groups, group_topk = args.moe_router_num_groups, args.moe_router_group_topk
+    if not groups or not group_topk:
+        return
+    size, topk = args.num_experts // groups, args.moe_router_topk
+    if topk > group_topk * size:
+        raise ValueError(
+            f"--moe-router-topk {topk}: {group_topk} groups of {size} experts have only "
+            f"{group_topk * size}; raise --moe-router-group-topk"
+        )
+    if score_topk is None and group_topk > topk:
+        raise ValueError(
+            f"--moe-router-group-topk {group_topk} exceeds --moe-router-topk {topk}: Megatron "
+            f"scores a group by its best {topk} // {group_topk} = 0 experts, so that the groups "
+            "would be arbitrary; lower it, or set --moe-router-group-score-topk"
+        )
+    if score_topk is not None and not 1 <= score_topk <= size:
+        raise ValueError(
+            f"--moe-router-group-score-topk {score_topk}: a group has {size} experts; use 1 to "
+            f"{size}"
+        )
+
+
 def _query_groups(args: argparse.Namespace) -> int:
     return args.num_query_groups if args.group_query_attention else args.num_attention_heads
 
 
-def _layers(args: argparse.Namespace) -> range:
-    return range(1, args.num_layers + 1)
+def global_layers(args: argparse.Namespace) -> list[int]:
+    """The layers without a window, counted from 1."""
+    return [n for n in range(1, args.num_layers + 1) if not _is_local(args, n)]
 
 
 def _is_local(args: argparse.Namespace, layer_number: int) -> bool:
@@ -229,7 +272,8 @@ def _is_local(args: argparse.Namespace, layer_number: int) -> bool:
     return is_layer_window_attention(args.window_size, args.window_attn_skip_freq, layer_number)
 
 
-def _rotates(args: argparse.Namespace, layer_number: int) -> bool:
+def rotates(args: argparse.Namespace, layer_number: int) -> bool:
+    """Whether a layer, counted from 1, rotates its queries and keys."""
     if args.position_embedding_type not in ("grapem", "rope"):
         return False
     skip = args.no_rope_freq

@@ -23,6 +23,8 @@ class VpmoeConfig(TransformerConfig):
         use_tpa: Tensor Product Attention on local layers.
         tpa_rank: rank of the key and value factors.
         tpa_q_rank: rank of the query factors.
+        moe_router_group_score_topk: a group of experts scores the sum of this many of its best;
+            None is Megatron's `moe_router_topk // moe_router_group_topk`, 2 is DeepSeek-V3's.
         attention_kernel: "auto", "eager", "triton" or "te".
         expert_kernel: "auto", "sequential", "grouped" or "fused".
         loss_kernel: "full" or "chunked"; "auto" until `kernels.resolve_kernels`.
@@ -38,6 +40,7 @@ class VpmoeConfig(TransformerConfig):
     use_tpa: bool = False
     tpa_rank: int | None = None
     tpa_q_rank: int | None = None
+    moe_router_group_score_topk: int | None = None
     attention_kernel: str = "auto"
     expert_kernel: str = "auto"
     loss_kernel: str = "full"

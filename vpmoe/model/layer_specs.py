@@ -14,6 +14,7 @@ from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.moe.experts import SequentialMLP
 from megatron.core.transformer.moe.moe_layer import MoELayer, MoESubmodules
+from megatron.core.transformer.moe.router import TopKRouter
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import (
     TransformerBlockSubmodules,
@@ -28,6 +29,7 @@ from megatron.core.transformer.transformer_layer import (
 from vpmoe.model.attention.core import CoreAttention
 from vpmoe.model.config import VpmoeConfig
 from vpmoe.model.experts import GroupedExperts
+from vpmoe.model.moe.groups import GroupScoreRouter
 from vpmoe.model.moe.layer import LocalMoELayer
 from vpmoe.model.moe.router import FusedRouter
 from vpmoe.model.norm import RMSNorm
@@ -126,7 +128,10 @@ def _moe(config: VpmoeConfig) -> Any:
             LocalMoELayer,
             submodules=MoESubmodules(experts=experts, shared_experts=shared, router=FusedRouter),
         )
-    return partial(MoELayer, submodules=MoESubmodules(experts=experts, shared_experts=shared))
+    router = GroupScoreRouter if config.moe_router_group_score_topk else TopKRouter
+    return partial(
+        MoELayer, submodules=MoESubmodules(experts=experts, shared_experts=shared, router=router)
+    )
 
 
 def _mlp_submodules() -> MLPSubmodules:

@@ -16,9 +16,9 @@ def add_tokenizer_args(parser: argparse.ArgumentParser) -> argparse.ArgumentPars
     group.add_argument(
         "--legacy-tokenizer",
         action="store_true",
-        help="Megatron's builder of other tokenizers. Off, and refused in training: vpMoE's data, "
-        "checkpoints and vocabulary hold o200k Harmony ids, which mean nothing to another "
-        "tokenizer.",
+        help="Let Megatron build the --tokenizer-type, any of its own, and pad its vocabulary; for "
+        "--data-path and --mock-data. Off: vpMoE's own data and checkpoints hold o200k Harmony "
+        "ids, which mean nothing to another tokenizer.",
     )
     return parser
 
@@ -26,22 +26,25 @@ def add_tokenizer_args(parser: argparse.ArgumentParser) -> argparse.ArgumentPars
 def validate_tokenizer_args(args: argparse.Namespace) -> None:
     """Locks the vocabulary: o200k Harmony of 201088 ids, fixed before Megatron would pad it.
 
-    Installs the vocabulary when it is missing.
+    Installs the vocabulary when it is missing. Under --legacy-tokenizer tokenizer and vocabulary
+    are Megatron's.
 
     Raises:
-        ValueError: another tokenizer, another vocabulary size, a
-            tensor-parallel size that does not divide it, or a bad vocabulary file.
+        ValueError: another tokenizer without --legacy-tokenizer or none with it, another
+            vocabulary size, a tensor-parallel size that does not divide it, or a bad vocabulary
+            file.
     """
     if args.legacy_tokenizer:
-        raise ValueError(
-            "--legacy-tokenizer would let Megatron build another tokenizer; vpMoE's data, "
-            "checkpoints and vocabulary hold o200k Harmony ids, which would silently mean other "
-            f"text. Leave it out and use --tokenizer-type {TOKENIZER_TYPE}"
-        )
+        if args.tokenizer_type in (None, TOKENIZER_TYPE):
+            raise ValueError(
+                "--legacy-tokenizer: Megatron builds other tokenizers; name one with "
+                f"--tokenizer-type, or leave it out to train with {TOKENIZER_TYPE}"
+            )
+        return
     if args.tokenizer_type != TOKENIZER_TYPE:
         raise ValueError(
             f"--tokenizer-type {args.tokenizer_type}: vpMoE trains with {TOKENIZER_TYPE}, whose "
-            "ids its data and checkpoints hold"
+            "ids its data and checkpoints hold; --legacy-tokenizer lets Megatron build another"
         )
     if args.padded_vocab_size not in (None, PADDED_VOCAB_SIZE):
         raise ValueError(

@@ -26,6 +26,12 @@ _ONE_REPLICA = {**_SAME_TRAINING, "aux_loss/*": 64 * _EPSILON}
 _BIASES = {"expert_bias/*": 0.0}
 _WHOLE = {**_BIASES, "parameter_grad_norm/*": 256 * _EPSILON}
 
+# vpmoe-6b's routing on fewer experts: 8 groups of which a token may use 4, for 4 experts.
+_GROUPS = (
+    *("--train-iters", "2", "--num-experts", "32", "--moe-router-topk", "4"),
+    *("--moe-router-num-groups", "8", "--moe-router-group-topk", "4"),
+)
+
 
 def _tiny(
     name: str,
@@ -104,6 +110,20 @@ CASES = (
         "4",
         "--optimizer",
         "adam",
+    ),
+    _tiny(
+        "tiny_groups",
+        "the tiny vpMoE with the routing of vpmoe-6b: 4 experts of 4 of 8 groups, by their best",
+        *_GROUPS,
+        traced_steps=(1,),
+    ),
+    _tiny(
+        "tiny_groups_of_two",
+        "the same, with groups that are scored by their best two, as DeepSeek-V3's are",
+        *_GROUPS,
+        "--moe-router-group-score-topk",
+        "2",
+        traced_steps=(1,),
     ),
     _tiny(
         "tiny_synth",

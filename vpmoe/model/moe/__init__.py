@@ -1,1 +1,1 @@
-"""Routing and dispatch of tokens to experts that are all on one rank, in fused kernels."""
+"""Routing of tokens to experts; with dispatch in fused kernels where all are on one rank."""

@@ -11,6 +11,7 @@ from megatron.core.transformer.moe.moe_utils import switch_load_balancing_loss_f
 from megatron.core.transformer.moe.router import TopKRouter
 
 from vpmoe.model.config import VpmoeConfig
+from vpmoe.model.moe.groups import experts_that_score
 from vpmoe.model.moe.routing_kernel import RoutingRule, route
 
 
@@ -42,6 +43,9 @@ class FusedRouter(TopKRouter):
             topk=config.moe_router_topk,
             groups=(groups or 1) if group_topk else 1,
             group_topk=group_topk or 1,
+            group_score_topk=experts_that_score(
+                config.moe_router_topk, group_topk or 1, config.moe_router_group_score_topk
+            ),
             scaling=config.moe_router_topk_scaling_factor or 1.0,
         )
 

@@ -29,12 +29,14 @@ class RoutingRule:
         topk: experts of a token.
         groups: groups of experts; 1 without.
         group_topk: groups of a token; 1 without.
+        group_score_topk: best experts of a group whose scores add up to the group's.
         scaling: factor of the probabilities.
     """
 
     topk: int
     groups: int
     group_topk: int
+    group_score_topk: int
     scaling: float
 
 
@@ -45,12 +47,13 @@ def _chosen(
     TOPK: tl.constexpr,
     GROUPS: tl.constexpr,
     GROUP_TOPK: tl.constexpr,
+    GROUP_SCORE: tl.constexpr,
     TILE: tl.constexpr,
     EXPERTS: tl.constexpr,
 ):
     """Whether each expert is among its token's best, ties to the lower number: int32 [TILE, E].
 
-    With groups, first the groups of the highest sums of their best TOPK // GROUP_TOPK.
+    With groups, first the groups of the highest sums of their best GROUP_SCORE.
     """
     # NaN must still choose TOPK different experts.
     scores = tl.where(scores == scores, scores, -1.0e30)
@@ -59,7 +62,7 @@ def _chosen(
         grouped = tl.reshape(scores, [TILE, GROUPS, SIZE])
         members = tl.arange(0, SIZE)
         sums = tl.zeros([TILE, GROUPS], tl.float32)
-        for _ in tl.static_range(TOPK // GROUP_TOPK):
+        for _ in tl.static_range(GROUP_SCORE):
             sums += tl.max(grouped, axis=2)
             best = tl.argmax(grouped, axis=2)
             grouped = tl.where(members[None, None, :] == best[:, :, None], float("-inf"), grouped)
@@ -96,6 +99,7 @@ def _routing_kernel(
     TOPK: tl.constexpr,
     GROUPS: tl.constexpr,
     GROUP_TOPK: tl.constexpr,
+    GROUP_SCORE: tl.constexpr,
     TOKENS: tl.constexpr,
     TILE: tl.constexpr,
     EXPERTS: tl.constexpr,
@@ -114,7 +118,9 @@ def _routing_kernel(
         inside = tokens[:, None] < length
         place = (tokens * batch + sequence).to(tl.int64)[:, None] * EXPERTS + experts[None, :]
         scores = tl.sigmoid(tl.load(logits_ptr + place, mask=inside, other=0.0))
-        chosen = _chosen(scores + bias[None, :], experts, TOPK, GROUPS, GROUP_TOPK, TILE, EXPERTS)
+        chosen = _chosen(
+            scores + bias[None, :], experts, TOPK, GROUPS, GROUP_TOPK, GROUP_SCORE, TILE, EXPERTS
+        )
         probs = tl.where(chosen > 0, scores, 0.0)
         if TOPK > 1:
             probs = probs / (tl.sum(probs, axis=1) + 1e-20)[:, None]
@@ -124,7 +130,7 @@ def _routing_kernel(
         if BALANCED:
             normalised = scores / (tl.sum(scores, axis=1) + 1e-20)[:, None]
             score_sums += tl.sum(tl.where(inside, normalised, 0.0), axis=0)
-            unbiased = _chosen(scores, experts, TOPK, 1, 1, TILE, EXPERTS)
+            unbiased = _chosen(scores, experts, TOPK, 1, 1, 1, TILE, EXPERTS)
             count_sums += tl.sum(tl.where(inside, unbiased, 0), axis=0)
     target = (part * batch + sequence) * EXPERTS + experts
     tl.store(load_ptr + target, load)
@@ -208,6 +214,7 @@ class _Routing(torch.autograd.Function):
             TOPK=rule.topk,
             GROUPS=rule.groups,
             GROUP_TOPK=rule.group_topk,
+            GROUP_SCORE=rule.group_score_topk,
             TOKENS=_TOKENS,
             TILE=_tile(experts),
             EXPERTS=experts,

@@ -6,6 +6,7 @@ from typing import Any
 
 from validation.cases.vpmoe.faults.planting import (
     Planted,
+    arguments,
     fault,
     keywords,
     patched,
@@ -14,6 +15,7 @@ from validation.cases.vpmoe.faults.planting import (
 )
 
 _ROUTER = "megatron.core.transformer.moe.router"
+_GROUPS = "vpmoe.model.moe.groups"
 
 
 @fault(
@@ -34,6 +36,78 @@ def topk_scaling_missing() -> Planted:
 def router_groups_ignored() -> Planted:
     """Experts are chosen without their groups."""
     return keywords(_ROUTER, "topk_routing_with_score_function", num_groups=None, group_topk=None)
+
+
+@fault(
+    "router-groups-by-one",
+    "experts",
+    "router",
+    "a group's score is its best expert, with sigmoid scores as with softmax ones",
+    case="tiny_groups_of_two",
+)
+def router_groups_by_one() -> Planted:
+    """Groups are scored by their best expert, not by their best two."""
+
+    def change(*given: Any) -> tuple[Any, ...]:
+        return *given[:-1], 1
+
+    return arguments(_GROUPS, "choose_in_groups", change)
+
+
+@fault(
+    "router-groups-interleaved",
+    "experts",
+    "router",
+    "experts dealt to groups in turn, not side by side",
+    case="tiny_groups_of_two",
+)
+def router_groups_interleaved() -> Planted:
+    """Expert e is taken to be in group e modulo the groups."""
+
+    def wrap(original: Any) -> Any:
+        def choose(scores: Any, topk: int, groups: int, group_topk: int, best: int) -> Any:
+            tokens, experts = scores.shape
+            dealt = scores.view(tokens, -1, groups).transpose(1, 2).reshape(tokens, experts)
+            values, places = original(dealt, topk, groups, group_topk, best)
+            size = experts // groups
+            return values, places % size * groups + places // size
+
+        return choose
+
+    return patched(_GROUPS, "choose_in_groups", wrap)
+
+
+@fault(
+    "router-groups-by-two",
+    "experts",
+    "router",
+    "another model's score of a group, where groups limit nothing",
+    case="tiny_groups",
+)
+def router_groups_by_two() -> Planted:
+    """Groups are scored by their best two experts, not by their best."""
+
+    def wrap(original: Any) -> Any:
+        from vpmoe.model.moe.groups import choose_in_groups
+
+        def choose(scores: Any, topk: int, num_groups: int, group_topk: int, **sizes: int) -> Any:
+            return choose_in_groups(scores, topk, num_groups, group_topk, 2)
+
+        return choose
+
+    return patched("megatron.core.transformer.moe.moe_utils", "group_limited_topk", wrap)
+
+
+@fault(
+    "router-group-too-few",
+    "experts",
+    "router",
+    "an off-by-one in the number of groups",
+    case="tiny_groups",
+)
+def router_group_too_few() -> Planted:
+    """A token may use three groups, not four."""
+    return keywords(_ROUTER, "topk_routing_with_score_function", group_topk=3)
 
 
 @fault("router-top-1", "experts", "router", "one expert too few")

@@ -1,0 +1,126 @@
+"""The choice of experts within groups, where a group's score is a number of its best experts'.
+
+Megatron 0.19.2 scores a group by its best `topk // group_topk` experts. With one expert a group
+(4 // 4) and as many groups as experts, the best experts always lie in the best groups and the limit
+changes nothing. DeepSeek-V3 scores a group by its best two.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.moe.router import TopKRouter
+
+from vpmoe.model.config import VpmoeConfig
+
+
+def experts_that_score(topk: int, group_topk: int, group_score_topk: int | None) -> int:
+    """How many of a group's best experts its score is the sum of.
+
+    Args:
+        topk: experts of a token.
+        group_topk: groups of a token.
+        group_score_topk: the number that was asked for; None is Megatron's.
+    """
+    return topk // group_topk if group_score_topk is None else group_score_topk
+
+
+def choose_in_groups(
+    scores: torch.Tensor, topk: int, groups: int, group_topk: int, group_score_topk: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The best experts of each token's best groups.
+
+    Args:
+        scores: [tokens, experts], a group's experts side by side.
+        topk: experts of a token.
+        groups: number of groups, which divides the experts.
+        group_topk: groups of a token.
+        group_score_topk: a group scores the sum of this many of its best experts.
+
+    Returns:
+        The chosen experts' scores, through which gradients flow, and their numbers, int64; both
+        [tokens, topk].
+    """
+    grouped = scores.view(len(scores), groups, -1)
+    group_scores = grouped.topk(group_score_topk, dim=-1).values.sum(dim=-1)
+    best = group_scores.topk(group_topk, dim=-1, sorted=False).indices
+    closed = torch.ones_like(group_scores, dtype=torch.bool).scatter_(1, best, False)
+    allowed = grouped.masked_fill(closed[:, :, None], float("-inf")).flatten(1)
+    chosen = allowed.topk(topk, dim=-1)
+    return chosen.values, chosen.indices
+
+
+class GroupScoreRouter(TopKRouter):
+    """`TopKRouter` under `--moe-router-group-score-topk`; everything else is Megatron's.
+
+    Args:
+        config: vpMoE's configuration; `moe_router_group_score_topk` is set.
+        pg_collection: process groups.
+        is_mtp_layer: of Megatron's interface.
+
+    Raises:
+        ValueError: Megatron would choose experts without asking, see `group_score_refusal`.
+    """
+
+    def __init__(
+        self,
+        config: VpmoeConfig,
+        pg_collection: ProcessGroupCollection | None = None,
+        is_mtp_layer: bool = False,
+    ) -> None:
+        refusal = group_score_refusal(config)
+        if refusal is not None:
+            raise ValueError(f"--moe-router-group-score-topk: {refusal}")
+        super().__init__(config, pg_collection, is_mtp_layer)
+        assert config.moe_router_group_score_topk is not None
+        # Megatron asks whatever is here for the choice, in the place of its own.
+        self.router_replay = _GroupScores(config.moe_router_group_score_topk)
+
+
+class _GroupScores:
+    """What `topk_routing_with_score_function` calls for the choice of experts."""
+
+    def __init__(self, group_score_topk: int) -> None:
+        self.group_score_topk = group_score_topk
+        self.layer_number: int | None = None  # set by the router
+
+    def get_replay_topk(
+        self,
+        scores: torch.Tensor,
+        topk: int,
+        num_groups: int | None,
+        group_topk: int | None,
+        compute_topk: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scores and numbers of the chosen experts, [tokens, topk]; `compute_topk` is Megatron's
+        own choice, taken where no groups are asked for."""
+        if not num_groups or not group_topk:
+            chosen: tuple[torch.Tensor, torch.Tensor] = compute_topk(scores, topk)
+            return chosen
+        return choose_in_groups(scores, topk, num_groups, group_topk, self.group_score_topk)
+
+
+def group_score_refusal(config: Any) -> str | None:
+    """Why Megatron's router would not ask how groups are scored, or None when it does.
+
+    Args:
+        config: a `VpmoeConfig`, or Megatron's arguments, which have the same names.
+    """
+    kinds = config.moe_router_load_balancing_type
+    kinds = {kinds} if isinstance(kinds, str) else set(kinds)
+    checks = {
+        "needs --moe-router-num-groups and --moe-router-group-topk": not (
+            config.moe_router_num_groups and config.moe_router_group_topk
+        ),
+        "--moe-router-fusion is Transformer Engine's router, which scores groups in Megatron's "
+        "way alone; leave it out": config.moe_router_fusion,
+        "--moe-enable-routing-replay takes the choices of another run; leave one of them out": (
+            config.moe_enable_routing_replay
+        ),
+        "--moe-router-load-balancing-type sinkhorn chooses without groups; use another": (
+            "sinkhorn" in kinds
+        ),
+    }
+    return next((reason for reason, refused in checks.items() if refused), None)
