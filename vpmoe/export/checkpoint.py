@@ -165,7 +165,9 @@ class _MetadataUnpickler(pickle.Unpickler):
             module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
         )
         if not permitted:
-            raise pickle.UnpicklingError(f"names {module}.{name}, which no checkpoint's index holds")
+            raise pickle.UnpicklingError(
+                f"names {module}.{name}, which no checkpoint's index holds"
+            )
         return super().find_class(module, name)
 
 

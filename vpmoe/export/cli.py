@@ -128,9 +128,7 @@ def _export(options: argparse.Namespace) -> None:
     with warnings.catch_warnings(action="ignore"), detect_lane().activate():
         from vpmoe.export.convert import export_checkpoint
 
-        export = export_checkpoint(
-            options.checkpoint, options.output, fp32=options.dtype == "fp32"
-        )
+        export = export_checkpoint(options.checkpoint, options.output, fp32=options.dtype == "fp32")
     files = len({tensor.file for tensor in export.tensors.values()})
     print(
         f"{export.folder}: {len(export.tensors)} tensors in {files} file(s), after "

@@ -40,11 +40,10 @@ def export_checkpoint(path: Path, folder: Path, *, fp32: bool = False) -> Export
         if checkpoint.args.tokenizer_type == TOKENIZER:
             tokenizer = Tokenizer(TOKENIZER, ASSET_SHA256, (ENDOFTEXT, RETURN, CALL))
         dtypes = {
-            name: torch.float32 if fp32 else checkpoint.dtypes[name] for name in tensor_shapes(model)
+            name: torch.float32 if fp32 else checkpoint.dtypes[name]
+            for name in tensor_shapes(model)
         }
-        return write_export(
-            folder, model, tokenizer, checkpoint.iteration, dtypes, checkpoint.read
-        )
+        return write_export(folder, model, tokenizer, checkpoint.iteration, dtypes, checkpoint.read)
     except ExportError as error:
         if str(error).startswith((str(folder), str(checkpoint.folder))):
             raise
@@ -58,9 +57,7 @@ def _check_tensors(checkpoint: Checkpoint, model: Architecture) -> None:
             raise ExportError(f"tensor {name}: missing")
     for name, shape in checkpoint.shapes.items():
         if name not in expected:
-            raise ExportError(
-                f"tensor {name}: an export does not describe a model that has it"
-            )
+            raise ExportError(f"tensor {name}: an export does not describe a model that has it")
         if shape != expected[name]:
             raise ExportError(
                 f"tensor {name}: shape {list(shape)}, but the training arguments give "

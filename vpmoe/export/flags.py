@@ -192,7 +192,9 @@ def flags_of(model: Architecture) -> list[str]:
         switches.append("grapem-per-head")
     windows = {layer.window for layer in model.layers} - {None}
     if len(windows) > 1:
-        raise ExportError(f"architecture.layers: windows {sorted(map(str, windows))}; vpMoE has one")
+        raise ExportError(
+            f"architecture.layers: windows {sorted(map(str, windows))}; vpMoE has one"
+        )
     for window in windows:
         flags["window-size"] = str(window)
         flags["window-attn-skip-freq"] = _list(model, lambda layer: layer.window is not None)

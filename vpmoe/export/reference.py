@@ -80,7 +80,9 @@ class ReferenceModel(nn.Module):
         for number, layer in enumerate(model.layers):
             prefix = f"decoder.layers.{number}."
             normed = self._norm(x, prefix + "input_layernorm.weight")
-            x = x + self._attention(prefix + "self_attention.", layer, normed, document_ids, rotations)
+            x = x + self._attention(
+                prefix + "self_attention.", layer, normed, document_ids, rotations
+            )
             normed = self._norm(x, prefix + "pre_mlp_layernorm.weight")
             if layer.experts:
                 x = x + self._mixture(prefix + "mlp.", normed)
@@ -151,7 +153,11 @@ class ReferenceModel(nn.Module):
     def _heads(self, prefix: str, layer: Layer, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Query [b, s, heads, channels], key and value [b, s, groups, channels]."""
         model, weights = self.architecture, self.weights
-        heads, groups, channels = model.num_attention_heads, model.num_query_groups, model.kv_channels
+        heads, groups, channels = (
+            model.num_attention_heads,
+            model.num_query_groups,
+            model.kv_channels,
+        )
         if not layer.tpa:
             # The rows of a group: its query heads, its key, its value.
             size = heads // groups
@@ -187,7 +193,9 @@ class ReferenceModel(nn.Module):
     def _mlp(self, prefix: str, x: Tensor) -> Tensor:
         """W2 relu(W1 x)^2."""
         return _squared_relu_mlp(
-            x, self.weights[prefix + "linear_fc1.weight"], self.weights[prefix + "linear_fc2.weight"]
+            x,
+            self.weights[prefix + "linear_fc1.weight"],
+            self.weights[prefix + "linear_fc2.weight"],
         )
 
     def _mixture(self, prefix: str, x: Tensor) -> Tensor:
