@@ -95,7 +95,8 @@ def import_export(folder: Path, path: Path) -> None:
 def _save(folder: Path, export: Export, tensors: dict[str, torch.Tensor]) -> None:
     from vpmoe.model.meta import meta_model
 
-    flags = flags_of(export.architecture)
+    # Stacked experts: the same checkpoint, from a module a layer instead of two an expert.
+    flags = [*flags_of(export.architecture), "--expert-kernel", "grouped"]
     with meta_model(flags) as (args, model):
         from megatron.core import dist_checkpointing
         from megatron.core.dist_checkpointing.mapping import ShardedTensor
