@@ -11,6 +11,7 @@ import argparse
 import io
 import os
 import pickle
+import re
 import warnings
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
@@ -49,6 +50,8 @@ _PERMITTED = {
         )
     ),
 }
+# Of several optimizers, Megatron may number each one's state.
+_OPTIMIZER = re.compile(r"(chained_\d+\.)?optimizer\.")
 # What reading a damaged file raises, in torch's layers.
 _DAMAGE = (
     AssertionError,
@@ -93,7 +96,7 @@ class Checkpoint:
         entries = {
             name: entry
             for name, entry in metadata.state_dict_metadata.items()
-            if isinstance(entry, TensorStorageMetadata) and not name.startswith("optimizer.")
+            if isinstance(entry, TensorStorageMetadata) and not _OPTIMIZER.match(name)
         }
         self.shapes = {name: tuple(entry.size) for name, entry in entries.items()}
         self.dtypes = {name: entry.properties.dtype for name, entry in entries.items()}
