@@ -18,11 +18,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
-from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import ReadItem
+from torch.distributed.checkpoint.state_dict_loader import load
 
 from vpmoe.export.architecture import ExportError
 
@@ -132,7 +133,7 @@ class Checkpoint:
         try:
             # torch warns that it loads in one process, as it is told to.
             with warnings.catch_warnings(action="ignore"):
-                dcp.load(state, storage_reader=self._reader, planner=_Planner(), no_dist=True)
+                load(state, storage_reader=self._reader, planner=_Planner(), no_dist=True)
         except _DAMAGE as error:
             raise ExportError(f"{self.folder}: {_words(error)}") from error
         return state
@@ -174,7 +175,7 @@ class _MetadataUnpickler(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-class _Reader(dcp.FileSystemReader):
+class _Reader(FileSystemReader):
     """torch's reader, whose index is unpickled with a list of what it may name."""
 
     _index: Metadata | None = None
