@@ -9,7 +9,7 @@ from typing import Any
 from vpmoe.export.architecture import Architecture, ExportError, Layer, parse_architecture
 
 # What the reference computes without asking. Another value would be another forward pass.
-_ASSUMED: Mapping[str, Any] = {
+ASSUMED: Mapping[str, Any] = {
     "normalization": "RMSNorm",
     "squared_relu": True,
     "swiglu": False,
@@ -42,7 +42,7 @@ _ASSUMED: Mapping[str, Any] = {
     "moe_enable_routing_replay": False,
 }
 # Of Megatron's RoPE, which GRAPE-M does not read.
-_ASSUMED_OF_ROPE: Mapping[str, Any] = {
+ASSUMED_OF_ROPE: Mapping[str, Any] = {
     "rotary_percent": 1.0,
     "rotary_interleaved": False,
     "rotary_seq_len_interpolation_factor": None,
@@ -63,7 +63,7 @@ def architecture_of(args: argparse.Namespace) -> Architecture:
     """
     given = vars(args)
     rope = given.get("position_embedding_type") == "rope"
-    for name, value in {**_ASSUMED, **(_ASSUMED_OF_ROPE if rope else {})}.items():
+    for name, value in {**ASSUMED, **(ASSUMED_OF_ROPE if rope else {})}.items():
         if given.get(name, value) != value and not (value is None and not given[name]):
             raise ExportError(
                 f"{_flag(name)}: {given[name]!r} is outside what an export describes ({value!r})"
@@ -73,8 +73,8 @@ def architecture_of(args: argparse.Namespace) -> Architecture:
         for kind in [balancing] if isinstance(balancing, str) else balancing:
             if kind not in _BALANCING:
                 raise ExportError(
-                    f"--moe-router-load-balancing-type: {kind!r} chooses experts in a way that an "
-                    f"export does not describe; {', '.join(_BALANCING)} do not"
+                    f"--moe-router-load-balancing-type: {kind!r} is outside what an export "
+                    f"describes ({', '.join(_BALANCING)})"
                 )
     try:
         return parse_architecture(_document(args))

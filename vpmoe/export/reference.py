@@ -261,9 +261,9 @@ def positions_of(document_ids: Tensor) -> Tensor:
 
 
 def alibi_slopes(heads: int) -> Sequence[float]:
-    """2^(-8h/H) for h = 1..H; where H is no power of two, those of the power below, then every
+    """The slopes 2^(-8h/H), h = 1..H.
 
-    other one of the power above.
+    Where H is no power of two: those of the power below, then every other one of the power above.
     """
     power = 2 ** int(math.log2(heads))
     slopes = [2 ** (-8 * h / power) for h in range(1, power + 1)]
