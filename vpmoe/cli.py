@@ -1,4 +1,4 @@
-"""`vpmoe`: train, tokenize, build data, count parameters."""
+"""`vpmoe`: train, tokenize, build data, count parameters, export and look at weights."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ examples:
   vpmoe pretrain --config configs/vpmoe-tiny.toml --synth-kd-data runs/data --train-iters 20
   torchrun --nproc-per-node 2 -m vpmoe.pretrain --config configs/vpmoe-dev.toml ...
   vpmoe params --config configs/vpmoe-6b.toml
+  vpmoe export runs/train runs/exported
+  vpmoe generate runs/exported --prompt 'Once upon a time' --tokens 20
 """
 
 
@@ -30,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     from vpmoe.data.cli import add_commands as add_data_commands
+    from vpmoe.export.cli import add_commands as add_export_commands
     from vpmoe.model.params import add_commands as add_params_commands
     from vpmoe.tokenizer.cli import add_commands as add_tokenizer_commands
 
@@ -47,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     add_tokenizer_commands(commands)
     add_data_commands(commands)
     add_params_commands(commands)
+    add_export_commands(commands)
     return parser
 
 

@@ -215,3 +215,19 @@ def test_checkpoint_moves_between_layouts(runs: Path, source: str, target: str) 
     for a, b in zip(actual, expected, strict=True):
         assert a["lm_loss"] == pytest.approx(b["lm_loss"], rel=1e-5)
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-5)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_an_export_does_not_know_the_layout(runs: Path, layout: str, tmp_path: Path) -> None:
+    from vpmoe.export.convert import export_checkpoint
+
+    checkpoint = runs / layout / "checkpoint"
+    export = export_checkpoint(checkpoint, tmp_path / "export")
+    saved, tensors = weights(checkpoint / f"iter_{STEPS:07d}"), export.read()
+    assert export.iteration == STEPS
+    assert tensors.keys() == saved.keys()
+    assert [name for name, tensor in tensors.items() if not torch.equal(tensor, saved[name])] == []
+    base = export_checkpoint(
+        runs / ("dense" if layout in ("dense", "tp") else "one") / "checkpoint", tmp_path / "base"
+    )
+    assert export.architecture == base.architecture

@@ -180,6 +180,25 @@ CASES = (
         needs=Needs(modules=MODULES),
         arithmetic="wide",
     ),
+    Case(
+        name="export",
+        description="the tiny vpMoE, trained for a moment, exported, computed without Megatron and "
+        "imported: the same logits, the same bits, and the tokens that it decodes",
+        lanes=("cpu",),
+        target="validation.cases.vpmoe.export:run",
+        settings={
+            "preset": "configs/vpmoe-tiny.toml",
+            "conversations": "data/sample/conversations.jsonl",
+            "flags": ["--train-iters", "2", "--global-batch-size", "1"],
+            "prompt": "The rain in Spain",
+            "tokens": 8,
+        },
+        traced_steps=(2,),
+        preload=WARM,
+        needs=Needs(modules=MODULES),
+        decode=DECODE,
+        arithmetic="wide",
+    ),
     _layout("dp", "data parallel", same={**_SAME_TRAINING, **_WHOLE}),
     _layout(
         "tp",
