@@ -26,6 +26,7 @@ from validation.goldens.acceptance import (
 )
 from validation.goldens.changes import Expectation
 from validation.source import find_root, tree_digest
+from validation.suggest import unknown
 from validation.trace import Trace, save_trace
 
 
@@ -82,7 +83,7 @@ def update(options: argparse.Namespace) -> int:
     if options.runs:
         for name in options.case:
             if name not in cases:
-                raise CaseError(f"there is no case {name!r}; cases: {', '.join(cases) or 'none'}")
+                raise CaseError(unknown("case", name, cases))
         traces = load_runs(options.runs, root, cases, options.case)
         if options.lane:
             traces = [(lane, trace) for lane, trace in traces if lane == options.lane]
