@@ -55,10 +55,11 @@ def chosen_lane(options: argparse.Namespace) -> str:
     if options.lane is None:
         return default_lane(lanes_with_cases(root, declared), gpu_count())
     if options.lane not in declared.lanes:
+        hint = did_you_mean(options.lane, declared.lanes)
         raise CaseError(
-            f"--lane {options.lane}: lanes are {', '.join(declared.lanes)}; {declared.file} "
-            f"declares no other under [{declared.section('lanes')}] "
-            f"{did_you_mean(options.lane, declared.lanes)}".rstrip()
+            f"--lane {options.lane}: lanes are {', '.join(declared.lanes)}; "
+            f"{declared.file} declares no other under [{declared.section('lanes')}]"
+            + (f"; {hint.rstrip()}" if hint else "")
         )
     return str(options.lane)
 
