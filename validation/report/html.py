@@ -198,7 +198,7 @@ def _case_view(
         count_note=note,
         message=clean(case.message),
         message_title="Why" if case.verdict != "PASS" else "Note",
-        open=case.verdict != "PASS" or index == 0,
+        open=index == 0,  # the worst; the table above leads to the others
         divergence=_divergence_view(divergence, evidence) if divergence is not None else None,
         curves=drawn,
         hidden_curves=hidden,
