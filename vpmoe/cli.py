@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -27,7 +28,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return pretrain(words[1:])
     options = _parser().parse_args(words)
-    return int(options.func(options) or 0)
+    try:
+        code = int(options.func(options) or 0)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return code
 
 
 def _parser() -> argparse.ArgumentParser:

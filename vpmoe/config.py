@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vpmoe.shipped import shipped, shipped_names
+
 PADDED_VOCAB_SIZE = 201088
 
 _NORMUON_ONLY = ("normuon_", "polar_express_")
@@ -172,7 +174,8 @@ def load_preset(path: Path) -> Preset:
         with path.open("rb") as file:
             document = tomllib.load(file)
     except FileNotFoundError as error:
-        raise PresetError(f"{path}: no such preset") from error
+        presets = [name for name in shipped_names() if name.endswith(".toml")]
+        raise PresetError(f"{path}: no such preset; vpMoE ships {', '.join(presets)}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise PresetError(f"{path}: not valid TOML: {error}") from error
     try:
@@ -206,7 +209,7 @@ def expand_preset_flags(argv: list[str]) -> list[str]:
             raise PresetError("--config needs a file, such as configs/vpmoe-tiny.toml")
         if preset is not None:
             raise PresetError(f"--config is given twice: {preset} and {file}")
-        preset = Path(file)
+        preset = shipped(file)
     if preset is None:
         return rest
     loaded = load_preset(preset)

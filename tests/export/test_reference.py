@@ -21,7 +21,7 @@ from vpmoe.export.reference import ReferenceModel, alibi_slopes, positions_of
 
 Build = Callable[..., AbstractContextManager[Any]]
 # Both run in fp32 and are held against the reference in fp64: units of the largest logit's last
-# place. Measured on these models: up to 20.
+# place. Measured on one with every feature: 8 of the training model, 15 of the reference.
 _BOUND = 64 * 2.0**-23
 
 _ALIBI = ["--grape-a", "--grape-a-with-rotation", "--window-size", "6"]

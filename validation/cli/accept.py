@@ -30,6 +30,7 @@ from validation.goldens.acceptance import (
 )
 from validation.goldens.declared import FORM, Expectation
 from validation.source import find_root, tree_digest
+from validation.suggest import unknown
 from validation.trace import Trace, save_trace
 
 
@@ -88,7 +89,7 @@ def update(options: argparse.Namespace) -> int:
     if options.runs:
         for name in options.case:
             if name not in cases:
-                raise CaseError(f"there is no case {name!r}; cases: {', '.join(cases) or 'none'}")
+                raise CaseError(unknown("case", name, cases))
         traces = load_runs(options.runs, root, cases, options.case)
         if options.lane:
             traces = [(lane, trace) for lane, trace in traces if lane == options.lane]

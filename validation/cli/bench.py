@@ -12,13 +12,22 @@ from typing import Any
 
 from validation.cases import Case, CaseError, discover_cases, discover_throughput_faults
 from validation.check import new_run_folder
-from validation.cli.common import Progress, add_selection, chosen_cases, chosen_lane, publish
+from validation.cli import completion
+from validation.cli.common import (
+    Progress,
+    add_selection,
+    chosen_cases,
+    chosen_lane,
+    publish,
+    refuse_no_folder,
+)
 from validation.config import declaration_of
 from validation.environment import gpu_count
 from validation.execution import RunError
 from validation.files import encode_json, write_atomically
 from validation.goldens.acceptance import RefusedError
 from validation.source import find_root, tree_digest
+from validation.suggest import did_you_mean
 from validation.throughput.bench import (
     BENCH_FILE,
     CPU_PAIRS,
@@ -88,7 +97,8 @@ def add_commands(commands: Any) -> None:
     parser.add_argument(
         "--profile", action="store_true", help="list kernels and operators even without an alarm"
     )
-    parser.add_argument("--fault", metavar="ID", help="plant a known slowdown in the head")
+    fault = parser.add_argument("--fault", metavar="ID", help="plant a known slowdown in the head")
+    completion.completed_by(fault, completion.slowdowns)
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
     parser.add_argument("--report", type=Path, metavar="DIR", help="also write trend.html to DIR")
     parser.set_defaults(func=bench)
@@ -97,6 +107,7 @@ def add_commands(commands: Any) -> None:
 def bench(options: argparse.Namespace) -> int:
     """Runs the benchmark; returns its exit code."""
     root, lane = find_root(), chosen_lane(options)
+    refuse_no_folder("--report", options.report)
     cases = paced_cases(root, options.case, lane)
     if options.trend:
         return trend(options, lane, [case.name for case in cases])
@@ -195,8 +206,9 @@ def planted(root: Path, name: str, lane: str) -> str:
     """
     known = {f.id: f for f in discover_throughput_faults(root).values() if lane in f.lanes}
     if name not in known:
+        hint = did_you_mean(name, known)
         raise CaseError(
-            f"--fault {name}: no planted slowdown of lane {lane}; there are: "
-            f"{', '.join(known) or 'none'}"
+            f"--fault {name}: no planted slowdown of lane {lane}; {hint}"
+            f"there are: {', '.join(known) or 'none'}"
         )
     return known[name].plant

@@ -39,6 +39,8 @@ from validation.cli.common import (
     chosen_lane,
     lane_to_run,
     publish,
+    refuse_no_file,
+    refuse_no_folder,
     threads_each,
 )
 from validation.cli.proofs import Unproven, prove
@@ -124,6 +126,8 @@ def add_commands(commands: Any) -> None:
 def check(options: argparse.Namespace) -> int:
     """Runs the check and every sink; returns the verdict's exit code."""
     root = find_root()
+    refuse_no_folder("--report", options.report)
+    refuse_no_file("--junit", options.junit)
     if options.against is not None:
         refuse_mixture(options)
         commit_of(root, options.against, "--against")
@@ -302,7 +306,7 @@ def golden_of_runs(store: GoldenStore, lane: str, case: str, folders: Sequence[P
                     f"case {case}: {where} has no golden; golden update --from first"
                 )
             return store.load(lane, case, place)
-    raise RefusedError(f"case {case}: no run folder has a run of it")
+    raise RefusedError(f"case {case}: no run of it in {', '.join(map(str, folders))}")
 
 
 def _store(store: GoldenStore, golden: Golden, measured: Measured, reason: str) -> None:

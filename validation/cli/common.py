@@ -9,29 +9,39 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import rich.progress
 from rich.console import Console
 from rich.text import Text
 
 from validation.cases import Case, CaseError, lanes_with_cases
+from validation.cli import completion
 from validation.config import declaration_of
 from validation.environment import default_lane, gpu_count
 from validation.goldens.acceptance import RefusedError
 from validation.goldens.judge import judged_declaration
 from validation.machine import unfit
 from validation.source import find_root
+from validation.suggest import did_you_mean, unknown
 
 
 def add_selection(parser: argparse.ArgumentParser) -> None:
     """Adds the positional cases and `--lane`."""
-    parser.add_argument("case", nargs="*", metavar="CASE", help="default: every case of the lane")
+    add_case(parser, nargs="*", help="default: every case of the lane")
     add_lane(parser)
+
+
+def add_case(parser: argparse.ArgumentParser, name: str = "case", **more: Any) -> None:
+    """Adds an argument that names a case, whose value shells complete."""
+    action = parser.add_argument(name, metavar="CASE", **more)
+    completion.completed_by(action, completion.cases)
 
 
 def add_lane(parser: argparse.ArgumentParser) -> None:
     """Adds `--lane`; the repository knows its lanes, not the parser: see `chosen_lane`."""
-    parser.add_argument("--lane", metavar="LANE", help="default: what this machine is")
+    action = parser.add_argument("--lane", metavar="LANE", help="default: what this machine is")
+    completion.completed_by(action, completion.lanes)
 
 
 def chosen_lane(options: argparse.Namespace) -> str:
@@ -45,9 +55,11 @@ def chosen_lane(options: argparse.Namespace) -> str:
     if options.lane is None:
         return default_lane(lanes_with_cases(root, declared), gpu_count())
     if options.lane not in declared.lanes:
+        hint = did_you_mean(options.lane, declared.lanes)
         raise CaseError(
             f"--lane {options.lane}: lanes are {', '.join(declared.lanes)}; "
             f"{declared.file} declares no other under [{declared.section('lanes')}]"
+            + (f"; {hint.rstrip()}" if hint else "")
         )
     return str(options.lane)
 
@@ -106,11 +118,38 @@ def chosen_cases(cases: Mapping[str, Case], names: Sequence[str], lane: str) -> 
     chosen = []
     for name in dict.fromkeys(names):
         if name not in cases:
-            raise CaseError(f"there is no case {name!r}; cases: {', '.join(cases) or 'none'}")
+            raise CaseError(unknown("case", name, cases))
         if lane not in cases[name].lanes:
             raise CaseError(f"case {name} runs on {', '.join(cases[name].lanes)}, not on {lane}")
         chosen.append(cases[name])
     return chosen
+
+
+def refuse_no_folder(flag: str, folder: Path | None) -> None:
+    """Makes the folder of an option before the work whose result it shall receive.
+
+    Raises:
+        RefusedError: it cannot be a folder, or cannot be written.
+    """
+    if folder is None:
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise RefusedError(f"{flag} {folder}: is a file; name a folder") from error
+    except OSError as error:
+        raise RefusedError(f"{flag} {folder}: {error.strerror}") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise RefusedError(f"{flag} {folder}: cannot be written")
+
+
+def refuse_no_file(flag: str, path: Path | None) -> None:
+    """As `refuse_no_folder`, of a file that is to be written."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise RefusedError(f"{flag} {path}: is a folder; name a file")
+    refuse_no_folder(flag, path.parent)
 
 
 _COUNTED = re.compile(r"\[(\d+)/(\d+)\] (.*)")

@@ -10,7 +10,7 @@ from typing import Any
 
 from validation.cases import discover_cases
 from validation.check import new_run_folder
-from validation.cli.common import Progress, add_lane, chosen_cases, lane_to_run
+from validation.cli.common import Progress, add_case, add_lane, chosen_cases, lane_to_run
 from validation.environment import gpu_count
 from validation.execution import RunError
 from validation.first_operation import Search, described, first_operation
@@ -36,7 +36,7 @@ def add_commands(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("run", nargs="?", type=Path, metavar="RUN", help="default: the latest")
-    parser.add_argument("--ops", metavar="CASE", help="run CASE twice, operation by operation")
+    add_case(parser, "--ops", help="run CASE twice, operation by operation")
     parser.add_argument("--against", metavar="REV", help="the other run's code; with --ops")
     parser.add_argument(
         "--set",

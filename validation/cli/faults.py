@@ -9,9 +9,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from validation import suggest
 from validation.cases import CaseError, discover_benign, discover_cases, discover_faults
 from validation.check import new_run_folder
-from validation.cli.common import Progress, add_jobs, add_lane, chosen_jobs, lane_to_run
+from validation.cli import completion
+from validation.cli.common import (
+    Progress,
+    add_jobs,
+    add_lane,
+    chosen_jobs,
+    lane_to_run,
+    refuse_no_folder,
+)
 from validation.config import without_gpus
 from validation.environment import describe, gpu_count, here
 from validation.files import DamagedFileError, encode_json, write_atomically
@@ -50,7 +59,10 @@ def add_commands(commands: Any) -> None:
         "  golden faults --resume                      (after an interruption)\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--only", action="append", metavar="ID", help="this fault; repeatable")
+    only = parser.add_argument(
+        "--only", action="append", metavar="ID", help="this fault; repeatable"
+    )
+    completion.completed_by(only, completion.faults)
     parser.add_argument("--full", action="store_true", help="do not stop at the first kill")
     parser.add_argument(
         "--resume",
@@ -74,10 +86,11 @@ def faults(options: argparse.Namespace) -> int:
         RefusedError: no golden to judge by, or no jobs.
     """
     root, lane = find_root(), lane_to_run(options)
+    refuse_no_folder("--output", options.output)
     cases, known = discover_cases(root), discover_faults(root)
     unknown = [name for name in options.only or () if name not in known]
     if unknown:
-        raise CaseError(f"there is no fault {unknown[0]!r}; faults: {', '.join(known) or 'none'}")
+        raise CaseError(suggest.unknown("fault", unknown[0], known))
     chosen = [
         fault
         for fault in known.values()

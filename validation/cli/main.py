@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
+import platform
 import sys
 import traceback
 from collections.abc import Sequence
 
 from validation.cases import CaseError
-from validation.cli import accept, bench, check, explain, faults, inspect, track, upkeep
-from validation.files import DamagedFileError
+from validation.cli import (
+    accept,
+    bench,
+    check,
+    completion,
+    diff,
+    explain,
+    faults,
+    inspect,
+    listing,
+    track,
+    upkeep,
+)
+from validation.cli.commands import Commands
+from validation.cli.output import outlive_readers
+from validation.files import SCHEMA, DamagedFileError
 from validation.goldens.acceptance import RefusedError
 from validation.source import RepositoryError
 from validation.verdict import EXIT_CODES, USAGE_EXIT_CODE, Verdict
@@ -23,6 +39,7 @@ a first day:
   golden list                          what is recorded, and what it can detect
   golden check                         run and compare everything that this machine can
   golden check tiny_moe --report out   one case, with an HTML report in out/
+  golden explain                       the latest run's first divergence
   golden diff tiny_moe HEAD~1          what changed in the golden since a commit
   golden update tiny_moe --reason "..." --expect tiny_moe:lm_loss:down
                                        accept an intended change
@@ -35,29 +52,68 @@ gate could not prove itself), 4 UNFIT (the machine could not serve)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
-    options = build_parser().parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    outlive_readers()
+    parser, commands = build_parser()
+    completion.answer_shell(parser)
+    if not words:
+        # No exit code 0: a job whose command is an empty variable has proved nothing.
+        parser.print_help()
+        return USAGE_EXIT_CODE
+    commands.refuse_unknown(words)
+    options = parser.parse_args(words)
     try:
-        return int(options.func(options))
+        code = int(options.func(options))
+        sys.stdout.flush()
+        return code
     except (CaseError, RefusedError, RepositoryError, DamagedFileError) as error:
         print(f"golden {options.command}: {error}", file=sys.stderr)
         return USAGE_EXIT_CODE
     except KeyboardInterrupt:
         print(f"golden {options.command}: interrupted", file=sys.stderr)
         return 130
-    except Exception:  # the gate itself is broken: neither a PASS nor a FAIL of the code
-        traceback.print_exc()
+    except Exception as error:  # the gate itself is broken: neither a PASS nor a FAIL of the code
+        if isinstance(error, OSError) and error.filename is not None:
+            why = f"{error.filename}: {error.strerror}"
+            print(f"golden {options.command}: {why}", file=sys.stderr)
+        else:
+            traceback.print_exc()
         return EXIT_CODES[Verdict.INVALID] if options.command == "check" else USAGE_EXIT_CODE
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of every command."""
+def build_parser() -> tuple[argparse.ArgumentParser, Commands]:
+    """The parser of every command, and the commands."""
     parser = argparse.ArgumentParser(
         prog="golden",
-        description=_DESCRIPTION,
+        usage="golden COMMAND ...",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for room in (inspect, check, explain, accept, faults, bench, upkeep, track):
+    parser.add_argument(
+        "--version", action="version", version=_version(), help="show the version and exit"
+    )
+    commands = Commands(parser)
+    for room in (
+        inspect,
+        listing,
+        diff,
+        check,
+        explain,
+        accept,
+        faults,
+        bench,
+        upkeep,
+        track,
+        completion,
+    ):
         room.add_commands(commands)
-    return parser
+    parser.description = f"{_DESCRIPTION}\n{commands.described()}"
+    return parser, commands
+
+
+def _version() -> str:
+    try:
+        version = importlib.metadata.version("vpmoe")
+    except importlib.metadata.PackageNotFoundError:
+        version = "of a checkout that is not installed"
+    return f"golden {version} (goldens of schema {SCHEMA}, Python {platform.python_version()})"

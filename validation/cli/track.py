@@ -36,9 +36,23 @@ def add_commands(commands: Any) -> None:
 
 def publish(options: argparse.Namespace) -> int:
     """Sends what waits; returns 0, or 2 when something could not be sent."""
-    from validation.tracking.publish import pending, publish_run
+    from validation.tracking.publish import pending, publish_run, refuse_troubled
+    from validation.tracking.store import resolve_store
+    from validation.tracking.trouble import TrackingError
 
-    waiting = pending(find_root() / "runs", store=options.store)
+    root = find_root()
+    try:
+        waiting = pending(root / "runs", store=options.store)
+        store = resolve_store(options.store)
+    except TrackingError as error:
+        print(f"golden publish: {error}", file=sys.stderr)
+        return USAGE_EXIT_CODE
+    try:
+        refuse_troubled(store)
+    except TrackingError as error:
+        print(f"golden publish: {store.uri} cannot be written: {error}", file=sys.stderr)
+        print(f"0 sent, {len(waiting)} still waiting")
+        return USAGE_EXIT_CODE
     failed = 0
     for folder in waiting:
         outcome = publish_run(folder, store=options.store)
@@ -51,7 +65,7 @@ def publish(options: argparse.Namespace) -> int:
 def dashboard(options: argparse.Namespace) -> int:
     """Serves until interrupted; returns 0."""
     from validation.tracking.dashboard import serve
-    from validation.tracking.store import TrackingError
+    from validation.tracking.trouble import TrackingError
 
     try:
         serve(

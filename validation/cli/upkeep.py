@@ -12,7 +12,14 @@ from typing import Any
 from validation.bisect import bisect
 from validation.cases import Case, discover_cases, discover_faults
 from validation.check import CheckPlan, describe_source, new_run_folder, record_case
-from validation.cli.common import Progress, add_lane, add_selection, chosen_cases, lane_to_run
+from validation.cli.common import (
+    Progress,
+    add_case,
+    add_lane,
+    add_selection,
+    chosen_cases,
+    lane_to_run,
+)
 from validation.cli.proofs import prove_accepted
 from validation.config import declaration_of
 from validation.execution import RunError, RunOptions
@@ -84,7 +91,7 @@ def add_commands(commands: Any) -> None:
     )
     parser.add_argument("good", metavar="GOOD", help="a revision that passes")
     parser.add_argument("bad", metavar="BAD", help="a later revision that fails")
-    parser.add_argument("case", metavar="CASE")
+    add_case(parser)
     add_lane(parser)
 
     add(

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+import shlex
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -118,19 +120,23 @@ def conflicting_heads(path: Path) -> Mapping[str, Any]:
     return conflict if isinstance(conflict, dict) else {}
 
 
-def describe_head(path: Path) -> list[str]:
-    """A `golden.json` alone, as lines for git's diff; also one of a merge, or a damaged one."""
-    content = read_file(path)
+def describe_head(path: Path, content: bytes | None = None) -> list[str]:
+    """A `golden.json` alone as lines, one of a merge included: what git's diff compares.
+
+    Args:
+        path: of the file, for messages at least.
+        content: what it holds; None reads it.
+
+    Raises:
+        DamagedFileError: missing, or not JSON; the message begins with `path`.
+    """
+    content = read_file(path) if content is None else content
     sides = conflict_reasons(path, content)
     if sides is not None:
         return ["accepted on both sides of a merge:", *(f"  {s}: {reason}" for s, reason in sides)]
-    try:
-        head = decode_json(content, path)
-    except DamagedFileError as error:
-        return [str(error)]
     return [
         line
-        for name, value in head.items()
+        for name, value in decode_json(content, path).items()
         for line in (
             [f"{name}: {part}: {json.dumps(value[part])}" for part in sorted(value)]
             if isinstance(value, dict)
@@ -139,20 +145,29 @@ def describe_head(path: Path) -> list[str]:
     ]
 
 
-def set_up(root: Path, program: Sequence[str] = ("golden",)) -> list[str]:
+def set_up(root: Path, python: str = sys.executable) -> list[str]:
     """Tells this clone's git how goldens merge and diff; returns what it did, in lines.
 
-    `.gitattributes` is committed once for everybody; git's configuration is each clone's own.
+    The drivers name the interpreter, since git runs them outside of the environment as well, and
+    leave the work to git alone where `golden` is gone or fails. `.gitattributes` is committed once
+    for everybody; git's configuration is each clone's own.
+
+    Args:
+        root: the repository.
+        python: an interpreter that has this package.
     """
-    command = " ".join(program)
+    # -P: in a merge or a bisection the checkout's own `validation` may be any.
+    golden = f"{shlex.quote(python)} -P -m validation.cli"
+    text = f'{golden} show - <"$1" 2>/dev/null || cat "$1"'
+    plain_merge = "git merge-file -L ours -L base -L theirs %A %O %B"
     done = []
     for name, value in (
         ("merge.golden.name", "mark goldens that both sides accepted"),
-        ("merge.golden.driver", f"{command} merge-driver %O %A %B"),
-        ("diff.golden.textconv", f"{command} show"),
+        ("merge.golden.driver", f"{golden} merge-driver %O %A %B || {plain_merge}"),
+        ("diff.golden.textconv", f"sh -c {shlex.quote(text)} golden"),
     ):
         git(root, "config", name, value)
-        done.append(f"git config {name} {value!r}")
+        done.append(f"git config {name} {shlex.quote(value)}")
     attributes = root / ".gitattributes"
     lines = attributes.read_text().splitlines() if attributes.exists() else []
     if [line for line in lines if line in ATTRIBUTES] != list(ATTRIBUTES):

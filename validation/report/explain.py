@@ -1,5 +1,6 @@
 """`golden explain`: a run's first divergence and what led to it, in one screen of plain text."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from validation.report.evidence import CaseEvidence, DecodedEvidence, EventEvide
 from validation.report.gather import load_evidence
 from validation.report.wording import (
     clean,
+    diff_command,
     flat,
     headline,
     notes,
@@ -48,6 +50,13 @@ def render_explanation(run_dir: Path) -> str:
     if chosen is not None:
         evidence = load_evidence(run_dir, chosen.case) or CaseEvidence()
         lines += ["", *_explain_case(chosen, evidence, result)]
+        if chosen.first_divergence is not None:
+            bisection = shlex.join(["golden", "bisect", "GOOD", "HEAD", chosen.case])
+            lines += [
+                "",
+                "next:",
+                *(f"  {c}" for c in (diff_command(run_dir, chosen.case), bisection)),
+            ]
     others = [case for case in troubled if case is not chosen]
     if others:
         lines += ["", "also:"]
@@ -99,8 +108,6 @@ def _explain_case(case: CaseResult, evidence: CaseEvidence, result: CheckResult)
         lines += [f"  {clean(n)}: {clean(a)} -> {clean(b)}" for n, a, b in changes[:_MAX_CHANGES]]
         if len(changes) > _MAX_CHANGES:
             lines.append(f"  and {len(changes) - _MAX_CHANGES} more")
-    name = clean(case.case)
-    lines += ["", f"next: golden diff {name}   golden bisect GOOD HEAD {name}"]
     return lines
 
 

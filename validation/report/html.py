@@ -32,12 +32,14 @@ from validation.report.page import (
 from validation.report.pictures import heat_map, mask_pictures
 from validation.report.wording import (
     clean,
+    diff_command,
     flat,
     headline,
     loosening_lines,
     nearest_text,
     notes,
     number_text,
+    path_text,
     ran,
     ratio_text,
     share,
@@ -145,18 +147,20 @@ def _percent(part: int, whole: int) -> str:
 
 def _next_steps(result: CheckResult, run_dir: Path) -> tuple[str, list[str]]:
     failed = [case for case in ran(result) if case.verdict == "FAIL"]
+    explain = shlex.join(["golden", "explain", path_text(run_dir)])
     if result.verdict == "FAIL" and failed:
-        case = shlex.quote(failed[0].case)
-        run = shlex.quote(str(run_dir))
+        moved = next((c for c in failed if c.first_divergence is not None), None)
+        case = shlex.quote((moved or failed[0]).case)
+        run = shlex.quote(path_text(run_dir))
         return "Look closer, find the commit, or accept this run, if its code is committed:", [
-            f"golden explain {run}",
-            f"golden diff {case}",
+            explain,
+            *([diff_command(run_dir, moved.case)] if moved else []),
             f"golden bisect GOOD HEAD {case}",
             f"golden update {case} --from {run} --reason TEXT",
         ]
     if result.verdict == "INVALID":
         return "The gate could not prove itself. What it found, and the state of its goldens:", [
-            f"golden explain {shlex.quote(str(run_dir))}",
+            explain,
             "golden health",
         ]
     return "", []
@@ -195,7 +199,7 @@ def _case_view(
         count_note=note,
         message=clean(case.message),
         message_title="Why" if case.verdict != "PASS" else "Note",
-        open=case.verdict != "PASS" or index == 0,
+        open=index == 0,  # the worst; the table above leads to the others
         divergence=_divergence_view(divergence, evidence) if divergence is not None else None,
         curves=drawn,
         hidden_curves=hidden,

@@ -16,6 +16,8 @@ from markupsafe import Markup
 
 from validation.report.charts import CurveChart
 
+# Two rows on a wide screen; a page shall be read, not scrolled.
+_LEADING_CURVES = 4
 TONES = {
     "PASS": "pass",
     "FAIL": "fail",
@@ -157,6 +159,16 @@ class CaseView:
     def tone(self) -> str:
         """Colour name of the verdict."""
         return TONES.get(self.verdict, "skipped")
+
+    @property
+    def leading_curves(self) -> Sequence[CurveView]:
+        """The curves that are seen at once."""
+        return self.curves[:_LEADING_CURVES]
+
+    @property
+    def folded_curves(self) -> Sequence[CurveView]:
+        """The curves that a click shows."""
+        return self.curves[_LEADING_CURVES:]
 
     @property
     def masks_differ(self) -> bool:

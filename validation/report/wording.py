@@ -5,8 +5,10 @@ sink (a terminal, XML) sees them.
 """
 
 import math
+import shlex
 import unicodedata
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from validation.nearness import summary
@@ -39,6 +41,19 @@ def number_text(value: float | None) -> str:
 def where(divergence: Divergence) -> str:
     """Return the place of a divergence in one line, outermost first."""
     return clean(divergence.place)
+
+
+def diff_command(run_dir: Path, case: str) -> str:
+    """Return the command that shows all that a run's case differs in from what it was held to."""
+    base = run_dir / "base"  # what `golden check --against` leaves of the other revision
+    sides = [base, run_dir] if (base / case).is_dir() else [run_dir]
+    return shlex.join(["golden", "diff", case, *map(path_text, sides)])
+
+
+def path_text(path: Path) -> str:
+    """Return a path as short as the working directory allows."""
+    path, here = path.absolute(), Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def share(part: int, whole: int) -> str:

@@ -21,7 +21,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from validation.tracking.store import Store, TrackingError, require_mlflow, resolve_store
+from validation.tracking.store import Store, require_mlflow, resolve_store
+from validation.tracking.trouble import TrackingError, trouble_of
 
 _START_SECONDS = 90.0
 _STOP_SECONDS = 10.0
@@ -69,11 +70,10 @@ def running_server(
         yield Server(url=store.uri, process=None)
         return
     require_mlflow()
-    if store.artifacts is not None:
-        try:
-            store.artifacts.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise TrackingError(f"the store's folder cannot be written: {error}") from error
+    trouble = trouble_of(store)
+    if trouble:
+        raise TrackingError(f"the MLflow server did not start: {store.uri}: {trouble}")
+    store.prepare()
     port = port or free_port(host)
     url = f"http://{host}:{port}"
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store.uri]

@@ -7,6 +7,7 @@ and `golden publish` tries again.
 """
 
 import json
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -20,7 +21,14 @@ from validation.throughput.bench import BENCH_FILE
 from validation.tracking.bench import read_bench
 from validation.tracking.folder import VERDICT_FILE, read_check
 from validation.tracking.record import CheckRecord, RunRecord, safe_name, safe_value
-from validation.tracking.store import Store, TrackingError, quiet_client, resolve_store
+from validation.tracking.store import (
+    TRACKING_URI_VARIABLE,
+    Store,
+    quiet_client,
+    require_mlflow,
+    resolve_store,
+)
+from validation.tracking.trouble import TrackingError, trouble_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -69,12 +77,17 @@ def publish_run(run_dir: Path, *, store: str | None = None) -> PublishResult:
     Returns:
         Whether it was sent.  A failure is also kept in the folder, for `pending`.
     """
-    target = resolve_store(store)
+    try:
+        target = resolve_store(store)
+    except TrackingError as error:
+        named = store or os.environ.get(TRACKING_URI_VARIABLE, "")
+        return PublishResult(run_dir, named, False, None, str(error))
     try:
         record = read_run(run_dir)
     except (OSError, ValueError) as error:
         return PublishResult(run_dir, target.uri, False, None, f"not a readable run: {error}")
     try:
+        refuse_troubled(target)
         with filelock.FileLock(run_dir / _LOCK_FILE, timeout=60), quiet_client():
             run_id = send(record, target)
     except Exception as error:  # whatever a store, its driver or a server can raise
@@ -94,6 +107,18 @@ def publish_run(run_dir: Path, *, store: str | None = None) -> PublishResult:
     return result
 
 
+def refuse_troubled(store: Store) -> None:
+    """Refuses a store that cannot be used, before MLflow tries it again and again.
+
+    Raises:
+        TrackingError: why not.
+    """
+    require_mlflow()
+    trouble = trouble_of(store)
+    if trouble:
+        raise TrackingError(trouble)
+
+
 def read_run(run_dir: Path) -> CheckRecord:
     """Return the MLflow runs of a run folder, a check's or a benchmark's.
 
@@ -104,7 +129,11 @@ def read_run(run_dir: Path) -> CheckRecord:
 
 
 def pending(runs_dir: Path, *, store: str | None = None) -> list[Path]:
-    """Return the run folders under `runs_dir` that `store` does not hold yet, oldest first."""
+    """Return the run folders under `runs_dir` that `store` does not hold yet, oldest first.
+
+    Raises:
+        TrackingError: `store` names no store.
+    """
     target = resolve_store(store).uri
     files = (VERDICT_FILE, BENCH_FILE)
     folders = {path.parent for name in files for path in runs_dir.glob(f"*/{name}")}

@@ -1,12 +1,14 @@
 """Where runs are published: an MLflow server, or an SQLite file inside the project.
 
 `MLFLOW_TRACKING_URI` names the store; without it `mlruns/mlflow.db` under the project's root is
-used and created on first use, with artifacts beside it.
+used and created on first use, with artifacts beside it. What is wrong with a store is found before
+MLflow has it (`validation.tracking.trouble`), which would try again for minutes.
 """
 
 import importlib.util
 import logging
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,13 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
-from validation.source import RepositoryError, find_root
+from validation.files import write_atomically
+from validation.source import RepositoryError, find_root, git
+from validation.tracking.trouble import SQLITE, TrackingError, refuse_uri, scheme_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 TRACKING_URI_VARIABLE = "MLFLOW_TRACKING_URI"
-_SQLITE = "sqlite:///"
 
 # MLflow's defaults suit a long training job: seven retries with exponential waits hold a check
 # for minutes when a server is down.  A run that is not sent now is sent later, so fail early.
@@ -34,10 +37,6 @@ _CLIENT_DEFAULTS = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "GIT_PYTHON_REFRESH": "quiet",
 }
-
-
-class TrackingError(RuntimeError):
-    """The store cannot be used; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -57,15 +56,27 @@ class Store:
         """Whether a server already serves this store."""
         return self.uri.startswith(("http://", "https://", "databricks"))
 
+    @property
+    def database(self) -> Path | None:
+        """The file of an SQLite store."""
+        if not self.uri.startswith(SQLITE):
+            return None
+        return Path(unquote(self.uri.removeprefix(SQLITE)))
+
     def client(self) -> "MlflowClient":
         """Return a client of the store, creating an SQLite file on first use."""
         require_mlflow()
         import mlflow
 
-        if self.artifacts is not None:
-            _make_ignored(self.artifacts.parent)
-            self.artifacts.mkdir(parents=True, exist_ok=True)
+        self.prepare()
         return mlflow.MlflowClient(tracking_uri=self.uri)
+
+    def prepare(self) -> None:
+        """Make the folders of an SQLite store, hidden from git where they are in a checkout."""
+        if self.artifacts is not None and self.database is not None:
+            _make_ignored(self.database.parent)
+            _hide_from_git(self.database, self.artifacts)
+            self.artifacts.mkdir(parents=True, exist_ok=True)
 
 
 def _make_ignored(folder: Path) -> None:
@@ -73,6 +84,33 @@ def _make_ignored(folder: Path) -> None:
     if not folder.exists():
         folder.mkdir(parents=True)
         (folder / ".gitignore").write_text("*\n")
+
+
+def _hide_from_git(database: Path, artifacts: Path) -> None:
+    """Have this clone's git ignore a store that somebody keeps in a folder of the checkout."""
+    try:
+        root = find_root(database.parent)
+        if not (database.resolve().is_relative_to(root) and _git_sees(root, database)):
+            return
+        exclude = root / git(root, "rev-parse", "--git-path", "info/exclude").strip()
+        name, folder = (
+            re.sub(r"([\\*?\[ ])", r"\\\1", p.resolve().relative_to(root).as_posix())
+            for p in (database, artifacts)
+        )
+        text = exclude.read_text() if exclude.exists() else ""
+        separator = "" if not text or text.endswith("\n") else "\n"
+        lines = f"/{name}\n/{name}-*\n/{folder}/\n"
+        write_atomically(exclude, f"{text}{separator}{lines}".encode())
+    except (RepositoryError, OSError):
+        return  # no checkout, or one whose git is out of reach: nothing is made dirty
+
+
+def _git_sees(root: Path, path: Path) -> bool:
+    try:
+        git(root, "check-ignore", "--quiet", "--", str(path))
+    except RepositoryError:
+        return True
+    return False
 
 
 def project_root() -> Path:
@@ -88,16 +126,24 @@ def resolve_store(uri: str | None = None) -> Store:
 
     Args:
         uri: A tracking URI, or a path to an SQLite file.
+
+    Raises:
+        TrackingError: It names nothing that MLflow keeps runs in.
     """
     uri = uri or os.environ.get(TRACKING_URI_VARIABLE) or None
     if uri is None:
-        uri = f"{_SQLITE}{project_root() / 'mlruns' / 'mlflow.db'}"
-    elif "://" not in uri:
-        uri = f"{_SQLITE}{uri}"
-    if not uri.startswith(_SQLITE):
+        database = project_root() / "mlruns" / "mlflow.db"
+        return Store(f"{SQLITE}{database}", database.parent / "artifacts")
+    refuse_uri(uri)
+    if not scheme_of(uri):
+        uri = f"{SQLITE}{uri}"
+    if not uri.startswith(SQLITE):
         return Store(uri=uri, artifacts=None)
-    database = Path(unquote(uri.removeprefix(_SQLITE))).absolute()
-    return Store(uri=f"{_SQLITE}{database}", artifacts=database.parent / "artifacts")
+    database = Path(unquote(uri.removeprefix(SQLITE))).absolute()
+    return Store(
+        uri=f"{SQLITE}{database}",
+        artifacts=database.with_name(f"{database.stem}-artifacts"),
+    )
 
 
 def require_mlflow() -> None:

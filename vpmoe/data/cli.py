@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vpmoe.data.profiles import DEFAULT_PROFILE, PROFILES
+from vpmoe.shipped import shipped
 
 _EXAMPLES = """\
 examples:
@@ -50,7 +51,7 @@ def add_commands(subparsers: Any) -> None:
     inspect.set_defaults(func=_guarded(_inspect))
 
     render = commands.add_parser("render", help="show how a row is rendered, without building")
-    render.add_argument("--input", type=Path, required=True, help="rows, JSONL or Parquet")
+    render.add_argument("--input", type=shipped, required=True, help="rows, JSONL or Parquet")
     render.add_argument("--row", type=int, default=1, help="usable row of the file, from 1")
     render.add_argument("--profile", choices=sorted(PROFILES), default=DEFAULT_PROFILE)
     _add_chat_options(render)
@@ -68,7 +69,7 @@ def _add_build(commands: Any) -> None:
         "with `messages_json` as synth_harmony_v1 has it. Rows with an empty field are skipped and "
         "counted. The bytes written depend on the input and the settings alone.",
     )
-    build.add_argument("--input", type=Path, nargs="+", required=True, help="JSONL or Parquet")
+    build.add_argument("--input", type=shipped, nargs="+", required=True, help="JSONL or Parquet")
     build.add_argument("--output", type=Path, required=True, help="the dataset's folder")
     build.add_argument("--workers", type=int, default=1, help="processes that encode (1)")
     build.add_argument(

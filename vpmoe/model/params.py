@@ -6,8 +6,9 @@ import argparse
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
+
+from vpmoe.shipped import shipped
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
         description="Count the parameters of a preset by component, total and active per token.",
     )
     parser.add_argument(
-        "--config", type=Path, required=True, metavar="FILE", help="a preset, configs/*.toml"
+        "--config", type=shipped, required=True, metavar="FILE", help="a preset, configs/*.toml"
     )
     parser.add_argument(
         "--optimizer",

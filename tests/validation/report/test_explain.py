@@ -71,7 +71,18 @@ def test_a_failure_in_one_screen(tmp_path: Path) -> None:
     assert "torch: 2.10.0 -> 2.11.0" in text
     assert "threads" not in text
     assert "the [dog] sat" in text
+    assert f"golden diff moe {tmp_path}\n" in text
     assert "golden bisect GOOD HEAD moe" in text
+
+
+def test_the_next_command_knows_what_a_run_was_held_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = folder(tmp_path / "runs" / "a run", broken_from=7)
+    monkeypatch.chdir(tmp_path)
+    assert "golden diff moe 'runs/a run'\n" in render_explanation(run)
+    (run / "base" / "moe").mkdir(parents=True)
+    assert "golden diff moe 'runs/a run/base' 'runs/a run'\n" in render_explanation(run)
 
 
 def test_the_first_event_of_all_can_be_the_divergence(tmp_path: Path) -> None:

@@ -284,3 +284,17 @@ def test_a_large_mask_is_cropped_around_its_first_difference() -> None:
     assert "query 3000, key 2872" in picture.note
     assert picture.new
     assert len(picture.both) < 20_000
+
+
+def test_what_is_long_is_folded_and_needs_no_script_to_open(tmp_path: Path) -> None:
+    evidence = moe_evidence()
+    many = [*evidence.curves, *(curve(f"norm_{n}", bad_from=4) for n in range(8))]
+    result = check(Verdict.FAIL, FAILED, PASSED)
+    page = render_report(result, {FAILED.case: replace(evidence, curves=many)}, tmp_path)
+    seen = re.sub(r"<details class=\"more\">.*?</details>", "", page, flags=re.DOTALL)
+    assert seen.count('<figure class="chart') == 4
+    assert page.count('<figure class="chart') == 10
+    assert 'class="heat"' in page
+    assert 'class="heat"' not in seen
+    assert page.count('<details class="card case') == 2
+    assert len(re.findall(r"<details class=\"card case[^>]* open>", page)) == 1
