@@ -11,8 +11,8 @@ from typing import Any
 
 from validation.files import MAX_JSON_BYTES, DamagedFileError
 from validation.goldens import GoldenStore
+from validation.goldens.layout import HEAD
 from validation.goldens.merge import describe_head
-from validation.goldens.store import HEAD
 from validation.trace import Trace, load_trace
 from validation.trace.storage import HEAD as TRACE_HEAD
 from validation.verdict import jsonable
