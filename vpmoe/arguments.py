@@ -7,6 +7,7 @@ Megatron's parser closes some choices (`--tokenizer-type`, `--position-embedding
 from __future__ import annotations
 
 import argparse
+import re
 
 from vpmoe.data.arguments import add_data_args, validate_data_args
 from vpmoe.model.arguments import add_model_args, validate_model_args
@@ -19,6 +20,14 @@ _WIDENED_CHOICES = {
     "--optimizer": "normuon",
 }
 
+_DESCRIPTION = (
+    "Train. Flags are Megatron-LM's and vpMoE's; --config FILE, a preset such as "
+    "configs/vpmoe-tiny.toml, puts its flags before them, so that those given here win."
+)
+
+# argparse fills `%(default)s` and the like into a help text; any other % is meant as a percentage.
+_PERCENT = re.compile(r"%%|%\(\w+\)[a-z]|%")
+
 
 def add_vpmoe_args(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Adds vpMoE's flags to Megatron's parser; Megatron's `extra_args_provider`."""
@@ -28,7 +37,19 @@ def add_vpmoe_args(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     add_data_args(parser)
     add_model_args(parser)
     add_optimizer_args(parser)
+    escape_percentages(parser)
+    parser.description = _DESCRIPTION
     return parser
+
+
+def escape_percentages(parser: argparse.ArgumentParser) -> None:
+    """Lets argparse print help texts with a bare `%`, on which `--help` would fail.
+
+    Some of Megatron's have one ("90% by default"). `%%` and `%(name)s` stay what they are.
+    """
+    for action in parser._actions:
+        if isinstance(action.help, str):
+            action.help = _PERCENT.sub(lambda m: "%%" if m[0] == "%" else m[0], action.help)
 
 
 def validate_vpmoe_args(args: argparse.Namespace) -> None:
