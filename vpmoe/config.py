@@ -304,6 +304,8 @@ def _check_attention(fields: Mapping[str, Any]) -> None:
         for field in ("window_size", "tpa_rank", "tpa_q_rank"):
             if field not in fields:
                 raise PresetError(f"{field}: required by use_tpa")
+        if not fields.get("disable_bias_linear"):
+            raise PresetError("disable_bias_linear: must be true, the factors of use_tpa have none")
     elif "tpa_rank" in fields or "tpa_q_rank" in fields:
         raise PresetError("tpa_rank, tpa_q_rank: set without use_tpa = true")
     rotates = fields.get("position_embedding_type") in ("rope", "grapem")
@@ -319,6 +321,8 @@ def _check_attention(fields: Mapping[str, Any]) -> None:
 def _check_experts(fields: Mapping[str, Any]) -> None:
     if "num_experts" not in fields:
         return
+    if "moe_shared_expert_intermediate_size" in fields and not fields.get("disable_bias_linear"):
+        raise PresetError("disable_bias_linear: must be true, shared experts have no bias")
     groups = fields.get("moe_router_num_groups")
     group_topk = fields.get("moe_router_group_topk")
     if (groups is None) != (group_topk is None):

@@ -21,7 +21,7 @@ import torch
 from vpmoe.config import PresetError, expand_preset_flags
 from vpmoe.runtime import detect_lane
 from vpmoe.runtime.lane import in_words
-from vpmoe.runtime.patches import replaced, skip_helper_build
+from vpmoe.runtime.patches import interval_means, replaced, skip_helper_build
 
 # A preset is enough to start: what Megatron insists on and a user has no reason to choose.
 _DEFAULT_FLAGS = ("--eval-interval", "1000000", "--no-one-logger", "--ckpt-format", "torch_dist")
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with _process_environment(), _determinism_restored():
         if os.environ["RANK"] == "0":
             print(f"vpmoe pretrain: {in_words(lane)}", file=sys.stderr, flush=True)
-        with lane.activate(), skip_helper_build():
+        with lane.activate(), skip_helper_build(), interval_means():
             _train(flags)
     return 0
 

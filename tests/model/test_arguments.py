@@ -40,6 +40,10 @@ ACCEPTED: dict[str, Any] = {
     "use_tpa": True,
     "tpa_rank": 2,
     "tpa_q_rank": 4,
+    "add_bias_linear": False,
+    "add_qkv_bias": False,
+    "num_experts": 16,
+    "moe_shared_expert_intermediate_size": 256,
 }
 
 
@@ -93,6 +97,12 @@ def test_the_architecture_is_accepted() -> None:
         ({"tpa_rank": None}, "--tpa-rank is missing"),
         ({"tpa_q_rank": None}, "--tpa-q-rank is missing"),
         ({"tpa_rank": 0}, "--tpa-rank 0"),
+        ({"add_qkv_bias": True}, "--add-qkv-bias"),
+        (
+            {"add_bias_linear": True, "moe_shared_expert_intermediate_size": None},
+            "--use-tpa: its factors have no bias",
+        ),
+        ({"add_bias_linear": True}, "shared experts have no bias"),
         ({"tensor_model_parallel_size": 4}, "at least the tensor-parallel size 4"),
         (
             {"num_query_groups": 4, "tensor_model_parallel_size": 3},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -29,10 +30,15 @@ def runs(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     tiny = ["--config", str(repository / "configs/vpmoe-tiny.toml")]
     tiny += ["--synth-kd-data", str(folder / "data"), "--global-batch-size", "2"]
     saved = str(folder / "checkpoint")
+    saving = ["--save", saved, "--save-interval", "2"]
+    resumed = ["--train-iters", str(STEPS), "--load", saved]
     flags = {
         "straight": ["--train-iters", str(STEPS)],
-        "first half": ["--train-iters", str(STEPS), "--save", saved, "--exit-interval", "2"],
-        "second half": ["--train-iters", str(STEPS), "--load", saved],
+        "first half": ["--train-iters", str(STEPS), "--exit-interval", "2", *saving],
+        "second half": resumed,
+        "lines of two": ["--train-iters", str(STEPS), "--log-interval", "2"],
+        "resumed lines of two": [*resumed, "--log-interval", "2"],
+        "resumed lines of three": [*resumed, "--log-interval", "3"],
         "deterministic": ["--train-iters", "2", "--deterministic-mode"],
         "exit interval": ["--train-iters", str(STEPS), "--exit-interval", "1"],
         "refused": ["--train-iters", "1", "--attention-dropout", "0.1"],
@@ -67,8 +73,38 @@ def test_it_trains_and_loss_falls(runs: dict[str, dict[str, Any]]) -> None:
 
 
 def test_saved_and_resumed_equals_straight_bit_for_bit(runs: dict[str, dict[str, Any]]) -> None:
-    halves = runs["first half"]["curve"] + runs["second half"]["curve"]
+    first, second = runs["first half"], runs["second half"]
+    assert (first["error"], second["error"]) == (None, None), runs["log"]["text"][-4000:]
+    assert len(first["curve"]) == 2
+    halves = first["curve"] + second["curve"]
     assert halves == runs["straight"]["curve"]
+
+
+@pytest.mark.parametrize(
+    ("name", "intervals"),
+    [
+        ("straight", {1: [1], 2: [2], 3: [3], 4: [4]}),
+        ("first half", {1: [1], 2: [2]}),
+        ("second half", {3: [3], 4: [4]}),
+        # The first iteration of a run has a line of its own, and stays in its interval.
+        ("lines of two", {1: [1], 2: [1, 2], 4: [3, 4]}),
+        ("resumed lines of two", {3: [3], 4: [3, 4]}),
+        ("resumed lines of three", {3: [3]}),
+    ],
+)
+def test_each_line_of_the_log_is_the_mean_since_its_interval_began(
+    runs: dict[str, dict[str, Any]], name: str, intervals: dict[int, list[int]]
+) -> None:
+    losses = [step["lm_loss"] for step in runs["straight"]["curve"]]
+    printed = {}
+    for line in runs[name]["lines"]:
+        iteration, loss = (
+            re.search(pattern, line) for pattern in (r"iteration +(\d+)/", r" lm loss: (\S+) ")
+        )
+        if iteration and loss:
+            printed[int(iteration[1])] = float(loss[1])
+    means = {last: sum(losses[n - 1] for n in of) / len(of) for last, of in intervals.items()}
+    assert printed == {last: pytest.approx(mean, rel=1e-6) for last, mean in means.items()}
 
 
 def test_deterministic_mode_runs_and_is_left(runs: dict[str, dict[str, Any]]) -> None:

@@ -114,6 +114,11 @@ def _validate_support(args: argparse.Namespace) -> None:
             f"--attention-dropout {args.attention_dropout}: no attention kernel of vpMoE drops "
             "out; use 0"
         )
+    if args.add_bias_linear and args.num_experts and args.moe_shared_expert_intermediate_size:
+        raise ValueError(
+            "--moe-shared-expert-intermediate-size: Megatron's shared experts have no bias, which "
+            "every linear layer has unless --disable-bias-linear is passed"
+        )
     if args.fp8 or getattr(args, "fp4", None):
         raise ValueError("--fp8-format, --fp4-format: vpMoE trains in fp32, fp16 or bf16")
 
@@ -208,6 +213,15 @@ def _validate_tpa(args: argparse.Namespace) -> None:
             raise ValueError(f"--use-tpa: {flag} is missing")
         if rank < 1:
             raise ValueError(f"{flag} {rank} must be positive")
+    if args.add_qkv_bias:
+        raise ValueError(
+            "--add-qkv-bias: the factors of --use-tpa have no bias; leave out one of the two"
+        )
+    if args.add_bias_linear:
+        raise ValueError(
+            "--use-tpa: its factors have no bias, which every linear layer has unless "
+            "--disable-bias-linear is passed"
+        )
     groups, tp = _query_groups(args), args.tensor_model_parallel_size
     if groups < tp:
         raise ValueError(
