@@ -10,8 +10,12 @@ import argparse
 import re
 
 from vpmoe.data.arguments import add_data_args, validate_data_args
-from vpmoe.model.arguments import add_model_args, validate_model_args
-from vpmoe.optimizer.arguments import add_optimizer_args, validate_optimizer_args
+from vpmoe.model.arguments import add_model_args, refuse_model_args, validate_model_args
+from vpmoe.optimizer.arguments import (
+    add_optimizer_args,
+    refuse_optimizer_args,
+    validate_optimizer_args,
+)
 from vpmoe.tokenizer.arguments import add_tokenizer_args, validate_tokenizer_args
 
 _WIDENED_CHOICES = {
@@ -50,6 +54,19 @@ def escape_percentages(parser: argparse.ArgumentParser) -> None:
     for action in parser._actions:
         if isinstance(action.help, str):
             action.help = _PERCENT.sub(lambda m: "%%" if m[0] == "%" else m[0], action.help)
+
+
+def refuse_vpmoe_args(args: argparse.Namespace) -> None:
+    """Refuses what vpMoE never does, before Megatron checks its flags.
+
+    Megatron's own checks ask for further flags, which vpMoE would then refuse
+    (`--optimizer-cpu-offload` for `--use-precision-aware-optimizer`).
+
+    Raises:
+        ValueError: a flag that vpMoE has no use for; the message says what to do.
+    """
+    refuse_model_args(args)
+    refuse_optimizer_args(args)
 
 
 def validate_vpmoe_args(args: argparse.Namespace) -> None:

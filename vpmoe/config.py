@@ -20,6 +20,7 @@ from typing import Any
 PADDED_VOCAB_SIZE = 201088
 
 _NORMUON_ONLY = ("normuon_", "polar_express_")
+_RATES = (("lr", "min_lr"), ("normuon_aux_lr", "normuon_aux_min_lr"))
 
 # Table -> field -> type. A field is the Megatron (or vpMoE) flag of the same name.
 _FIELDS: dict[str, dict[str, type]] = {
@@ -185,7 +186,8 @@ def expand_preset_flags(argv: list[str]) -> list[str]:
     """Replaces `--config FILE` by the flags that the preset renders to.
 
     The preset's flags are put first, wherever `--config` stood, so that explicit flags win. Where
-    they choose another optimizer, the preset's flags for NorMuon alone are left out.
+    they choose another optimizer, the preset's flags for NorMuon alone are left out. Where they set
+    a learning rate below the preset's minimum, the minimum keeps the preset's ratio to it.
 
     Raises:
         PresetError: `--config` without a file, given twice, or an unusable preset.
@@ -210,7 +212,23 @@ def expand_preset_flags(argv: list[str]) -> list[str]:
     if _last_value(rest, "--optimizer") not in (None, "normuon"):
         fields = {k: v for k, v in loaded.fields.items() if not k.startswith(_NORMUON_ONLY)}
         loaded = Preset(loaded.name, fields)
-    return loaded.to_flags() + rest
+    return Preset(loaded.name, _lowered_minima(loaded.fields, rest)).to_flags() + rest
+
+
+def _lowered_minima(fields: Mapping[str, Any], words: list[str]) -> dict[str, Any]:
+    """The fields, with minimum learning rates that stay below the maxima of the command line."""
+    lowered = dict(fields)
+    for high, low in _RATES:
+        given = _last_value(words, "--" + high.replace("_", "-"))
+        if given is None or low not in fields:
+            continue
+        try:
+            rate = float(given)
+        except ValueError:  # the parser refuses it
+            continue
+        if 0 < rate < fields[low]:
+            lowered[low] = rate * fields[low] / fields.get(high, fields[low])
+    return lowered
 
 
 def _last_value(words: list[str], flag: str) -> str | None:

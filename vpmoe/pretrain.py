@@ -21,7 +21,12 @@ import torch
 from vpmoe.config import PresetError, expand_preset_flags
 from vpmoe.runtime import detect_lane
 from vpmoe.runtime.lane import in_words
-from vpmoe.runtime.patches import interval_means, replaced, skip_helper_build
+from vpmoe.runtime.patches import (
+    interval_means,
+    replaced,
+    resumable_schedule,
+    skip_helper_build,
+)
 
 # A preset is enough to start: what Megatron insists on and a user has no reason to choose.
 _DEFAULT_FLAGS = ("--eval-interval", "1000000", "--no-one-logger", "--ckpt-format", "torch_dist")
@@ -47,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with _process_environment(), _determinism_restored():
         if os.environ["RANK"] == "0":
             print(f"vpmoe pretrain: {in_words(lane)}", file=sys.stderr, flush=True)
-        with lane.activate(), skip_helper_build(), interval_means():
+        with lane.activate(), skip_helper_build(), interval_means(), resumable_schedule():
             _train(flags)
     return 0
 
@@ -61,7 +66,7 @@ def _train(flags: list[str]) -> None:
     from megatron.training.global_vars import set_global_variables
     from megatron.training.training import destroy_global_state
 
-    from vpmoe.arguments import add_vpmoe_args, validate_vpmoe_args
+    from vpmoe.arguments import add_vpmoe_args, refuse_vpmoe_args, validate_vpmoe_args
     from vpmoe.data.dataset import train_valid_test_datasets_provider
     from vpmoe.model.builder import model_provider
     from vpmoe.optimizer.megatron import install as install_optimizer
@@ -71,6 +76,7 @@ def _train(flags: list[str]) -> None:
     install_optimizer()
     with replaced(sys, "argv", ["vpmoe pretrain", *flags]):
         args = parse_args(add_vpmoe_args)
+    refuse_vpmoe_args(args)
     validate_args(args, {})
     validate_vpmoe_args(args)
     try:

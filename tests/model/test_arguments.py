@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from vpmoe.model.arguments import add_model_args, validate_model_args
+from vpmoe.model.arguments import add_model_args, refuse_model_args, validate_model_args
 
 ACCEPTED: dict[str, Any] = {
     "context_parallel_size": 1,
@@ -47,8 +47,15 @@ ACCEPTED: dict[str, Any] = {
 }
 
 
+def check(values: dict[str, Any]) -> None:
+    """What comes before Megatron's own checks, and after."""
+    args = argparse.Namespace(**values)
+    refuse_model_args(args)
+    validate_model_args(args)
+
+
 def test_the_architecture_is_accepted() -> None:
-    validate_model_args(argparse.Namespace(**ACCEPTED))
+    check(ACCEPTED)
 
 
 @pytest.mark.parametrize(
@@ -112,12 +119,12 @@ def test_the_architecture_is_accepted() -> None:
 )
 def test_refusals(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        validate_model_args(argparse.Namespace(**{**ACCEPTED, **changes}))
+        check({**ACCEPTED, **changes})
 
 
 def test_both_encodings_on_a_layer_when_asked_for_by_name() -> None:
     changes = {"no_rope_freq": None, "grape_a_with_rotation": True}
-    validate_model_args(argparse.Namespace(**{**ACCEPTED, **changes}))
+    check({**ACCEPTED, **changes})
 
 
 def test_flags_parse() -> None:

@@ -68,3 +68,33 @@ def interval_means() -> Iterator[None]:
 
     with replaced(training, "training_log", training_log):
         yield
+
+
+@contextlib.contextmanager
+def resumable_schedule() -> Iterator[None]:
+    """Lets a resumed run have another `--train-iters`, and says what to do where schedules differ.
+
+    Megatron saves the number of iterations over which weight decay rises, which follows
+    `--train-iters`, and asserts that it is the same in a resumed run, also where the decay is
+    constant and nothing depends on it.
+    """
+    from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+
+    original = OptimizerParamScheduler.load_state_dict
+
+    @functools.wraps(original)
+    def load_state_dict(self: Any, state: dict[str, Any]) -> None:
+        if self.wd_incr_style == state.get("wd_incr_style") == "constant":
+            state = {**state, "wd_incr_steps": self.wd_incr_steps}
+        try:
+            original(self, state)
+        except AssertionError as error:
+            raise ValueError(
+                f"{error}. Give the flag of the schedule its saved value, --lr-decay-iters where "
+                "--train-iters alone set it; or go on with this run's schedule: "
+                "--override-opt-param-scheduler, or the saved one: "
+                "--use-checkpoint-opt-param-scheduler"
+            ) from error
+
+    with replaced(OptimizerParamScheduler, "load_state_dict", load_state_dict):
+        yield
