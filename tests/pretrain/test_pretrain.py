@@ -39,6 +39,11 @@ def runs(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
         "lines of two": ["--train-iters", str(STEPS), "--log-interval", "2"],
         "resumed lines of two": [*resumed, "--log-interval", "2"],
         "resumed lines of three": [*resumed, "--log-interval", "3"],
+        "another seed": ["--train-iters", "1", "--seed", "4321"],
+        "dropout": ["--train-iters", "1", "--hidden-dropout", "0.1"],
+        "dropout again": ["--train-iters", "1", "--hidden-dropout", "0.1"],
+        "longer": ["--train-iters", str(STEPS + 2), "--exit-interval", str(STEPS), *resumed[2:]],
+        "another schedule": [*resumed, "--lr-decay-iters", "50"],
         "deterministic": ["--train-iters", "2", "--deterministic-mode"],
         "exit interval": ["--train-iters", str(STEPS), "--exit-interval", "1"],
         "refused": ["--train-iters", "1", "--attention-dropout", "0.1"],
@@ -105,6 +110,33 @@ def test_each_line_of_the_log_is_the_mean_since_its_interval_began(
             printed[int(iteration[1])] = float(loss[1])
     means = {last: sum(losses[n - 1] for n in of) / len(of) for last, of in intervals.items()}
     assert printed == {last: pytest.approx(mean, rel=1e-6) for last, mean in means.items()}
+
+
+def test_a_resumed_run_may_be_longer_than_it_was_planned(runs: dict[str, dict[str, Any]]) -> None:
+    assert runs["longer"]["error"] is None
+    assert runs["longer"]["curve"] == runs["straight"]["curve"][2:]
+
+
+def test_another_schedule_is_refused_with_the_flags_that_settle_it(
+    runs: dict[str, dict[str, Any]],
+) -> None:
+    error = runs["another schedule"]["error"]
+    for word in (
+        "total number of iterations",
+        "--lr-decay-iters",
+        "--override-opt-param-scheduler",
+    ):
+        assert word in error
+    assert runs["another schedule"]["curve"] == []
+
+
+def test_everything_random_follows_the_seed(runs: dict[str, dict[str, Any]]) -> None:
+    straight, other = (runs[name]["curve"][0] for name in ("straight", "another seed"))
+    assert other["lm_loss"] != straight["lm_loss"]
+    assert other["grad_norm"] != straight["grad_norm"]
+    dropped = runs["dropout"]["curve"]
+    assert dropped == runs["dropout again"]["curve"]
+    assert dropped[0]["lm_loss"] != straight["lm_loss"]
 
 
 def test_deterministic_mode_runs_and_is_left(runs: dict[str, dict[str, Any]]) -> None:

@@ -160,12 +160,8 @@ def _validate_positions(args: argparse.Namespace) -> None:
             f"--position-embedding-type {kind}: vpMoE has grapem, rope (Megatron's) and none"
         )
     if kind == "grapem":
-        if args.apply_rope_fusion:
-            raise ValueError("GRAPE-M: apply_rope_fusion is not supported; pass --no-rope-fusion")
         if args.flash_decode:
             raise ValueError("GRAPE-M: --flash-decode is for inference; leave it out")
-        if getattr(args, "use_flashinfer_fused_rope", False):
-            raise ValueError("GRAPE-M: --use-flashinfer-fused-rope is for inference; leave it out")
         if args.kv_channels % 2:
             raise ValueError(
                 f"GRAPE-M rotates planes: --kv-channels {args.kv_channels} is odd; use an even "
