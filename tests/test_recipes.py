@@ -34,7 +34,7 @@ DOCUMENTS = [
 ]
 _BLOCK = re.compile(
     r"(?:^<!-- not run by a test: (?P<why>[^\n]+?) -->\n\n?)?"
-    r"(?:^```(?:bash|console)\n(?P<fenced>.*?)^```$|^\n?(?P<indented>(?:^ {4}.*\n)+))",
+    r"(?:^```(?:bash|console)\n(?P<fenced>.*?)^```$|^\n?(?P<indented>(?:^ {4}[^\n]*\n)+))",
     re.MULTILINE | re.DOTALL,
 )
 _PROGRAM = re.compile(r"(vpmoe|golden|python|torchrun|pytest|pip|docker|git|tox) (?!\w+:)")
@@ -72,7 +72,7 @@ def commands_in(name: str, text: str) -> Iterator[Command]:
     """The commands of a document's shell blocks, in order."""
     for block in _BLOCK.finditer(text):
         content = block["fenced"] or block["indented"]
-        for line in re.sub(r" *\\\n\s*", " ", content).splitlines():
+        for line in re.sub(r" *\\\n\s*|\n\s+(?=\[--)", " ", content).splitlines():
             command, _, comment = line.strip().removeprefix("$ ").partition(" #")
             command, why = re.sub(r" +", " ", command.strip()), block["why"]
             if re.search(r"\bGPUs?\b", comment):
