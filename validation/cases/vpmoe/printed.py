@@ -114,8 +114,9 @@ class _Log:
             if name.startswith(_TIMES):
                 continue
             value, unit = float(text), last_digit(text)
-            # What is printed is rounded: a unit of its last digit is nobody's change.
-            grain = unit / abs(value) if value and unit < 1 else None
+            # What is printed is rounded: a unit of its last digit is nobody's change. Counts and
+            # scales are exact.
+            grain = unit / abs(value) if value and unit < 0.01 else None
             self.recorder.curve(step, f"printed_{_slug(name)}/{self.run}", value, grain=grain)
             if name.endswith("loss") and name in self._logged:
                 self._record_mean(step, name, value, unit)
