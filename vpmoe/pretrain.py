@@ -13,6 +13,7 @@ import contextlib
 import os
 import socket
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -39,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: flags without the program's name; `sys.argv[1:]` when None.
 
     Raises:
-        ValueError: a combination of flags that vpMoE refuses.
+        ValueError: a combination of flags that vpMoE or Megatron refuses.
+        AssertionError: one that Megatron refuses with a message of its own.
         SystemExit: Megatron's parser refused a flag.
     """
     given = list(sys.argv[1:] if argv is None else argv)
@@ -77,7 +79,14 @@ def _train(flags: list[str]) -> None:
     with replaced(sys, "argv", ["vpmoe pretrain", *flags]):
         args = parse_args(add_vpmoe_args)
     refuse_vpmoe_args(args)
-    validate_args(args, {})
+    try:
+        validate_args(args, {})
+    except AssertionError as error:
+        if error.args:
+            raise
+        # Some of Megatron's assertions have no message: what is asserted names the flag.
+        asserted = traceback.extract_tb(error.__traceback__)[-1].line
+        raise ValueError(f"Megatron refuses the flags: it has `{asserted}`") from error
     validate_vpmoe_args(args)
     try:
         set_global_variables(args)

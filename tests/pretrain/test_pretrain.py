@@ -47,6 +47,7 @@ def runs(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
         "deterministic": ["--train-iters", "2", "--deterministic-mode"],
         "exit interval": ["--train-iters", str(STEPS), "--exit-interval", "1"],
         "refused": ["--train-iters", "1", "--attention-dropout", "0.1"],
+        "no interval": ["--train-iters", "1", "--save", saved],
         "wrong vocabulary": ["--train-iters", "1", "--padded-vocab-size", "201216"],
     }
     plan = [
@@ -157,7 +158,11 @@ def test_exit_interval_stops_early_on_the_same_course(runs: dict[str, dict[str, 
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("refused", "--attention-dropout 0.1"), ("wrong vocabulary", "201088")],
+    [
+        ("refused", "--attention-dropout 0.1"),
+        ("no interval", "assert args.save_interval is not None"),
+        ("wrong vocabulary", "201088"),
+    ],
 )
 def test_refusals_name_what_is_wrong(
     runs: dict[str, dict[str, Any]], name: str, words: str
