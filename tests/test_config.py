@@ -125,3 +125,36 @@ def test_explicit_flags_come_after_the_preset(repository: Path) -> None:
     for broken in (["--config"], ["--config", "--lr"], ["--config", path, "--config", path]):
         with pytest.raises(PresetError, match="--config"):
             expand_preset_flags(broken)
+
+
+@pytest.mark.parametrize(
+    ("words", "minimum"),
+    [
+        (["--normuon-aux-lr", "1e-4"], 1e-5),  # 3e-3 falls to 3e-4 in the preset
+        (["--normuon-aux-lr=1e-4"], 1e-5),
+        (["--normuon-aux-lr", "3e-4"], 3e-4),
+        (["--normuon-aux-lr", "1e-2"], 3e-4),
+        (["--normuon-aux-lr", "1e-4", "--normuon-aux-lr", "1e-2"], 3e-4),
+        (["--normuon-aux-lr", "nonsense"], 3e-4),  # the parser refuses it
+        (["--lr", "1e-4"], 3e-4),
+    ],
+)
+def test_a_presets_minimum_rate_stays_below_a_maximum_of_the_command_line(
+    repository: Path, words: list[str], minimum: float
+) -> None:
+    flags = expand_preset_flags(["--config", str(repository / "configs/vpmoe-tiny.toml"), *words])
+    found = float(flags[flags.index("--normuon-aux-min-lr") + 1])
+    assert found == pytest.approx(minimum, rel=1e-9)
+
+
+def test_a_preset_with_tpa_or_shared_experts_has_no_biases(
+    repository: Path, tmp_path: Path
+) -> None:
+    text = (repository / "configs/vpmoe-tiny.toml").read_text()
+    path = tmp_path / "biased.toml"
+    path.write_text(text.replace("disable_bias_linear = true\n", ""))
+    with pytest.raises(PresetError, match="disable_bias_linear: must be true"):
+        load_preset(path)
+    path.write_text(path.read_text().replace("use_tpa = true", "").replace("tpa_", "# tpa_"))
+    with pytest.raises(PresetError, match="shared experts have no bias"):
+        load_preset(path)

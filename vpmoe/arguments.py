@@ -7,10 +7,15 @@ Megatron's parser closes some choices (`--tokenizer-type`, `--position-embedding
 from __future__ import annotations
 
 import argparse
+import re
 
 from vpmoe.data.arguments import add_data_args, validate_data_args
-from vpmoe.model.arguments import add_model_args, validate_model_args
-from vpmoe.optimizer.arguments import add_optimizer_args, validate_optimizer_args
+from vpmoe.model.arguments import add_model_args, refuse_model_args, validate_model_args
+from vpmoe.optimizer.arguments import (
+    add_optimizer_args,
+    refuse_optimizer_args,
+    validate_optimizer_args,
+)
 from vpmoe.tokenizer.arguments import add_tokenizer_args, validate_tokenizer_args
 
 _WIDENED_CHOICES = {
@@ -18,6 +23,14 @@ _WIDENED_CHOICES = {
     "--position-embedding-type": "grapem",
     "--optimizer": "normuon",
 }
+
+_DESCRIPTION = (
+    "Train. Flags are Megatron-LM's and vpMoE's; --config FILE, a preset such as "
+    "configs/vpmoe-tiny.toml, puts its flags before them, so that those given here win."
+)
+
+# argparse fills `%(default)s` and the like into a help text; any other % is meant as a percentage.
+_PERCENT = re.compile(r"%%|%\(\w+\)[a-z]|%")
 
 
 def add_vpmoe_args(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -28,7 +41,32 @@ def add_vpmoe_args(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     add_data_args(parser)
     add_model_args(parser)
     add_optimizer_args(parser)
+    escape_percentages(parser)
+    parser.description = _DESCRIPTION
     return parser
+
+
+def escape_percentages(parser: argparse.ArgumentParser) -> None:
+    """Lets argparse print help texts with a bare `%`, on which `--help` would fail.
+
+    Some of Megatron's have one ("90% by default"). `%%` and `%(name)s` stay what they are.
+    """
+    for action in parser._actions:
+        if isinstance(action.help, str):
+            action.help = _PERCENT.sub(lambda m: "%%" if m[0] == "%" else m[0], action.help)
+
+
+def refuse_vpmoe_args(args: argparse.Namespace) -> None:
+    """Refuses what vpMoE never does, before Megatron checks its flags.
+
+    Megatron's own checks ask for further flags, which vpMoE would then refuse
+    (`--optimizer-cpu-offload` for `--use-precision-aware-optimizer`).
+
+    Raises:
+        ValueError: a flag that vpMoE has no use for; the message says what to do.
+    """
+    refuse_model_args(args)
+    refuse_optimizer_args(args)
 
 
 def validate_vpmoe_args(args: argparse.Namespace) -> None:

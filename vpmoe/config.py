@@ -23,6 +23,7 @@ PADDED_VOCAB_SIZE = 201088
 
 _NORMUON_ONLY = ("normuon_", "polar_express_")
 _TOKENIZER_ONLY = ("tokenizer_type", "padded_vocab_size")
+_RATES = (("lr", "min_lr"), ("normuon_aux_lr", "normuon_aux_min_lr"))
 
 # Table -> field -> type. A field is the Megatron (or vpMoE) flag of the same name.
 _FIELDS: dict[str, dict[str, type]] = {
@@ -191,7 +192,8 @@ def expand_preset_flags(argv: list[str]) -> list[str]:
 
     The preset's flags are put first, wherever `--config` stood, so that explicit flags win. Where
     they choose another optimizer, the preset's flags for NorMuon alone are left out, and its
-    tokenizer's where they have Megatron build another.
+    tokenizer's where they have Megatron build another. Where they set a learning rate below the
+    preset's minimum, the minimum keeps the preset's ratio to it.
 
     Raises:
         PresetError: `--config` without a file, given twice, or an unusable preset.
@@ -219,7 +221,23 @@ def expand_preset_flags(argv: list[str]) -> list[str]:
     if "--legacy-tokenizer" in rest:
         fields = {k: v for k, v in loaded.fields.items() if k not in _TOKENIZER_ONLY}
         loaded = Preset(loaded.name, fields)
-    return loaded.to_flags() + rest
+    return Preset(loaded.name, _lowered_minima(loaded.fields, rest)).to_flags() + rest
+
+
+def _lowered_minima(fields: Mapping[str, Any], words: list[str]) -> dict[str, Any]:
+    """The fields, with minimum learning rates that stay below the maxima of the command line."""
+    lowered = dict(fields)
+    for high, low in _RATES:
+        given = _last_value(words, "--" + high.replace("_", "-"))
+        if given is None or low not in fields:
+            continue
+        try:
+            rate = float(given)
+        except ValueError:  # the parser refuses it
+            continue
+        if 0 < rate < fields[low]:
+            lowered[low] = rate * fields[low] / fields.get(high, fields[low])
+    return lowered
 
 
 def _last_value(words: list[str], flag: str) -> str | None:
@@ -313,6 +331,8 @@ def _check_attention(fields: Mapping[str, Any]) -> None:
         for field in ("window_size", "tpa_rank", "tpa_q_rank"):
             if field not in fields:
                 raise PresetError(f"{field}: required by use_tpa")
+        if not fields.get("disable_bias_linear"):
+            raise PresetError("disable_bias_linear: must be true, the factors of use_tpa have none")
     elif "tpa_rank" in fields or "tpa_q_rank" in fields:
         raise PresetError("tpa_rank, tpa_q_rank: set without use_tpa = true")
     rotates = fields.get("position_embedding_type") in ("rope", "grapem")
@@ -328,6 +348,8 @@ def _check_attention(fields: Mapping[str, Any]) -> None:
 def _check_experts(fields: Mapping[str, Any]) -> None:
     if "num_experts" not in fields:
         return
+    if "moe_shared_expert_intermediate_size" in fields and not fields.get("disable_bias_linear"):
+        raise PresetError("disable_bias_linear: must be true, shared experts have no bias")
     groups = fields.get("moe_router_num_groups")
     group_topk = fields.get("moe_router_group_topk")
     if (groups is None) != (group_topk is None):

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -20,7 +21,12 @@ import torch
 from vpmoe.config import PresetError, expand_preset_flags
 from vpmoe.runtime import detect_lane
 from vpmoe.runtime.lane import in_words
-from vpmoe.runtime.patches import replaced, skip_helper_build
+from vpmoe.runtime.patches import (
+    interval_means,
+    replaced,
+    resumable_schedule,
+    skip_helper_build,
+)
 
 # A preset is enough to start: what Megatron insists on and a user has no reason to choose.
 _DEFAULT_FLAGS = ("--eval-interval", "1000000", "--no-one-logger", "--ckpt-format", "torch_dist")
@@ -33,7 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: flags without the program's name; `sys.argv[1:]` when None.
 
     Raises:
-        ValueError: a combination of flags that vpMoE refuses.
+        ValueError: a combination of flags that vpMoE or Megatron refuses.
+        AssertionError: one that Megatron refuses with a message of its own.
         SystemExit: Megatron's parser refused a flag.
     """
     given = list(sys.argv[1:] if argv is None else argv)
@@ -46,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with _process_environment(), _determinism_restored():
         if os.environ["RANK"] == "0":
             print(f"vpmoe pretrain: {in_words(lane)}", file=sys.stderr, flush=True)
-        with lane.activate(), skip_helper_build():
+        with lane.activate(), skip_helper_build(), interval_means(), resumable_schedule():
             _train(flags)
     return 0
 
@@ -60,7 +67,7 @@ def _train(flags: list[str]) -> None:
     from megatron.training.global_vars import set_global_variables
     from megatron.training.training import destroy_global_state
 
-    from vpmoe.arguments import add_vpmoe_args, validate_vpmoe_args
+    from vpmoe.arguments import add_vpmoe_args, refuse_vpmoe_args, validate_vpmoe_args
     from vpmoe.data import dataset, plain
     from vpmoe.model.builder import model_provider
     from vpmoe.model.limits import limits_without_effect
@@ -71,7 +78,15 @@ def _train(flags: list[str]) -> None:
     install_optimizer()
     with replaced(sys, "argv", ["vpmoe pretrain", *flags]):
         args = parse_args(add_vpmoe_args)
-    validate_args(args, {})
+    refuse_vpmoe_args(args)
+    try:
+        validate_args(args, {})
+    except AssertionError as error:
+        if error.args:
+            raise
+        # Some of Megatron's assertions have no message: what is asserted names the flag.
+        asserted = traceback.extract_tb(error.__traceback__)[-1].line
+        raise ValueError(f"Megatron refuses the flags: it has `{asserted}`") from error
     validate_vpmoe_args(args)
     if args.rank == 0:
         for limit in limits_without_effect(args):

@@ -36,9 +36,8 @@ def one_shard(
 
 
 def _config(tokenizer: O200kHarmonyTokenizer, **more: Any) -> GPTDatasetConfig:
-    flags = {"reset_position_ids": True, "reset_attention_mask": True} | more
+    flags = {"reset_position_ids": True, "reset_attention_mask": True, "random_seed": SEED} | more
     return GPTDatasetConfig(
-        random_seed=SEED,
         sequence_length=LENGTH,
         tokenizer=tokenizer,
         eod_mask_loss=False,
@@ -50,6 +49,17 @@ def _samples(
     folder: Path, tokenizer: O200kHarmonyTokenizer, count: int | None = None, **more: Any
 ) -> SynthKDDataset:
     return SynthKDDataset(DocumentStore(folder, "train"), count, _config(tokenizer, **more))
+
+
+def test_the_order_follows_the_seed_and_nothing_else(
+    one_shard: Path, tokenizer: O200kHarmonyTokenizer
+) -> None:
+    one, again, other = (
+        [dataset.pieces(index) for index in range(len(dataset))]
+        for dataset in (_samples(one_shard, tokenizer, 40, random_seed=s) for s in (1, 1, 2))
+    )
+    assert one == again
+    assert sum(a != b for a, b in zip(one, other, strict=False)) > len(one) / 2
 
 
 @pytest.mark.parametrize("count", [None, 5, 1000, 1300])

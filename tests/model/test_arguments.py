@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from vpmoe.model.arguments import add_model_args, validate_model_args
+from vpmoe.model.arguments import add_model_args, refuse_model_args, validate_model_args
 
 ACCEPTED: dict[str, Any] = {
     "context_parallel_size": 1,
@@ -27,7 +27,6 @@ ACCEPTED: dict[str, Any] = {
     "num_query_groups": 2,
     "kv_channels": 128,
     "position_embedding_type": "grapem",
-    "apply_rope_fusion": False,
     "flash_decode": False,
     "no_rope_freq": 4,
     "window_size": (127, 0),
@@ -40,6 +39,9 @@ ACCEPTED: dict[str, Any] = {
     "use_tpa": True,
     "tpa_rank": 2,
     "tpa_q_rank": 4,
+    "add_bias_linear": False,
+    "add_qkv_bias": False,
+    "moe_shared_expert_intermediate_size": 256,
     "num_experts": 256,
     "moe_router_topk": 4,
     "moe_router_num_groups": 8,
@@ -51,8 +53,15 @@ ACCEPTED: dict[str, Any] = {
 }
 
 
+def check(values: dict[str, Any]) -> None:
+    """What comes before Megatron's own checks, and after."""
+    args = argparse.Namespace(**values)
+    refuse_model_args(args)
+    validate_model_args(args)
+
+
 def test_the_architecture_is_accepted() -> None:
-    validate_model_args(argparse.Namespace(**ACCEPTED))
+    check(ACCEPTED)
 
 
 @pytest.mark.parametrize(
@@ -72,9 +81,7 @@ def test_the_architecture_is_accepted() -> None:
             "leave out --rampup-batch-size",
         ),
         ({"position_embedding_type": "learned_absolute"}, "learned_absolute"),
-        ({"apply_rope_fusion": True}, "apply_rope_fusion"),
         ({"flash_decode": True}, "--flash-decode"),
-        ({"use_flashinfer_fused_rope": True}, "flashinfer"),
         ({"kv_channels": 127}, "--kv-channels 127"),
         ({"grapem_log_freq_scale": 0.0}, "--grapem-log-freq-scale"),
         ({"position_embedding_type": "none", "grapem_per_head": True}, "--grapem-"),
@@ -101,6 +108,12 @@ def test_the_architecture_is_accepted() -> None:
         ({"tpa_rank": None}, "--tpa-rank is missing"),
         ({"tpa_q_rank": None}, "--tpa-q-rank is missing"),
         ({"tpa_rank": 0}, "--tpa-rank 0"),
+        ({"add_qkv_bias": True}, "--add-qkv-bias"),
+        (
+            {"add_bias_linear": True, "moe_shared_expert_intermediate_size": None},
+            "--use-tpa: its factors have no bias",
+        ),
+        ({"add_bias_linear": True}, "shared experts have no bias"),
         ({"tensor_model_parallel_size": 4}, "at least the tensor-parallel size 4"),
         (
             {"num_query_groups": 4, "tensor_model_parallel_size": 3},
@@ -120,7 +133,7 @@ def test_the_architecture_is_accepted() -> None:
 )
 def test_refusals(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        validate_model_args(argparse.Namespace(**{**ACCEPTED, **changes}))
+        check({**ACCEPTED, **changes})
 
 
 @pytest.mark.parametrize(
@@ -133,12 +146,12 @@ def test_refusals(changes: dict[str, Any], message: str) -> None:
     ],
 )
 def test_other_routings_are_accepted(changes: dict[str, Any]) -> None:
-    validate_model_args(argparse.Namespace(**{**ACCEPTED, **changes}))
+    check({**ACCEPTED, **changes})
 
 
 def test_both_encodings_on_a_layer_when_asked_for_by_name() -> None:
     changes = {"no_rope_freq": None, "grape_a_with_rotation": True}
-    validate_model_args(argparse.Namespace(**{**ACCEPTED, **changes}))
+    check({**ACCEPTED, **changes})
 
 
 def test_flags_parse() -> None:

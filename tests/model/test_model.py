@@ -35,6 +35,7 @@ def fields_of(config: Any) -> dict[str, Any]:
             "window_attn_skip_freq",
         )
     }
+    fields["disable_bias_linear"] = not config.add_bias_linear
     fields["padded_vocab_size"] = VOCABULARY
     if config.num_moe_experts is not None:
         fields |= {
@@ -73,6 +74,11 @@ def component(name: str) -> str:
         {"num_moe_experts": None, "grapem_per_head": True},
         {"window_size": None, "window_attn_skip_freq": None, "use_tpa": False, "grape_a": False},
         {"moe_layer_freq": [1, 0, 0, 1], "moe_shared_expert_intermediate_size": None},
+        {
+            "use_tpa": False,
+            "add_bias_linear": True,
+            "moe_shared_expert_intermediate_size": None,
+        },
     ],
 )
 def test_table_equals_the_built_model(
@@ -89,7 +95,7 @@ def test_table_equals_the_built_model(
     assert sum(found.values()) == table.total
     if model.config.num_moe_experts is not None:
         layers = sum(model.config.moe_layer_freq)
-        idle = layers * (4 - 2) * 2 * 32 * 8
+        idle = layers * (4 - 2) * (2 * 32 * 8 + model.config.add_bias_linear * (32 + 8))
         assert table.active == table.total - idle
 
 

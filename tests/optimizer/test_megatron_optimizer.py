@@ -207,23 +207,6 @@ def test_bf16_models_step_on_fp32_main_weights(build: Callable[..., Any]) -> Non
 
 
 @pytest.mark.parametrize(
-    ("field", "flag"),
-    [
-        ("use_distributed_optimizer", "--use-distributed-optimizer"),
-        ("use_layer_wise_distributed_optimizer", "--use-distributed-optimizer"),
-        ("optimizer_cpu_offload", "--optimizer-cpu-offload"),
-        ("use_precision_aware_optimizer", "--use-precision-aware-optimizer"),
-        ("fp16", "--fp16"),
-    ],
-)
-def test_refused_at_start_up_by_name(field: str, flag: str) -> None:
-    args = parsed()
-    setattr(args, field, True)
-    with pytest.raises(ValueError, match=flag):
-        validate_optimizer_args(args)
-
-
-@pytest.mark.parametrize(
     "words",
     [
         ["--normuon-momentum", "1"],
@@ -283,5 +266,6 @@ def test_flags_without_normuon_are_refused() -> None:
 def parsed(*words: str) -> argparse.Namespace:
     args = add_optimizer_args(argparse.ArgumentParser()).parse_args(words)
     args.optimizer, args.lr, args.min_lr = "normuon", 1e-2, 1e-3
+    args.decoupled_lr = args.decoupled_min_lr = None
     args.optimizer_cuda_graph, args.tensor_model_parallel_size = False, 1
     return args

@@ -1,8 +1,8 @@
 """Runs `vpmoe pretrain` several times from one warm process: python warm_runs.py PLAN.json
 
 PLAN.json is a list of {"flags": [...], "out": FILE}. Megatron is imported once; every run is a
-fork of that process. A run leaves in `out` its exit code, the error if it raised one, and the exact
-loss, gradient norm and learning rate of every step.
+fork of that process. A run leaves in `out` its exit code, the error if it raised one, the exact
+loss, gradient norm and learning rate of every step, and the lines that the training log printed.
 """
 
 from __future__ import annotations
@@ -29,16 +29,24 @@ def run(flags: list[str], out: Path) -> None:
     from vpmoe.pretrain import main
 
     curve: list[dict[str, Any]] = []
-    log = training.training_log
+    lines: list[str] = []
+    log, show = training.training_log, training.print_rank_last
+
+    def recording_print(line: str) -> None:
+        lines.append(line)
+        show(line)
 
     def recording_log(losses: Any, total: Any, *args: Any, **kwargs: Any) -> Any:
         loss = losses["lm loss"].item() if losses else None
         curve.append({"lm_loss": loss, "learning_rate": args[0], "grad_norm": float(args[5])})
         return log(losses, total, *args, **kwargs)
 
-    result: dict[str, Any] = {"curve": curve, "error": None, "code": None}
+    result: dict[str, Any] = {"curve": curve, "lines": lines, "error": None, "code": None}
     try:
-        with replaced(training, "training_log", recording_log):
+        with (
+            replaced(training, "training_log", recording_log),
+            replaced(training, "print_rank_last", recording_print),
+        ):
             result["code"] = main(flags)
     except SystemExit as stop:
         result["code"] = stop.code

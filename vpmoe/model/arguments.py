@@ -90,12 +90,11 @@ def add_model_args(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
 
 def validate_model_args(args: argparse.Namespace) -> None:
-    """Refuses what the model cannot do, each with its own message.
+    """Checks the model's flags together, after Megatron has checked and expanded its own.
 
     Raises:
         ValueError: the combination and the flag that would mend it.
     """
-    _validate_support(args)
     if args.use_tpa or args.tpa_rank is not None or args.tpa_q_rank is not None:
         _validate_tpa(args)
     _validate_graphs(args)
@@ -104,7 +103,12 @@ def validate_model_args(args: argparse.Namespace) -> None:
     _validate_routing(args)
 
 
-def _validate_support(args: argparse.Namespace) -> None:
+def refuse_model_args(args: argparse.Namespace) -> None:
+    """Refuses what the model cannot do, each with its own message; reads flags as they were given.
+
+    Raises:
+        ValueError: the flag, and what to do.
+    """
     if args.context_parallel_size > 1:
         raise ValueError(
             f"--context-parallel-size {args.context_parallel_size}: vpMoE's windows, ALiBi "
@@ -115,16 +119,26 @@ def _validate_support(args: argparse.Namespace) -> None:
     if getattr(args, "mtp_num_layers", None):
         raise ValueError("--mtp-num-layers: vpMoE has no multi-token prediction; leave it out")
     if args.normalization != "RMSNorm":
-        raise ValueError(f"--normalization {args.normalization}: vpMoE has RMSNorm only")
+        raise ValueError(
+            f"--normalization {args.normalization}: vpMoE has RMSNorm only; use --normalization "
+            "RMSNorm"
+        )
     if not args.untie_embeddings_and_output_weights:
-        raise ValueError("vpMoE does not tie embeddings: --untie-embeddings-and-output-weights")
+        raise ValueError(
+            "vpMoE does not tie embeddings; pass --untie-embeddings-and-output-weights"
+        )
     if args.attention_dropout:
         raise ValueError(
             f"--attention-dropout {args.attention_dropout}: no attention kernel of vpMoE drops "
             "out; use 0"
         )
+    if args.add_bias_linear and args.num_experts and args.moe_shared_expert_intermediate_size:
+        raise ValueError(
+            "--moe-shared-expert-intermediate-size: Megatron's shared experts have no bias, which "
+            "every linear layer has unless --disable-bias-linear is passed"
+        )
     if args.fp8 or getattr(args, "fp4", None):
-        raise ValueError("--fp8-format, --fp4-format: vpMoE trains in fp32, fp16 or bf16")
+        raise ValueError("--fp8-format, --fp4-format: vpMoE trains in fp32 or bf16; use --bf16")
 
 
 def _validate_graphs(args: argparse.Namespace) -> None:
@@ -155,14 +169,13 @@ def _validate_positions(args: argparse.Namespace) -> None:
             f"--position-embedding-type {kind}: vpMoE has grapem, rope (Megatron's) and none"
         )
     if kind == "grapem":
-        if args.apply_rope_fusion:
-            raise ValueError("GRAPE-M: apply_rope_fusion is not supported; pass --no-rope-fusion")
         if args.flash_decode:
-            raise ValueError("GRAPE-M: --flash-decode is not supported; it is training only")
-        if getattr(args, "use_flashinfer_fused_rope", False):
-            raise ValueError("GRAPE-M: flashinfer's fused RoPE is not supported")
+            raise ValueError("GRAPE-M: --flash-decode is for inference; leave it out")
         if args.kv_channels % 2:
-            raise ValueError(f"GRAPE-M rotates planes: --kv-channels {args.kv_channels} is odd")
+            raise ValueError(
+                f"GRAPE-M rotates planes: --kv-channels {args.kv_channels} is odd; use an even "
+                "number"
+            )
         if args.grapem_log_freq_scale <= 0:
             raise ValueError(
                 f"--grapem-log-freq-scale {args.grapem_log_freq_scale} must be positive"
@@ -174,7 +187,7 @@ def _validate_positions(args: argparse.Namespace) -> None:
         if groups % tp:
             raise ValueError(
                 f"--grapem-per-head: {groups} KV groups don't divide among {tp} tensor-parallel "
-                "ranks"
+                f"ranks; use a tensor-parallel size that divides {groups}"
             )
 
 
@@ -185,10 +198,14 @@ def _validate_attention(args: argparse.Namespace) -> None:
         args.tensor_model_parallel_size,
     )
     if heads % groups:
-        raise ValueError(f"--num-query-groups {groups} does not divide {heads} attention heads")
+        raise ValueError(
+            f"--num-query-groups {groups} does not divide {heads} attention heads; use a number "
+            f"that divides {heads}"
+        )
     if groups % tp:
         raise ValueError(
-            f"--num-query-groups {groups} does not divide among {tp} tensor-parallel ranks"
+            f"--num-query-groups {groups} does not divide among {tp} tensor-parallel ranks; use a "
+            f"tensor-parallel size that divides {groups}"
         )
     if args.window_size is None and args.window_attn_skip_freq is not None:
         raise ValueError("--window-attn-skip-freq: needs --window-size")
@@ -216,10 +233,20 @@ def _validate_tpa(args: argparse.Namespace) -> None:
             raise ValueError(f"--use-tpa: {flag} is missing")
         if rank < 1:
             raise ValueError(f"{flag} {rank} must be positive")
+    if args.add_bias_linear:
+        raise ValueError(
+            "--use-tpa: its factors have no bias, which every linear layer has unless "
+            "--disable-bias-linear is passed"
+        )
+    if args.add_qkv_bias:
+        raise ValueError(
+            "--add-qkv-bias: the factors of --use-tpa have no bias; leave out one of the two"
+        )
     groups, tp = _query_groups(args), args.tensor_model_parallel_size
     if groups < tp:
         raise ValueError(
-            f"--use-tpa: num_query_groups {groups} must be at least the tensor-parallel size {tp}"
+            f"--use-tpa: num_query_groups {groups} must be at least the tensor-parallel size {tp}; "
+            f"use a tensor-parallel size of at most {groups}"
         )
 
 

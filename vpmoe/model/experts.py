@@ -40,10 +40,11 @@ class GroupedExperts(MegatronModule):
     ) -> None:
         super().__init__(config=config)
         del name
-        if config.gated_linear_unit or config.add_bias_linear:
-            raise ValueError("grouped experts have no gate and no bias; use sequential ones")
-        if config.moe_apply_probs_on_input:
-            raise ValueError("grouped experts weigh their outputs; use sequential ones")
+        refusal = grouping_refusal(config)
+        if refusal is not None:
+            raise ValueError(
+                f"--expert-kernel {config.expert_kernel}: {refusal}; use --expert-kernel sequential"
+            )
         assert config.moe_ffn_hidden_size is not None
         self.num_local_experts = num_local_experts
         self.ep_group, self.tp_group = pg_collection.ep, pg_collection.expt_tp
@@ -138,6 +139,17 @@ class GroupedExperts(MegatronModule):
         for name in [n for n in state_dict if n.startswith(prefix) and "._extra_state" in n]:
             del state_dict[name]
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def grouping_refusal(config: VpmoeConfig) -> str | None:
+    """Why the routed experts of a configuration cannot be `GroupedExperts`, or None."""
+    if config.gated_linear_unit:
+        return "grouped experts have no gate (--swiglu)"
+    if config.add_bias_linear:
+        return "grouped experts have no bias (--disable-bias-linear leaves it out)"
+    if config.moe_apply_probs_on_input:
+        return "grouped experts weigh their outputs, not their inputs (--moe-apply-probs-on-input)"
+    return None
 
 
 def grouped_linear(x: torch.Tensor, weight: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:

@@ -22,6 +22,8 @@ from vpmoe.model.config import VpmoeConfig
 
 _LAYER = re.compile(r"decoder\.layers\.(\d+)\.")
 _EXPERT = re.compile(r"experts\.local_experts\.(\d+)\.")
+# Vectors whose modules set them: the norms' ones, zero softmax offsets, GRAPE-M's frequencies.
+_SET_BY_MODULE = ("layernorm.weight", "softmax_offset", "grapem.phi")
 
 
 @torch.no_grad()
@@ -31,22 +33,28 @@ def initialize_weights(
     seed: int,
     pg_collection: ProcessGroupCollection,
 ) -> None:
-    """Draws every matrix of the model; vectors keep what their modules set (norms, offsets, phi).
+    """Gives every parameter its initial value; none is left as it was allocated.
 
-    Projections into the residual stream are drawn with the configuration's
+    Matrices are drawn: projections into the residual stream with the configuration's
     `output_layer_init_method`, embeddings with `embedding_init_method`, everything else with
-    `init_method`.
+    `init_method`. Biases are zero. Norms, softmax offsets and phi keep what their modules set.
 
     Args:
-        model: a pipeline stage whose matrices may be uninitialised.
+        model: a pipeline stage whose matrices and biases may be uninitialised.
         config: vpMoE's configuration.
         seed: of the run.
         pg_collection: process groups; `tp`, `ep` and `expt_tp` are used.
+
+    Raises:
+        ValueError: a parameter that no rule covers, by name.
     """
     assert config.num_moe_experts is None or pg_collection.ep is not None
     local_experts = (config.num_moe_experts or 0) // get_pg_size(pg_collection.ep)
     first_expert = get_pg_rank(pg_collection.ep) * local_experts
     for name, parameter in global_parameters(model):
+        if parameter.ndim < 2:
+            _fill_vector(name, parameter)
+            continue
         for part, matrix in _matrices(name, parameter, first_expert):
             group = pg_collection.expt_tp if _EXPERT.search(part) else pg_collection.tp
             _draw(part, matrix, parameter, _method(part, config), seed, group)
@@ -67,10 +75,17 @@ def global_parameters(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Pa
         yield name, parameter
 
 
+def _fill_vector(name: str, parameter: torch.nn.Parameter) -> None:
+    if name.endswith(".bias"):
+        parameter.zero_()
+    elif not name.endswith(_SET_BY_MODULE):
+        raise ValueError(f"{name}: no rule says how this parameter starts")
+
+
 def _matrices(
     name: str, parameter: torch.nn.Parameter, first_expert: int
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yields the matrices of a parameter with their global names; none for vectors."""
+    """Yields the matrices of a parameter with their global names."""
     if parameter.ndim == 2:
         found = _EXPERT.search(name)
         if found:
@@ -80,9 +95,13 @@ def _matrices(
     elif parameter.ndim == 3:
         # Stacked experts, named as the sequential ones.
         stem, _, weight = name.rpartition(".")
-        linear = {"weight1": "linear_fc1", "weight2": "linear_fc2"}[weight]
+        linear = {"weight1": "linear_fc1", "weight2": "linear_fc2"}.get(weight)
+        if linear is None:
+            raise ValueError(f"{name}: no rule says what these stacked matrices are")
         for index, matrix in enumerate(parameter):
             yield f"{stem}.local_experts.{first_expert + index}.{linear}.weight", matrix
+    else:
+        raise ValueError(f"{name}: no rule says how a parameter of {parameter.ndim} axes starts")
 
 
 def _method(name: str, config: VpmoeConfig) -> Callable[[torch.Tensor], object]:

@@ -59,12 +59,13 @@ def meta_model(flags: Sequence[str]) -> Iterator[tuple[argparse.Namespace, Any]]
 def _arguments(flags: list[str]) -> argparse.Namespace:
     from megatron.training.arguments import parse_args, validate_args
 
-    from vpmoe.arguments import add_vpmoe_args
+    from vpmoe.arguments import add_vpmoe_args, refuse_vpmoe_args
     from vpmoe.model.arguments import validate_model_args
     from vpmoe.optimizer.arguments import validate_optimizer_args
 
     with replaced(sys, "argv", ["vpmoe params", *flags]):
         args: argparse.Namespace = parse_args(add_vpmoe_args)
+    refuse_vpmoe_args(args)
     validate_args(args, {"eval_interval": 1})
     # Data is not needed, so its flags are not checked.
     validate_model_args(args)

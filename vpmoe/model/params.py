@@ -44,19 +44,20 @@ def count_parameters(fields: Mapping[str, Any]) -> ParameterTable:
     moe = _moe_layers(fields)
     local = [n for n in layers if _is_local(fields, n)]
     tpa = bool(fields.get("use_tpa"))
-    full = _attention(fields) + hidden * (
-        fields["num_attention_heads"] * channels + 2 * fields["num_query_groups"] * channels
-    )
+    qkv_rows = (fields["num_attention_heads"] + 2 * fields["num_query_groups"]) * channels
+    # A linear layer's inputs, and one more for its bias.
+    width = hidden + (not fields.get("disable_bias_linear"))
+    full = _attention(fields) + width * qkv_rows
     factored = _attention(fields) + hidden * _tpa_rows(fields) if tpa else full
     experts = len(moe) * fields.get("num_experts", 0)
-    expert = 2 * hidden * fields.get("moe_ffn_hidden_size", fields["ffn_hidden_size"])
+    expert = _mlp(fields, fields.get("moe_ffn_hidden_size", fields["ffn_hidden_size"]))
     components = {
         "embeddings": 2 * fields["padded_vocab_size"] * hidden,
         "grapem": _grapem(fields),
         "local_attention": len(local) * factored,
         "global_attention": (len(layers) - len(local)) * full,
-        "dense_ffn": (len(layers) - len(moe)) * 2 * hidden * fields["ffn_hidden_size"],
-        "routers": experts * hidden,
+        "dense_ffn": (len(layers) - len(moe)) * _mlp(fields, fields["ffn_hidden_size"]),
+        "routers": experts * width,
         "experts": experts * expert,
         "shared_experts": len(moe)
         * 2
@@ -69,11 +70,19 @@ def count_parameters(fields: Mapping[str, Any]) -> ParameterTable:
 
 
 def _attention(fields: Mapping[str, Any]) -> int:
-    """Output projection, QK-norm and softmax offsets of one layer."""
+    """Output projection with its bias, QK-norm and softmax offsets of one layer."""
     heads, channels = fields["num_attention_heads"], fields["kv_channels"]
     norm = 2 * channels if fields.get("qk_layernorm") else 0
     offset = heads if fields.get("softmax_type") == "learnable" else 0
-    return int(heads * channels * fields["hidden_size"] + norm + offset)
+    bias = 0 if fields.get("disable_bias_linear") else fields["hidden_size"]
+    return int(heads * channels * fields["hidden_size"] + bias + norm + offset)
+
+
+def _mlp(fields: Mapping[str, Any], width: int) -> int:
+    """The two matrices, and biases, of a feed-forward layer or expert."""
+    hidden = int(fields["hidden_size"])
+    biases = 0 if fields.get("disable_bias_linear") else width + hidden
+    return 2 * hidden * width + biases
 
 
 def _tpa_rows(fields: Mapping[str, Any]) -> int:

@@ -67,6 +67,10 @@ class TensorProductQKV(MegatronModule):
         assert config.tpa_q_rank is not None
         assert config.kv_channels is not None
         assert config.num_query_groups is not None
+        if config.add_bias_linear or config.add_qkv_bias:
+            raise ValueError(
+                "TPA's factors have no bias; set add_bias_linear and add_qkv_bias to False"
+            )
         self.tp_group = tp_group
         size = get_pg_size(tp_group)
         if config.num_query_groups % size:

@@ -14,13 +14,17 @@ TP_MODES = ("duplicated", "distributed", "blockwise")
 # Attribute -> flag: each takes the weights or the state away from the step on whole matrices.
 _REFUSED = {
     "use_distributed_optimizer": "--use-distributed-optimizer",
-    "use_layer_wise_distributed_optimizer": "--use-distributed-optimizer",
+    "overlap_param_gather": "--overlap-param-gather",
+    "overlap_param_gather_with_optimizer_step": "--overlap-param-gather-with-optimizer-step",
     "optimizer_cpu_offload": "--optimizer-cpu-offload",
     "use_precision_aware_optimizer": "--use-precision-aware-optimizer",
     "use_torch_fsdp2": "--use-torch-fsdp2",
     "use_megatron_fsdp": "--use-megatron-fsdp",
     "fp16": "--fp16",
+    "use_mup": "--use-mup",
 }
+# Megatron has them for its precision-aware optimizer alone.
+_DTYPES = ("main_grads_dtype", "main_params_dtype", "exp_avg_dtype", "exp_avg_sq_dtype")
 
 
 def add_optimizer_args(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -70,11 +74,31 @@ def add_optimizer_args(parser: argparse.ArgumentParser) -> argparse.ArgumentPars
     return parser
 
 
+def refuse_optimizer_args(args: argparse.Namespace) -> None:
+    """Refuses what NorMuon's step excludes; reads flags as they were given.
+
+    Raises:
+        ValueError: the flag, and what to do.
+    """
+    if args.optimizer != "normuon":
+        return
+    for name, flag in _REFUSED.items():
+        if getattr(args, name):
+            raise ValueError(f"--optimizer normuon does not support {flag}; leave it out")
+    for name in _DTYPES:
+        if getattr(args, name) != "fp32":
+            flag = "--" + name.replace("_", "-")
+            raise ValueError(
+                f"--optimizer normuon keeps gradients, weights and state in fp32: {flag} "
+                f"{getattr(args, name)}; leave it out"
+            )
+
+
 def validate_optimizer_args(args: argparse.Namespace) -> None:
     """Checks NorMuon's flags, after Megatron has checked its own.
 
     Raises:
-        ValueError: a flag out of range, one that NorMuon excludes, or an unusable JSON file.
+        ValueError: a flag out of range, two that exclude each other, or an unusable JSON file.
     """
     if args.optimizer != "normuon":
         for name in ("normuon_aux_lr", "normuon_aux_min_lr", "polar_express_coeffs_path"):
@@ -82,9 +106,6 @@ def validate_optimizer_args(args: argparse.Namespace) -> None:
                 flag = "--" + name.replace("_", "-")
                 raise ValueError(f"{flag} needs --optimizer normuon, not {args.optimizer}")
         return
-    for name, flag in _REFUSED.items():
-        if getattr(args, name, False):
-            raise ValueError(f"--optimizer normuon does not support {flag}; leave it out")
     if args.optimizer_cuda_graph:
         if not torch.cuda.is_available():
             raise ValueError("--optimizer-cuda-graph: there is no CUDA device; leave it out")
@@ -103,12 +124,23 @@ def validate_optimizer_args(args: argparse.Namespace) -> None:
             "--polar-express-safety-factor must be in [0, 1), found "
             f"{args.polar_express_safety_factor}"
         )
-    max_lr = args.lr if args.normuon_aux_lr is None else args.normuon_aux_lr
-    min_lr = args.min_lr if args.normuon_aux_min_lr is None else args.normuon_aux_min_lr
-    if max_lr is not None and not 0.0 <= (min_lr or 0.0) <= max_lr:
-        raise ValueError(
-            f"the parameters of AdamW would have a minimum learning rate of {min_lr} and a maximum "
-            f"of {max_lr}; see --normuon-aux-lr and --normuon-aux-min-lr"
-        )
+    _validate_rates(args)
     if args.polar_express_coeffs_path is not None:
         load_coefficients(args.polar_express_coeffs_path)
+
+
+def _validate_rates(args: argparse.Namespace) -> None:
+    """Checks the learning rates of AdamW's parameters; those of --lr itself Megatron checks."""
+    high, low = args.lr, args.min_lr
+    for kind, prefix in (
+        ("parameters of AdamW", "normuon_aux"),
+        ("embedding and output", "decoupled"),
+    ):
+        own, own_low = getattr(args, f"{prefix}_lr"), getattr(args, f"{prefix}_min_lr")
+        high, low = (high if own is None else own), (low if own_low is None else own_low)
+        if high is not None and not 0.0 <= (low or 0.0) <= high:
+            flag = "--" + prefix.replace("_", "-")
+            raise ValueError(
+                f"the {kind} would have a minimum learning rate of {low} and a maximum of {high}; "
+                f"set {flag}-min-lr to at most {high}, or {flag}-lr to at least {low}"
+            )

@@ -149,10 +149,7 @@ def install() -> None:
             return built
         from megatron.training import get_args
 
-        options = get_args()
-        if getattr(options, "use_mup", False):
-            raise ValueError("--optimizer normuon does not support --use-mup; leave it out")
-        return build_optimizer(config, model_chunks, options, kwargs.get("pg_collection"))
+        return build_optimizer(config, model_chunks, get_args(), kwargs.get("pg_collection"))
 
     get_megatron_optimizer.builds_normuon = True  # type: ignore[attr-defined]
     training.get_megatron_optimizer = get_megatron_optimizer

@@ -227,6 +227,22 @@ CASES = (
     ),
     _layout("pp", "pipeline parallel", "--pipeline-model-parallel-size", "2", same=_ONE_REPLICA),
     Case(
+        name="printed",
+        description="what the tiny vpMoE prints and logs, after a start and after a resume",
+        lanes=("cpu",),
+        target="validation.cases.vpmoe.printed:run",
+        settings={
+            "preset": "configs/vpmoe-tiny.toml",
+            "conversations": "data/sample/conversations.jsonl",
+            "flags": ["--train-iters", "4"],
+            "save_after": 2,
+            "log_intervals": [1, 2],
+        },
+        preload=WARM,
+        needs=Needs(modules=MODULES),
+        arithmetic="wide",
+    ),
+    Case(
         name="schedules",
         description="layers, windows, slopes, frequencies and optimizer routing of the presets",
         lanes=("cpu",),

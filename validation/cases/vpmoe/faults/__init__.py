@@ -8,6 +8,7 @@ from validation.cases.vpmoe.faults import (
     data,
     experts,
     gradients,
+    log,
     numerics,
     optimizer,
     parallel,
@@ -28,6 +29,7 @@ _MODULES = (
     numerics,
     parallel,
     resume,
+    log,
 )
 
 FAULTS = tuple(fault for module in _MODULES for fault in declared(module.__name__))

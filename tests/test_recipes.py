@@ -1,0 +1,171 @@
+"""The commands of README.md and docs/: run, or at least parsed, or marked with why they are not.
+
+`vpmoe` commands run in a scratch folder, trainings for two iterations. `golden` commands go through
+its parser: the repository's own would train for minutes. `docs/own-loop.md` is walked by a test of
+its own. A block that no test can run says so in a line above it, `<!-- not run by a test: WHY -->`,
+a command that needs a GPU in its comment.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from validation.cli.main import build_parser as golden_parser
+from vpmoe.cli import _parser as vpmoe_parser
+from vpmoe.cli import main as vpmoe
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+DOCUMENTS = [
+    path
+    for path in (REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md")))
+    if path.name != "own-loop.md"
+]
+_BLOCK = re.compile(
+    r"(?:^<!-- not run by a test: (?P<why>[^\n]+?) -->\n\n?)?"
+    r"(?:^```(?:bash|console)\n(?P<fenced>.*?)^```$|^\n?(?P<indented>(?:^ {4}[^\n]*\n)+))",
+    re.MULTILINE | re.DOTALL,
+)
+_PROGRAM = re.compile(r"(vpmoe|golden|python|torchrun|pytest|pip|docker|git|tox) (?!\w+:)")
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command of a document.
+
+    Attributes:
+        document: the file's name.
+        text: without continuation lines and comments.
+        synopsis: whether it shows what may be given, in brackets.
+        why: why it is not run, if so.
+    """
+
+    document: str
+    text: str
+    synopsis: bool
+    why: str | None
+
+    @property
+    def words(self) -> list[str]:
+        """As a shell splits it, with the data of the scratch folder for `DIR`."""
+        words = shlex.split(self.text.removesuffix(" ..."))
+        return ["runs/data" if word == "DIR" else word for word in words]
+
+    @property
+    def trains(self) -> bool:
+        """Whether it starts Megatron."""
+        return self.text.startswith("vpmoe pretrain ")
+
+
+def commands_in(name: str, text: str) -> Iterator[Command]:
+    """The commands of a document's shell blocks, in order."""
+    for block in _BLOCK.finditer(text):
+        content = block["fenced"] or block["indented"]
+        for line in re.sub(r" *\\\n\s*|\n\s+(?=\[--)", " ", content).splitlines():
+            command, _, comment = line.strip().removeprefix("$ ").partition(" #")
+            command, why = re.sub(r" +", " ", command.strip()), block["why"]
+            if re.search(r"\bGPUs?\b", comment):
+                why = comment
+            if block["indented"] and not _PROGRAM.match(command):
+                continue
+            if command and not command.startswith(("#", "[")):
+                yield Command(name, command, "[--" in command, why)
+
+
+COMMANDS = [command for path in DOCUMENTS for command in commands_in(path.name, path.read_text())]
+RUN = list(dict.fromkeys(c for c in COMMANDS if c.why is None and not c.synopsis))
+
+
+def test_the_documents_commands_are_found() -> None:
+    texts = [command.text for command in COMMANDS]
+    assert "vpmoe tokenizer verify" in texts
+    assert "golden list" in texts
+    assert any(text.endswith("--load runs/checkpoint") for text in texts)
+    assert len(COMMANDS) > 50
+
+
+def test_every_command_has_a_test_or_says_why_not() -> None:
+    treated = ("vpmoe ", "golden ", "git ", "source ")
+    left = [f"{c.document}: {c.text}" for c in RUN if not c.text.startswith(treated)]
+    assert left == []
+
+
+@pytest.mark.parametrize("command", [c for c in RUN if c.text.startswith("golden ")], ids=str)
+def test_a_golden_command_parses(command: Command) -> None:
+    options = golden_parser().parse_args(command.words[1:])
+    assert callable(options.func)
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.synopsis], ids=str)
+def test_a_synopsis_names_flags_that_exist(command: Command) -> None:
+    parser = vpmoe_parser()
+    for word in command.text.split()[1:]:
+        if word.startswith("-"):
+            break
+        (action,) = (a for a in parser._actions if a.choices)
+        parser = action.choices[word]  # type: ignore[index, call-overload]
+    known = set(parser._option_string_actions)
+    assert set(re.findall(r"--[\w-]+", command.text)) <= known
+
+
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that looks like the repository to the commands, with a dataset in runs/data."""
+    root = tmp_path_factory.mktemp("recipes")
+    for name in ("configs", "data"):
+        (root / name).symlink_to(REPOSITORY / name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        (build,) = {c.text for c in RUN if c.text.startswith("vpmoe data build")}
+        assert vpmoe(shlex.split(build)[1:]) == 0
+    return root
+
+
+@pytest.mark.parametrize(
+    "command",
+    [c for c in RUN if c.text.startswith("vpmoe ") and not c.trains and "data build" not in c.text],
+    ids=str,
+)
+def test_a_vpmoe_command_runs(
+    scratch: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(scratch)
+    assert vpmoe(command.words[1:]) == 0
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the CPU lane is for machines without CUDA")
+def test_the_trainings_run_one_after_the_other(scratch: Path) -> None:
+    trainings = [c for c in RUN if c.trains]
+    assert len(trainings) >= 4
+    plan = [
+        {"flags": [*c.words[2:], "--exit-interval", "2"], "out": str(scratch / f"{n}.json")}
+        for n, c in enumerate(trainings)
+    ]
+    (scratch / "plan.json").write_text(json.dumps(plan))
+    script = REPOSITORY / "tests" / "pretrain" / "warm_runs.py"
+    done = subprocess.run(
+        [sys.executable, str(script), "plan.json"],
+        cwd=scratch,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    results: list[dict[str, Any]] = [json.loads(Path(entry["out"]).read_text()) for entry in plan]
+    for training, result in zip(trainings, results, strict=True):
+        assert result["error"] is None, f"{training.text}: {result['error']}"
+        assert result["code"] in (0, None)
+        assert len(result["curve"]) == 2, training.text

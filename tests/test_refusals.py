@@ -1,0 +1,256 @@
+"""Every refusal of flags names a way out, and the way out is accepted.
+
+The flags go through Megatron's parser and checks too, in the order of `vpmoe pretrain`: what
+Megatron would advise first must not be refused after.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from vpmoe.config import Preset, expand_preset_flags, load_preset
+from vpmoe.runtime import cpu_lane
+from vpmoe.runtime.patches import skip_helper_build
+
+pytestmark = pytest.mark.skipif(
+    torch.cuda.is_available(), reason="the CPU lane is for machines without CUDA"
+)
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+TINY = REPOSITORY / "configs" / "vpmoe-tiny.toml"
+CHECKED = ("vpmoe/model/arguments.py", "vpmoe/optimizer/arguments.py")
+# Refusals that a machine without a GPU cannot be brought to.
+ON_A_GPU = ("--optimizer-cuda-graph with",)
+
+_TPA = ("use_tpa", "tpa_rank", "tpa_q_rank")
+_SHARED = "moe_shared_expert_intermediate_size"
+_TP4 = "--tensor-model-parallel-size 4 --sequence-parallel"
+_FULL_GRAPH = "--cuda-graph-impl full_iteration --no-check-for-nan-in-loss-and-grad"
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Flags over the tiny preset that are refused, and what the message says to do instead.
+
+    Attributes:
+        flags: refused.
+        advice: part of the message.
+        mended: accepted.
+        without: fields of the preset that are left out of both.
+    """
+
+    flags: str
+    advice: str
+    mended: str = ""
+    without: Sequence[str] = ()
+
+
+REFUSALS = (
+    Refusal("--context-parallel-size 2", "use 1", "--context-parallel-size 1"),
+    Refusal("--multi-latent-attention", "leave it out"),
+    Refusal("--mtp-num-layers 1", "leave it out"),
+    Refusal("--normalization LayerNorm", "use --normalization RMSNorm"),
+    Refusal(
+        "",
+        "pass --untie-embeddings-and-output-weights",
+        "--untie-embeddings-and-output-weights",
+        ("untie_embeddings_and_output_weights",),
+    ),
+    Refusal("--attention-dropout 0.1", "use 0", "--attention-dropout 0"),
+    Refusal(
+        "",
+        "shared experts have no bias.* unless --disable-bias-linear is passed",
+        "--disable-bias-linear",
+        ("disable_bias_linear",),
+    ),
+    Refusal(
+        "",
+        "factors have no bias.* unless --disable-bias-linear is passed",
+        "--disable-bias-linear",
+        ("disable_bias_linear", _SHARED),
+    ),
+    Refusal("--add-qkv-bias", "leave out one of the two"),
+    Refusal("--use-tpa --tpa-rank 2 --tpa-q-rank 4 --add-qkv-bias", "one", "--add-qkv-bias", _TPA),
+    Refusal("--fp8-format e4m3", "use --bf16", "--bf16"),
+    Refusal("--fp8-format hybrid --fp8-param-gather", "use --bf16", "--bf16"),
+    Refusal("--cuda-graph-impl local", "full_iteration graphs", _FULL_GRAPH),
+    Refusal(f"{_FULL_GRAPH} --optimizer adam --fp16", "use --bf16", f"{_FULL_GRAPH} --bf16"),
+    Refusal(
+        f"{_FULL_GRAPH} --rampup-batch-size 2 2 100", "leave out --rampup-batch-size", _FULL_GRAPH
+    ),
+    Refusal(
+        "--position-embedding-type learned_absolute",
+        "vpMoE has grapem",
+        "--position-embedding-type grapem",
+    ),
+    Refusal("--flash-decode", "leave it out"),
+    Refusal("--kv-channels 15", "use an even number", "--kv-channels 14"),
+    Refusal("--grapem-log-freq-scale 0", "must be positive", "--grapem-log-freq-scale 8"),
+    Refusal(
+        "--position-embedding-type none --grapem-per-head",
+        "needs --position-embedding-type grapem",
+        "--position-embedding-type grapem --grapem-per-head",
+    ),
+    Refusal(
+        f"{_TP4} --grapem-per-head",
+        "use a tensor-parallel size that divides 2",
+        "--tensor-model-parallel-size 2 --sequence-parallel --grapem-per-head",
+        _TPA,
+    ),
+    Refusal("--num-query-groups 3", "use a number that divides 4", "--num-query-groups 4"),
+    Refusal(
+        _TP4,
+        "use a tensor-parallel size that divides 2",
+        "--tensor-model-parallel-size 2 --sequence-parallel",
+        _TPA,
+    ),
+    Refusal("", "needs --window-size", "--window-size 16", ("window_size", *_TPA)),
+    Refusal("", "pass --no-rope-freq", "--no-rope-freq 4", ("no_rope_freq",)),
+    Refusal("", "or --grape-a-with-rotation", "--grape-a-with-rotation", ("no_rope_freq",)),
+    Refusal(
+        "--grape-a-with-rotation",
+        "needs --grape-a",
+        "--grape-a-with-rotation --grape-a",
+        ("grape_a",),
+    ),
+    Refusal("", "need --use-tpa", "--use-tpa", ("use_tpa",)),
+    Refusal(
+        "",
+        "set --window-size",
+        "--window-size 16",
+        ("window_size", "window_attn_skip_freq", "grape_a"),
+    ),
+    Refusal("", "--tpa-rank is missing", "--tpa-rank 2", ("tpa_rank",)),
+    Refusal("", "--tpa-q-rank is missing", "--tpa-q-rank 2", ("tpa_q_rank",)),
+    Refusal("--tpa-rank 0", "must be positive", "--tpa-rank 1"),
+    Refusal(_TP4, "use a tensor-parallel size of at most 2", f"{_TP4[:29]}2 --sequence-parallel"),
+    Refusal(
+        "--optimizer adam --normuon-aux-lr 1e-3",
+        "needs --optimizer normuon",
+        "--optimizer normuon --normuon-aux-lr 1e-3",
+    ),
+    *(
+        Refusal(flags, "leave it out")
+        for flags in (
+            "--use-distributed-optimizer",
+            "--optimizer-cpu-offload",
+            "--use-precision-aware-optimizer",
+            "--optimizer-cpu-offload --use-precision-aware-optimizer",
+            "--overlap-param-gather",
+            "--overlap-param-gather --overlap-grad-reduce",
+            "--overlap-param-gather-with-optimizer-step",
+            "--use-torch-fsdp2",
+            "--use-megatron-fsdp",
+            "--fp16",
+            "--use-mup",
+            "--main-grads-dtype bf16",
+            "--main-params-dtype fp16",
+            "--exp-avg-dtype bf16",
+            "--exp-avg-sq-dtype fp8",
+            "--optimizer-cuda-graph",
+        )
+    ),
+    Refusal("--normuon-momentum 1", r"must be in \[0, 1\)", "--normuon-momentum 0"),
+    Refusal("--normuon-beta2 -0.5", r"must be in \[0, 1\)", "--normuon-beta2 0.5"),
+    Refusal(
+        "--polar-express-safety-factor 1",
+        r"must be in \[0, 1\)",
+        "--polar-express-safety-factor 0.1",
+    ),
+    Refusal(
+        "--normuon-aux-lr 1e-4 --normuon-aux-min-lr 2e-4",
+        "set --normuon-aux-min-lr to at most 0.0001",
+        "--normuon-aux-lr 1e-4 --normuon-aux-min-lr 0.0001",
+    ),
+    Refusal(
+        "--decoupled-lr 1e-4",
+        "set --decoupled-min-lr to at most 0.0001",
+        "--decoupled-lr 1e-4 --decoupled-min-lr 1e-4",
+    ),
+    Refusal("--decoupled-lr 1e-4", "or --decoupled-lr to at least 0.0003", "--decoupled-lr 0.0003"),
+)
+
+
+@pytest.fixture(scope="module")
+def checked() -> Iterator[Any]:
+    """Takes flags through the parser and the checks of both sides; returns the message, if any."""
+    with pytest.MonkeyPatch.context() as patch, cpu_lane.activate(), skip_helper_build():
+        for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "8")):
+            patch.setenv(name, value)
+        patch.setenv("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+        from vpmoe.model.meta import _arguments
+
+        @functools.cache
+        def check(flags: tuple[str, ...]) -> str | None:
+            try:
+                _arguments(list(flags))
+            except ValueError as error:
+                return str(error)
+            return None
+
+        yield check
+
+
+def flags_of(words: str, without: Sequence[str]) -> tuple[str, ...]:
+    """The lane's flags, the tiny preset's without some fields, and more."""
+    preset = load_preset(TINY)
+    fields = {name: value for name, value in preset.fields.items() if name not in without}
+    fields["global_batch_size"] = 8
+    return (*cpu_lane.DEFAULT_FLAGS, *Preset(preset.name, fields).to_flags(), *words.split())
+
+
+@pytest.mark.parametrize("case", REFUSALS, ids=lambda c: f"{c.flags} {c.advice}")
+def test_the_way_out_of_a_refusal_is_accepted(checked: Any, case: Refusal) -> None:
+    message = checked(flags_of(case.flags, case.without))
+    assert message is not None
+    assert re.search(case.advice, message), message
+    assert checked(flags_of(case.mended, case.without)) is None
+
+
+def refusals_in(path: Path) -> Iterator[str]:
+    """A pattern for each message that a module raises a ValueError with."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+            (text,) = node.exc.args
+            parts = text.values if isinstance(text, ast.JoinedStr) else [text]
+            yield "".join(
+                re.escape(part.value) if isinstance(part, ast.Constant) else ".*" for part in parts
+            )
+
+
+@pytest.mark.parametrize("module", CHECKED)
+def test_the_sweep_has_every_refusal(checked: Any, module: str) -> None:
+    messages = [checked(flags_of(case.flags, case.without)) or "" for case in REFUSALS]
+    patterns = [
+        p
+        for p in refusals_in(REPOSITORY / module)
+        if not p.startswith(tuple(re.escape(start) for start in ON_A_GPU))
+    ]
+    assert len(patterns) > 5
+    assert [p for p in patterns if not any(re.fullmatch(p, m) for m in messages)] == []
+
+
+@pytest.mark.parametrize("preset", ["tiny", "dev", "6b"])
+@pytest.mark.parametrize("rate", ["1e-2", "1e-4", "1e-6"])
+def test_the_optimizers_example_is_accepted_on_every_preset(
+    checked: Any, preset: str, rate: str
+) -> None:
+    """A minimum learning rate of a preset does not stand in the way of a lower maximum."""
+    config = ["--config", str(REPOSITORY / f"configs/vpmoe-{preset}.toml")]
+    example = (
+        f"--optimizer normuon --normuon-aux-lr {rate} --normuon-momentum 0.95 "
+        "--normuon-beta2 0.95 --polar-express-safety-factor 2e-2"
+    ).split()
+    for words in (example, [*example, "--lr", rate], ["--optimizer", "adam", "--lr", rate]):
+        batch = [] if preset == "6b" else ["--global-batch-size", "64"]
+        flags = expand_preset_flags([*config, *words, *batch])
+        assert checked((*cpu_lane.DEFAULT_FLAGS, *flags)) is None
