@@ -13,7 +13,7 @@ from validation.cases.vpmoe.faults.planting import Planted, fault, patched
     "printed",
     "Megatron's second line after a start (https://github.com/NVIDIA/Megatron-LM/issues/6237)",
     case="printed",
-    steps=2,
+    steps=8,  # the whole case: scalars against samples count 8 of them
     canary=False,
 )
 def second_line_mean_of_two() -> Planted:
