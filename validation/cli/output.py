@@ -48,9 +48,12 @@ def _patient(stream: TextIO | None, original: TextIO | None) -> TextIO:
     if stream is not original or not isinstance(stream, io.TextIOWrapper):
         return stream
     stream.flush()
+    output = _Output(stream.fileno(), "wb", closefd=False)
     return io.TextIOWrapper(
-        io.BufferedWriter(_Output(stream.fileno(), "wb", closefd=False)),
+        # As Python itself does it: nothing is held back under `-u` and PYTHONUNBUFFERED.
+        output if stream.write_through else io.BufferedWriter(output),
         encoding=stream.encoding,
         errors=stream.errors,
         line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
     )
