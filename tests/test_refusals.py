@@ -33,6 +33,11 @@ ON_A_GPU = ("--optimizer-cuda-graph with",)
 
 _TPA = ("use_tpa", "tpa_rank", "tpa_q_rank")
 _SHARED = "moe_shared_expert_intermediate_size"
+_LIMIT = ("moe_router_num_groups", "moe_router_group_topk")
+_GROUPS = "--moe-router-num-groups 2 --moe-router-group-topk 1"
+_EXPERTS = tuple(
+    name for name in load_preset(TINY).fields if name == "num_experts" or name.startswith("moe_")
+)
 _TP4 = "--tensor-model-parallel-size 4 --sequence-parallel"
 _FULL_GRAPH = "--cuda-graph-impl full_iteration --no-check-for-nan-in-loss-and-grad"
 
@@ -133,6 +138,24 @@ REFUSALS = (
     Refusal("", "--tpa-q-rank is missing", "--tpa-q-rank 2", ("tpa_q_rank",)),
     Refusal("--tpa-rank 0", "must be positive", "--tpa-rank 1"),
     Refusal(_TP4, "use a tensor-parallel size of at most 2", f"{_TP4[:29]}2 --sequence-parallel"),
+    Refusal("--moe-router-group-score-topk 2", "needs --num-experts", "", _EXPERTS),
+    Refusal(
+        "--moe-router-group-score-topk 2",
+        "needs --moe-router-num-groups and --moe-router-group-topk",
+        f"{_GROUPS} --moe-router-group-score-topk 2",
+        _LIMIT,
+    ),
+    Refusal(
+        "--moe-router-topk 5",
+        "raise --moe-router-group-topk",
+        "--moe-router-topk 5 --moe-router-group-topk 2",
+    ),
+    Refusal(
+        "--moe-router-group-topk 2 --moe-router-topk 1",
+        "lower it, or set --moe-router-group-score-topk",
+        "--moe-router-group-topk 2 --moe-router-topk 1 --moe-router-group-score-topk 1",
+    ),
+    Refusal("--moe-router-group-score-topk 5", "use 1 to 4", "--moe-router-group-score-topk 4"),
     Refusal(
         "--optimizer adam --normuon-aux-lr 1e-3",
         "needs --optimizer normuon",

@@ -19,7 +19,7 @@ from validation.goldens.quarantine import load_quarantine
 from validation.goldens.store import Golden, GoldenStore, MissingGoldenError
 from validation.power.canary import fit
 
-MAX_LANE_BYTES = 5 * 10**6
+MAX_LANE_BYTES = 8 * 10**6
 """What the goldens of the cpu lane may take together in a repository."""
 
 

@@ -40,6 +40,7 @@ class Experts:
         topk: experts a token.
         groups: groups that the experts form in order, 1 without group-limited routing.
         group_topk: groups that a token may choose from.
+        group_score_topk: a group scores the sum of this many of its best experts.
         score_function: "sigmoid" (scores are divided by the sum of the chosen) or "softmax".
         pre_softmax: softmax over all experts, before the choice; else over the chosen ones.
         scaling_factor: what the weights of the chosen experts are multiplied by.
@@ -52,6 +53,7 @@ class Experts:
     topk: int
     groups: int
     group_topk: int
+    group_score_topk: int
     score_function: str
     pre_softmax: bool
     scaling_factor: float
@@ -274,15 +276,15 @@ def _check_experts(experts: Experts) -> None:
             f"{where}.groups: {experts.groups} groups, {experts.group_topk} of them chosen, of "
             f"{experts.count} experts"
         )
-    if experts.topk < experts.group_topk:
-        raise ExportError(
-            f"{where}.group_topk: {experts.group_topk} groups, but only {experts.topk} experts of "
-            "each token to choose them by"
-        )
     if experts.topk > experts.group_topk * experts.count // experts.groups:
         raise ExportError(
             f"{where}.topk: {experts.topk} exceeds the experts in {experts.group_topk} of "
             f"{experts.groups} groups"
+        )
+    if experts.group_score_topk > experts.count // experts.groups:
+        raise ExportError(
+            f"{where}.group_score_topk: {experts.group_score_topk} exceeds the experts of a group, "
+            f"{experts.count // experts.groups}"
         )
     if experts.bias and experts.score_function != "sigmoid":
         raise ExportError(f"{where}.bias: only sigmoid scores have one")

@@ -125,6 +125,9 @@ def _document(args: argparse.Namespace) -> dict[str, Any]:
 
 def _experts(args: argparse.Namespace) -> dict[str, Any]:
     grouped = bool(args.moe_router_group_topk)
+    # Megatron's rule, where none is asked for.
+    asked = args.moe_router_group_score_topk
+    usual = args.moe_router_topk // args.moe_router_group_topk if grouped else 1
     return {
         "count": args.num_experts,
         "ffn_hidden_size": args.moe_ffn_hidden_size or args.ffn_hidden_size,
@@ -132,6 +135,7 @@ def _experts(args: argparse.Namespace) -> dict[str, Any]:
         "topk": args.moe_router_topk,
         "groups": args.moe_router_num_groups if grouped else 1,
         "group_topk": args.moe_router_group_topk if grouped else 1,
+        "group_score_topk": asked if grouped and asked is not None else usual,
         "score_function": args.moe_router_score_function,
         "pre_softmax": bool(args.moe_router_pre_softmax),
         "scaling_factor": float(args.moe_router_topk_scaling_factor or 1.0),
@@ -234,6 +238,8 @@ def _expert_flags(model: Architecture) -> dict[str, Any]:
     if experts.groups > 1:
         flags["moe-router-num-groups"] = experts.groups
         flags["moe-router-group-topk"] = experts.group_topk
+        if experts.group_score_topk != experts.topk // experts.group_topk:
+            flags["moe-router-group-score-topk"] = experts.group_score_topk
     return flags
 
 

@@ -239,7 +239,7 @@ def route(logits: Tensor, bias: Tensor | None, experts: Experts) -> Tensor:
     if experts.groups > 1:
         # A group counts by its best few experts.
         grouped = preference.unflatten(-1, (experts.groups, -1))
-        best = grouped.topk(experts.topk // experts.group_topk, dim=-1).values.sum(dim=-1)
+        best = grouped.topk(experts.group_score_topk, dim=-1).values.sum(dim=-1)
         groups = torch.zeros_like(best, dtype=torch.bool)
         groups.scatter_(1, best.topk(experts.group_topk, dim=-1).indices, True)
         preference = grouped.masked_fill(~groups[..., None], -math.inf).flatten(1)
