@@ -53,13 +53,17 @@ _DENSE_KINDS = {
     "one group a head": ["--position-embedding-type", "grapem", "--num-query-groups", "4"],
     "three heads": ["attention", "--num-attention-heads", "3", "--num-query-groups", "3"],
 }
-_MANY_GROUPS = """
---num-experts 16 --moe-router-num-groups 8 --moe-router-group-topk 4 --moe-router-topk 4
-""".split()
+_MANY_GROUPS = (
+    "--num-experts 16 --moe-router-num-groups 8 --moe-router-group-topk 4 --moe-router-topk 4"
+)
 _EXPERT_KINDS = {
     "vpmoe": [],
-    "four groups of many": _MANY_GROUPS,
-    "groups scored by their best two": [*_MANY_GROUPS, "--moe-router-group-score-topk", "2"],
+    "four groups of many": _MANY_GROUPS.split(),
+    "groups scored by their best two": [
+        *_MANY_GROUPS.split(),
+        "--moe-router-group-score-topk",
+        "2",
+    ],
     "one expert": ["--moe-router-topk", "1", "--moe-router-group-topk", "1"],
     "every layer": ["--moe-layer-freq", "1"],
     "every other layer": ["--moe-layer-freq", "2"],
