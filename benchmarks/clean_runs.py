@@ -248,7 +248,7 @@ class NativeChecks:
 
 
 def judged(found: Sequence[Comparison]) -> dict[str, Any]:
-    """What a case's comparison with its golden, and with what its law refers to, say together."""
+    """What a case's comparison with what is expected, and with its law, say together."""
     compared, first = found[0].compared, next((c.divergences[0] for c in found if c.divergences), 0)
     return {
         "verdict": "PASS" if compared and not first else "FAIL",
@@ -287,7 +287,7 @@ def _counts(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "alarms": sum(entry["verdict"] != "PASS" for entry in entries),
         "compared": sum(case.get("compared", 0) for case in cases),
         "identical": sum(case.get("identical", 0) for case in cases),
-        "largest_ratio": max((float(r) for r in ratios if r is not None), default=None),
+        "largest_ratio": max(ratios, default=None),
     }
 
 
