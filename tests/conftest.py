@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import os
 import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,3 +44,36 @@ def repository() -> Path:
 def shared_data() -> Path:
     """The folder of the SYNTH rows; ask for it together with the `shared_data` marker."""
     return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def warm_runs(repository: Path) -> Callable[..., tuple[dict[str, Any], str]]:
+    """Runs several trainings in one process, which imports Megatron once.
+
+    The function takes a folder for the results, the flags of each training by its name and, where
+    it is not the repository, the working directory; it returns the results by name and the log.
+    """
+
+    def run(
+        folder: Path, flags: Mapping[str, Sequence[str]], cwd: Path = repository
+    ) -> tuple[dict[str, Any], str]:
+        plan = [
+            {"flags": list(words), "out": str(folder / f"{name}.json")}
+            for name, words in flags.items()
+        ]
+        (folder / "plan.json").write_text(json.dumps(plan))
+        script = repository / "tests" / "pretrain" / "warm_runs.py"
+        done = subprocess.run(
+            [sys.executable, str(script), str(folder / "plan.json")],
+            cwd=cwd,
+            env={**os.environ, "PYTHONPATH": str(repository)},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=1200,
+        )
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+        found = {name: json.loads((folder / f"{name}.json").read_text()) for name in flags}
+        return found, done.stdout + done.stderr
+
+    return run

@@ -8,13 +8,9 @@ are walked by tests of their own. A block that no test can run says so in a line
 
 from __future__ import annotations
 
-import json
-import os
 import re
 import shlex
-import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -145,26 +141,14 @@ def test_a_vpmoe_command_runs(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the CPU lane is for machines without CUDA")
-def test_the_trainings_run_one_after_the_other(scratch: Path) -> None:
+def test_the_trainings_run_one_after_the_other(
+    scratch: Path, warm_runs: Callable[..., Any]
+) -> None:
     trainings = [c for c in RUN if c.trains]
     assert len(trainings) >= 4
-    plan = [
-        {"flags": [*c.words[2:], "--exit-interval", "2"], "out": str(scratch / f"{n}.json")}
-        for n, c in enumerate(trainings)
-    ]
-    (scratch / "plan.json").write_text(json.dumps(plan))
-    script = REPOSITORY / "tests" / "pretrain" / "warm_runs.py"
-    done = subprocess.run(
-        [sys.executable, str(script), "plan.json"],
-        cwd=scratch,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=900,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    results: list[dict[str, Any]] = [json.loads(Path(entry["out"]).read_text()) for entry in plan]
+    flags = {str(n): [*c.words[2:], "--exit-interval", "2"] for n, c in enumerate(trainings)}
+    found, _ = warm_runs(scratch, flags, cwd=scratch)
+    results = list(found.values())
     for training, result in zip(trainings, results, strict=True):
         assert result["error"] is None, f"{training.text}: {result['error']}"
         assert result["code"] in (0, None)

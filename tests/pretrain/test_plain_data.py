@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,9 @@ def token_file(prefix: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def runs(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def runs(
+    repository: Path, tmp_path_factory: pytest.TempPathFactory, warm_runs: Callable[..., Any]
+) -> dict[str, Any]:
     """Every run of this file but the script's, made from one warm process."""
     folder = tmp_path_factory.mktemp("plain")
     tiny = ["--config", str(repository / "configs/vpmoe-tiny.toml"), "--num-workers", "0"]
@@ -50,24 +52,8 @@ def runs(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
         "foreign": foreign,
         "other tokenizer": ["--mock-data", *LEGACY[1:], "--train-iters", "1"],
     }
-    plan = [
-        {"flags": tiny + more, "out": str(folder / f"{name}.json")} for name, more in flags.items()
-    ]
-    (folder / "plan.json").write_text(json.dumps(plan))
-    script = Path(__file__).with_name("warm_runs.py")
-    done = subprocess.run(
-        [sys.executable, str(script), str(folder / "plan.json")],
-        cwd=repository,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=900,
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    found: dict[str, Any] = {
-        name: json.loads((folder / f"{name}.json").read_text()) for name in flags
-    }
-    return found | {"log": done.stdout + done.stderr}
+    found, log = warm_runs(folder, {name: tiny + more for name, more in flags.items()})
+    return {**found, "log": log}
 
 
 @pytest.mark.parametrize(

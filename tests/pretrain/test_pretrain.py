@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import subprocess
@@ -20,7 +19,9 @@ STEPS = 4
 
 
 @pytest.fixture(scope="module")
-def runs(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+def runs(
+    repository: Path, tmp_path_factory: pytest.TempPathFactory, warm_runs: Callable[..., Any]
+) -> dict[str, dict[str, Any]]:
     """Every run of this file, made from one warm process."""
     folder = tmp_path_factory.mktemp("pretrain")
     build = [sys.executable, "-m", "vpmoe.cli", "data", "build"]
@@ -50,22 +51,9 @@ def runs(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
         "no interval": ["--train-iters", "1", "--save", saved],
         "wrong vocabulary": ["--train-iters", "1", "--padded-vocab-size", "201216"],
     }
-    plan = [
-        {"flags": tiny + more, "out": str(folder / f"{name}.json")} for name, more in flags.items()
-    ]
-    (folder / "plan.json").write_text(json.dumps(plan))
-    script = Path(__file__).with_name("warm_runs.py")
-    done = subprocess.run(
-        [sys.executable, str(script), str(folder / "plan.json")],
-        cwd=repository,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=1200,
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    found = {name: json.loads((folder / f"{name}.json").read_text()) for name in flags}
-    found["log"] = {"text": done.stdout + done.stderr}
+    found: dict[str, dict[str, Any]]
+    found, log = warm_runs(folder, {name: tiny + more for name, more in flags.items()})
+    found["log"] = {"text": log}
     return found
 
 
