@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -48,15 +49,23 @@ def opened(path: Path, state: Mapping[str, Any]) -> Ledger:
 def in_parallel[Job](jobs: int, todo: Sequence[Job], work: Callable[[Job], None]) -> None:
     """Does the work in threads; an interruption ends what runs, and nothing of it is recorded.
 
+    Each thread has its own share of the processor's cores, and so have the processes that it
+    starts: without that, every one of them would use as many threads as there are cores.
+
     Args:
-        jobs: threads.
+        jobs: threads, at most as many as there are cores.
         todo: in this order.
         work: runs and records one job; it must ask `interrupted()` before it records.
     """
     _ending.clear()
     # The runs share the cores: a thread that waits must not spin.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    with ThreadPoolExecutor(jobs) as pool:
+    shares: queue.SimpleQueue[set[int]] = queue.SimpleQueue()
+    for share in core_shares(jobs):
+        shares.put(share)
+    with ThreadPoolExecutor(
+        shares.qsize(), initializer=lambda: os.sched_setaffinity(0, shares.get())
+    ) as pool:
         try:
             for _ in pool.map(work, todo):
                 pass
@@ -65,6 +74,13 @@ def in_parallel[Job](jobs: int, todo: Sequence[Job], work: Callable[[Job], None]
             pool.shutdown(wait=False, cancel_futures=True)
             close_parents()
             raise
+
+
+def core_shares(jobs: int) -> list[set[int]]:
+    """The cores of this process in equal shares, one for each job; a rest is left idle."""
+    cores = sorted(os.sched_getaffinity(0))
+    size = max(1, len(cores) // jobs)
+    return [set(cores[place : place + size]) for place in range(0, size * jobs, size)][: len(cores)]
 
 
 def interrupted() -> bool:
