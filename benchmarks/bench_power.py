@@ -34,9 +34,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from validation.cases.vpmoe import CASES
-from validation.cases.vpmoe.faults.planting import Planted
-from validation.cases.vpmoe.faults.throughput import slower
 from validation.config import declaration_of
 from validation.files import encode_json, write_atomically
 from validation.source import find_root
@@ -51,6 +48,9 @@ from validation.throughput.statistics import (
     judge,
 )
 from validation.throughput.telemetry import unfit, watch_for
+from vpmoe.cases import CASES
+from vpmoe.cases.faults.planting import Planted
+from vpmoe.cases.faults.throughput import slower
 
 SECTIONS = {"same": 60, "slow-step-3": 20, "slow-step-1": 20}
 SHARES = {"same": 0.0, "slow-step-3": 0.03, "slow-step-1": 0.01}

@@ -49,7 +49,7 @@ from validation.trace import Trace, load_trace, save_trace
 
 LANE = "cpu"
 # A clean run plants nothing.
-PLANTS = ("validation/cases/vpmoe/faults/",)
+PLANTS = ("vpmoe/cases/faults/",)
 # These cases have no weights to move by a unit in the last place.
 UNTRAINED = ("schedules", "laws", "export")
 ULP_SEED = 2_000_000

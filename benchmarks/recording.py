@@ -20,9 +20,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from validation.cases.vpmoe.observe import observe_training
-from validation.cases.vpmoe.training import build_data
 from validation.recorder import Recorder
+from vpmoe.cases.observe import observe_training
+from vpmoe.cases.training import build_data
 from vpmoe.pretrain import main as pretrain
 from vpmoe.runtime import detect_lane
 from vpmoe.runtime.patches import replaced

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from validation.cases.vpmoe.gpu import DETERMINISTIC, FUSED, GRAPHED
+from vpmoe.cases.gpu import DETERMINISTIC, FUSED, GRAPHED
 from vpmoe.config import load_preset
 
 # What the device has to do the same for all: no logging, no waiting for checks of the loss, garbage

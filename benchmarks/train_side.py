@@ -23,9 +23,9 @@ import torch
 
 from benchmarks.train_components import Components
 from benchmarks.train_models import providers
-from validation.cases.vpmoe.pace import facts, tokens_of_step
 from validation.throughput.meter import CpuMeter, CudaMeter
 from validation.throughput.pacer import take_pipes
+from vpmoe.cases.pace import facts, tokens_of_step
 
 
 class _EndedError(Exception):

@@ -219,7 +219,7 @@ def test_every_case_is_checked_without_a_base(stubbed: Runner) -> None:
 
 def test_the_bases_gate_judges_what_a_change_can_move(stubbed: Runner) -> None:
     stubbed.project.edit("grape", "grape ", "docs/model.md")
-    stubbed.project.edit("def ", "def  ", "validation/cases/vpmoe/laws.py")
+    stubbed.project.edit("def ", "def  ", "vpmoe/cases/laws.py")
     stubbed.project.commit("a law")
     job = stubbed.run("pre_merge.sh", "HEAD~1", "reports/here")
     assert job.code == 1, job.err
@@ -232,7 +232,7 @@ def test_the_bases_gate_judges_what_a_change_can_move(stubbed: Runner) -> None:
 
 
 def test_new_cases_are_checked_by_their_own_goldens(stubbed: Runner) -> None:
-    stubbed.project.edit('"tiny_dense",\n', '"tiny_other",\n', "validation/cases/vpmoe/__init__.py")
+    stubbed.project.edit('"tiny_dense",\n', '"tiny_other",\n', "vpmoe/cases/__init__.py")
     stubbed.project.commit("another case")
     job = stubbed.run("pre_merge.sh", "HEAD~1")
     assert job.code == 1, job.err

@@ -34,8 +34,8 @@ def names(lane: str) -> list[str]:
         "pyproject.toml",
         "validation/check.py",
         "validation/compare/compare.py",
-        "validation/cases/vpmoe/__init__.py",
-        "validation/cases/vpmoe/faults/attention.py",
+        "vpmoe/cases/__init__.py",
+        "vpmoe/cases/faults/attention.py",
         "vpmoe/model/window.py",
         "vpmoe/model/config.py",
         "goldens/quarantine.json",
@@ -65,7 +65,7 @@ def test_code_selects_the_cases_that_import_it(repository: Path) -> None:
         "wide_fast",
     ]
     assert "kernels" in chosen(repository, "vpmoe/model/attention/triton_kernel.py", lane="h200")
-    assert chosen(repository, "validation/cases/vpmoe/kernels.py", lane="h200") == ["kernels"]
+    assert chosen(repository, "vpmoe/cases/kernels.py", lane="h200") == ["kernels"]
 
 
 def test_a_preset_selects_the_cases_that_read_it(repository: Path) -> None:
@@ -97,8 +97,8 @@ def test_a_file_that_only_the_base_has_still_counts(repository: Path, tmp_path: 
     module.parent.mkdir(parents=True)
     module.write_text("import vpmoe.removed\n")
     (tmp_path / "vpmoe/removed.py").write_text("")
-    (tmp_path / "validation/cases/vpmoe").mkdir(parents=True)
-    target = tmp_path / "validation/cases/vpmoe/schedules.py"
+    (tmp_path / "vpmoe/cases").mkdir(parents=True)
+    target = tmp_path / "vpmoe/cases/schedules.py"
     target.write_text("from vpmoe.optimizer.report import routing_report\n")
     found = select(["vpmoe/removed.py"], CASES, "cpu", [repository, tmp_path])
     assert found == ["schedules"]
@@ -147,8 +147,8 @@ def test_the_gate_is_no_part_of_a_run(repository: Path) -> None:
         assert "validation/worker.py" in source
         assert "validation/recorder.py" in source
         left_out = ("docs/", "tests/", "goldens/", "benchmarks/", "ci/", ".github/", "README.md")
-        judges = ("validation/report/", "validation/cli/", "validation/cases/vpmoe/faults/")
-        others = ("pyproject.toml", "tox.ini", "constraints.txt", "validation/cases/vpmoe/__init__")
+        judges = ("validation/report/", "validation/cli/", "vpmoe/cases/faults/")
+        others = ("pyproject.toml", "tox.ini", "constraints.txt", "vpmoe/cases/__init__")
         assert not [n for n in source if n.startswith((*left_out, *judges, *others))]
 
 

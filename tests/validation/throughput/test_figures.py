@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from validation.cases.vpmoe.pace import mean_keys
 from validation.throughput.bench import decide, judge_quads
 from validation.throughput.figures import figures_of, operator_changes
 from validation.throughput.session import Block, Quad
 from validation.throughput.statistics import judge
 from validation.verdict import Verdict
+from vpmoe.cases.pace import mean_keys
 
 
 def block(side: str, seconds: float, **more: Any) -> Block:

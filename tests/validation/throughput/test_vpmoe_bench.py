@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-import validation.cases.vpmoe.faults.throughput as slowdowns
+import vpmoe.cases.faults.throughput as slowdowns
 from validation.cases import discover_cases, discover_faults, discover_throughput_faults
 from validation.source import find_root
 from validation.throughput.session import SIDES, SessionPlan, open_session

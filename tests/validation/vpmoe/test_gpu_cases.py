@@ -6,7 +6,7 @@ import pytest
 
 from validation.calibrate import variants
 from validation.cases import Case
-from validation.cases.vpmoe.gpu import CASES
+from vpmoe.cases.gpu import CASES
 
 TRAININGS = [case for case in CASES if case.name != "kernels"]
 

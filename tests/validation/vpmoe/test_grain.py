@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from validation.cases.vpmoe.grain import moved_square, update_grain
+from vpmoe.cases.grain import moved_square, update_grain
 
 
 @pytest.mark.parametrize(("count", "scale"), [(4, 129.0), (4096, 1.0), (4096, 0.02)])

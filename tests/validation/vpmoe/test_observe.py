@@ -14,8 +14,8 @@ def test_a_graph_is_not_observed(monkeypatch: pytest.MonkeyPatch) -> None:
     with detect_lane().activate():
         import megatron.training
 
-        from validation.cases.vpmoe.observe import _Observation
         from validation.recorder import Recorder
+        from vpmoe.cases.observe import _Observation
 
     options = Namespace(cuda_graph_impl="full_iteration")
     monkeypatch.setattr(megatron.training, "get_args", lambda: options)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from validation.cases.vpmoe.printed import _Log, last_digit
 from validation.recorder import Recorder
+from vpmoe.cases.printed import _Log, last_digit
 
 LINE = (
     " [2026-01-05 10:00:00.000000] iteration {:8d}/       4 | consumed samples:            4 |"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from validation.cases.vpmoe.replay import before_step, replay, ulp_shares
+from vpmoe.cases.replay import before_step, replay, ulp_shares
 from vpmoe.optimizer import NorMuon
 
 SHAPES = [(12, 40), (40, 12), (16, 16), (5, 8, 24)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 
-from validation.cases.vpmoe.statics import norm_of
+from vpmoe.cases.statics import norm_of
 
 
 def update_grain(weight: torch.Tensor, update: torch.Tensor) -> float | None:

@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 
-from validation.cases.vpmoe.statics import unwrap
-from validation.cases.vpmoe.training import build_data, share_cores, train
 from validation.recorder import Recorder
+from vpmoe.cases.statics import unwrap
+from vpmoe.cases.training import build_data, share_cores, train
 
 _EPSILON = 2.0**-23
 _SEQUENCES = 4

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from validation.cases.vpmoe.probe import allowed_intervals
 from validation.recorder import Recorder
+from vpmoe.cases.probe import allowed_intervals
 
 # Relative norms that bf16 inputs and outputs leave, of the output and of each gradient.
 _OUTPUT_BOUND, _GRADIENT_BOUND = 4e-3, 1e-2

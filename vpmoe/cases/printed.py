@@ -11,8 +11,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from validation.cases.vpmoe.training import build_data, share_cores, train
 from validation.recorder import Recorder
+from vpmoe.cases.training import build_data, share_cores, train
 
 _ITERATION = re.compile(r"^ *\[[^]]*\] +iteration +(\d+)/")
 _NUMBER = re.compile(r"^ *([^|:]+): *([-+\d.E]+|nan|inf|-inf) *$")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from validation.cases.vpmoe.faults.planting import (
+from vpmoe.cases.faults.planting import (
     Planted,
     arguments,
     fault,

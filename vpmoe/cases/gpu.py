@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from validation.cases.base import Case, Law, Needs
-from validation.cases.vpmoe.targets import DECODE, MODULES, PACED, TRAINING, WARM
+from vpmoe.cases.targets import DECODE, MODULES, PACED, TRAINING, WARM
 
 # What deterministic mode asks of the environment.
 DETERMINISTIC = {
@@ -164,7 +164,7 @@ CASES = (
         name="kernels",
         description="every attention backend: its window by probing, its values against fp32",
         lanes=("h200",),
-        target="validation.cases.vpmoe.kernels:run",
+        target="vpmoe.cases.kernels:run",
         settings={
             "heads": 8,
             "groups": 2,

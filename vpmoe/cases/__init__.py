@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from validation.cases.base import Case, Law, Needs
-from validation.cases.vpmoe import gpu
-from validation.cases.vpmoe.targets import DECODE, MODULES, PACED, TRAINING, WARM
+from vpmoe.cases import gpu
+from vpmoe.cases.targets import DECODE, MODULES, PACED, TRAINING, WARM
 
 _SYNTH_ROWS = "../shared/data/synth_rows_valid.jsonl"
 
@@ -171,7 +171,7 @@ CASES = (
         description="what the built model owes itself: permutation, causality, padding, packing, "
         "shift, window, loss scale, accumulation",
         lanes=("cpu",),
-        target="validation.cases.vpmoe.laws:run",
+        target="vpmoe.cases.laws:run",
         settings={
             "preset": "configs/vpmoe-tiny.toml",
             "conversations": "data/sample/conversations.jsonl",
@@ -185,7 +185,7 @@ CASES = (
         description="the tiny vpMoE, trained for a moment, exported, computed without Megatron and "
         "imported: the same logits, the same bits, and the tokens that it decodes",
         lanes=("cpu",),
-        target="validation.cases.vpmoe.export:run",
+        target="vpmoe.cases.export:run",
         settings={
             "preset": "configs/vpmoe-tiny.toml",
             "conversations": "data/sample/conversations.jsonl",
@@ -230,7 +230,7 @@ CASES = (
         name="printed",
         description="what the tiny vpMoE prints and logs, after a start and after a resume",
         lanes=("cpu",),
-        target="validation.cases.vpmoe.printed:run",
+        target="vpmoe.cases.printed:run",
         settings={
             "preset": "configs/vpmoe-tiny.toml",
             "conversations": "data/sample/conversations.jsonl",
@@ -246,7 +246,7 @@ CASES = (
         name="schedules",
         description="layers, windows, slopes, frequencies and optimizer routing of the presets",
         lanes=("cpu",),
-        target="validation.cases.vpmoe.schedules:run",
+        target="vpmoe.cases.schedules:run",
         settings={
             "presets": ["configs/vpmoe-dev.toml", "configs/vpmoe-6b.toml"],
             "probed": {"vpmoe-6b": [3, 4]},

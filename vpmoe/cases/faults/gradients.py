@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
-from validation.cases.vpmoe.faults.planting import (
+from vpmoe.cases.faults.planting import (
     Planted,
     arguments,
     fault,

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from validation.cases.vpmoe.tokens import record_documents
 from validation.recorder import Recorder
+from vpmoe.cases.tokens import record_documents
 
 
 def warm() -> None:
@@ -24,7 +24,7 @@ def warm() -> None:
 
     shared_encoder(read_asset(ensure_asset()))
     with detect_lane().activate():
-        for module in ("megatron.training", "vpmoe.arguments", "validation.cases.vpmoe.observe"):
+        for module in ("megatron.training", "vpmoe.arguments", "vpmoe.cases.observe"):
             importlib.import_module(module)
 
 
@@ -55,7 +55,7 @@ def run(recorder: Recorder, settings: Mapping[str, Any]) -> None:
         flags = ["--config", settings["preset"], "--synth-kd-data", str(data)]
         flags += [str(flag) for flag in settings.get("flags", ())]
         with detect_lane().activate(), compiling(settings.get("compiled", True)):
-            from validation.cases.vpmoe.observe import observe_training
+            from vpmoe.cases.observe import observe_training
 
             if settings.get("resume_after"):
                 checkpoint, after = str(Path(folder) / "checkpoint"), str(settings["resume_after"])

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from validation.cases.vpmoe.probe import allowed_intervals
-from validation.cases.vpmoe.statics import record_schedule
 from validation.recorder import Recorder
+from vpmoe.cases.probe import allowed_intervals
+from vpmoe.cases.statics import record_schedule
 
 
 def run(recorder: Recorder, settings: Mapping[str, Any]) -> None:

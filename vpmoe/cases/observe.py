@@ -16,18 +16,18 @@ from typing import Any
 
 import torch
 
-from validation.cases.vpmoe.grain import moved_square, update_grain
-from validation.cases.vpmoe.groups import parameter_group
-from validation.cases.vpmoe.statics import (
+from validation.recorder import Recorder, attach_module
+from vpmoe.cases.grain import moved_square, update_grain
+from vpmoe.cases.groups import parameter_group
+from vpmoe.cases.statics import (
     named_parameters,
     norm_of,
     record_statics,
     sampled,
     unwrap,
 )
-from validation.cases.vpmoe.tokens import record_batch
-from validation.cases.vpmoe.updates import after_update, before_update
-from validation.recorder import Recorder, attach_module
+from vpmoe.cases.tokens import record_batch
+from vpmoe.cases.updates import after_update, before_update
 from vpmoe.runtime.patches import replaced
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from validation.cases.vpmoe.faults.planting import (
+from vpmoe.cases.faults.planting import (
     Planted,
     arguments,
     fault,

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from validation.cases.vpmoe.replay import Before, Replayed, before_step, replay, ulp_shares
-from validation.cases.vpmoe.statics import named_parameters, norm_of, parts, sampled
 from validation.recorder import Recorder
+from vpmoe.cases.replay import Before, Replayed, before_step, replay, ulp_shares
+from vpmoe.cases.statics import named_parameters, norm_of, parts, sampled
 
 Befores = list[tuple[str, Before]]
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from validation.cases.vpmoe.probe import allowed_intervals
 from validation.recorder import Recorder
+from vpmoe.cases.probe import allowed_intervals
 
 # Tokens that windows are probed with: a probe's memory grows with the third power.
 _PROBED = 192

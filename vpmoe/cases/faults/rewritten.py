@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from validation.cases.vpmoe.faults.benign import harmless
-from validation.cases.vpmoe.faults.einsum import einsum_attention
-from validation.cases.vpmoe.faults.planting import Planted, arguments, keywords, patched, result
+from vpmoe.cases.faults.benign import harmless
+from vpmoe.cases.faults.einsum import einsum_attention
+from vpmoe.cases.faults.planting import Planted, arguments, keywords, patched, result
 
 _LINEAR = (
     "megatron.core.tensor_parallel.layers",

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from validation.cases.vpmoe.statics import unwrap
-from validation.cases.vpmoe.training import build_files, share_cores, train
 from validation.recorder import Recorder
+from vpmoe.cases.statics import unwrap
+from vpmoe.cases.training import build_files, share_cores, train
 
 _SEED = 30
 # Of the positions whose logits are recorded: all of them are 13 million numbers.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from validation.cases.vpmoe.faults import (
+from vpmoe.cases.faults import (
     attention,
     benign,
     data,
@@ -17,7 +17,7 @@ from validation.cases.vpmoe.faults import (
     rewritten,
     throughput,
 )
-from validation.cases.vpmoe.faults.planting import declared
+from vpmoe.cases.faults.planting import declared
 
 _MODULES = (
     data,

@@ -17,8 +17,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from validation.cases.vpmoe.training import build_files, train
 from validation.throughput.pacer import Pacer
+from vpmoe.cases.training import build_files, train
 
 # More steps than anybody waits for.
 _ENDLESS = "100000"
@@ -29,7 +29,7 @@ def run(pacer: Pacer, settings: Mapping[str, Any]) -> None:
 
     Args:
         pacer: asked before every step.
-        settings: those of `validation.cases.vpmoe.training.run`, of which the environment is left
+        settings: those of `vpmoe.cases.training.run`, of which the environment is left
             out: only deterministic mode needs it.
 
     Raises:

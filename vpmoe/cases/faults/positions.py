@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from validation.cases.vpmoe.faults.einsum import einsum_attention
-from validation.cases.vpmoe.faults.planting import (
+from vpmoe.cases.faults.einsum import einsum_attention
+from vpmoe.cases.faults.planting import (
     Planted,
     arguments,
     fault,

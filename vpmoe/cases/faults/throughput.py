@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from validation.cases.base import Fault
-from validation.cases.vpmoe.faults.planting import Planted, patched
+from vpmoe.cases.faults.planting import Planted, patched
 
 # Steps that start up, graphs captured among them, and steps that are measured; the warm-up of a
 # benchmark is as long.

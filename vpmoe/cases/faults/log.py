@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 
-from validation.cases.vpmoe.faults.planting import Planted, fault, patched
+from vpmoe.cases.faults.planting import Planted, fault, patched
 
 
 @fault(

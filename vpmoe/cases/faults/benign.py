@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from validation.cases.base import Benign
-from validation.cases.vpmoe.faults.planting import (
+from vpmoe.cases.faults.planting import (
     Planted,
     after,
     arguments,
