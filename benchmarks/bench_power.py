@@ -34,9 +34,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from validation.config import declaration_of
+from validation.config import declaration_of, lane_of
 from validation.files import encode_json, write_atomically
-from validation.source import find_root
+from validation.running.source import find_root
 from validation.throughput.bench import EACH_ALPHA, MIN_PAIRS, STARTS, default_pairs
 from validation.throughput.session import BLOCK_SECONDS, Quad, Session, SessionPlan, open_session
 from validation.throughput.statistics import (
@@ -112,7 +112,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             _set_switch(switch, 0.0)
             starts.append({name: [] for name in names})
             until = began + options.seconds * (number + 1) / STARTS
-            with open_session(plan.start(number), watch_for(plan.lane)) as session:
+            with open_session(
+                plan.start(number), watch_for(lane_of(plan.root, plan.lane))
+            ) as session:
                 session.warm_up()
                 session.quad()  # clocks and caches settle in the rhythm of the blocks
                 while (name := _next(starts[-1], wanted)) and time.monotonic() < until:

@@ -35,16 +35,17 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.ledger import in_parallel, interrupted, opened, refuse_chosen_environment
-from validation.calibrate import Variant, measure_case
+from validation.calibration.calibrate import Variant, measure_case
 from validation.cases import Case, discover_cases
-from validation.compare import Comparison, Tolerances, compare, compare_law
-from validation.environment import describe, machine_type
-from validation.execution import RunError, RunOptions, run_case
+from validation.compare import Comparison, Tolerances, compare, compare_invariant
+from validation.config import lane_of
 from validation.files import decode_json, encode_json, read_file, write_atomically
-from validation.nearness import nearness
+from validation.gate.nearness import nearness
 from validation.power.ledger import read_lines, state_of
 from validation.power.rates import upper_bound
-from validation.source import find_root
+from validation.running.environment import describe, machine_type
+from validation.running.execution import RunError, RunOptions, run_case
+from validation.running.source import find_root
 from validation.trace import Trace, load_trace, save_trace
 
 LANE = "cpu"
@@ -171,7 +172,7 @@ class NativeChecks:
         """Runs and calibrates every case that the folder lacks.
 
         Args:
-            jobs: cases at a time.
+            jobs: runs at a time.
         """
 
         def work(case: Case) -> None:
@@ -180,7 +181,7 @@ class NativeChecks:
             if not file.exists():
                 base = self._trace(case, SETTINGS[0], moved=False)
                 save_trace(base, folder)
-                found = self._calibrated(case, base).classes
+                found = self._calibrated(case, base, min(jobs, SEEDS)).classes
                 write_atomically(file, encode_json({"classes": found}))
             classes = decode_json(read_file(file), file)["classes"]
             self.tolerances[case.name] = Tolerances(
@@ -190,9 +191,9 @@ class NativeChecks:
                 }
             )
 
-        in_parallel(jobs, list(self.cases.values()), work)
+        in_parallel(max(1, jobs // SEEDS), list(self.cases.values()), work)
 
-    def _calibrated(self, case: Case, base: Trace) -> Tolerances:
+    def _calibrated(self, case: Case, base: Trace, jobs: int) -> Tolerances:
         def rerun(variant: Variant) -> Trace:
             options = RunOptions(
                 lane=LANE,
@@ -205,7 +206,7 @@ class NativeChecks:
         def progress(line: str) -> None:
             print(f"{case.name}: {line}", flush=True)
 
-        return measure_case(case, True, SEEDS, base, rerun, progress).tolerances
+        return measure_case(case, True, SEEDS, base, rerun, progress, jobs).tolerances
 
     def make(self, check: Check) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """Runs and compares every case; returns the entry and the curves of each case."""
@@ -231,11 +232,11 @@ class NativeChecks:
         expected, moved = load_trace(self.reference / name), setting.ulp and name not in UNTRAINED
         traces[name] = self._trace(self.cases[name], setting, moved)
         found = [compare(expected, traces[name], self.tolerances[name])]
-        law = self.cases[name].law
+        law = self.cases[name].invariant
         if law is not None and not setting.ulp:
             if law.reference not in traces:
                 traces[law.reference] = self._trace(self.cases[law.reference], setting, moved)
-            found.append(compare_law(law, traces[law.reference], traces[name]))
+            found.append(compare_invariant(law, traces[law.reference], traces[name]))
         return found
 
     def _trace(self, case: Case, setting: Setting, moved: bool) -> Trace:
@@ -381,7 +382,7 @@ def pool(options: argparse.Namespace) -> None:
     if any(state != states[0] for state in states):
         raise SystemExit("the ledgers are of several states of the code or the goldens")
     found = summary(ledgers)
-    provenance = {**states[0], "environment": describe(LANE)}
+    provenance = {**states[0], "environment": describe(lane_of(find_root(), LANE))}
     write_atomically(options.output, encode_json({**found, "provenance": provenance}))
     print_summary(found)
 

@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from validation.execution import close_parents
 from validation.power.ledger import Ledger, StateError
+from validation.running.execution import close_parents
 
 # Variables that the runs set themselves: around them the environment must be a plain one.
 CHOSEN = (

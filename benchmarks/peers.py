@@ -26,14 +26,15 @@ from typing import Any
 from benchmarks.ledger import in_parallel, interrupted, opened, refuse_chosen_environment
 from benchmarks.peer_rules import RULES
 from validation.cases import Fault, discover_benign, discover_cases, discover_faults
-from validation.environment import describe
-from validation.execution import RunError, RunOptions, run_case
+from validation.config import lane_of
 from validation.files import decode_json, digest, encode_json, read_file, write_atomically
 from validation.goldens import Golden, GoldenStore
 from validation.power.ledger import module_file, own_files, read_lines, state_of
 from validation.power.planting import PERTURBATION, unseen_environment
 from validation.power.rates import lower_bound, upper_bound
-from validation.source import commit, find_root
+from validation.running.environment import describe
+from validation.running.execution import RunError, RunOptions, run_case
+from validation.running.source import commit, find_root
 from validation.trace import Trace
 
 LANE = "cpu"
@@ -234,7 +235,11 @@ def main() -> None:
         for entry in finished(ledger.entries, wanted)
     ]
     found = summary(entries, clean_alarms(clean, runner.goldens))
-    provenance = {"commit": commit(root), **state, "environment": describe(LANE)}
+    provenance = {
+        "commit": commit(root),
+        **state,
+        "environment": describe(lane_of(root, LANE)),
+    }
     write_atomically(options.output, encode_json({**found, "provenance": provenance}))
     print_summary(found)
 

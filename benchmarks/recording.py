@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from validation.recorder import Recorder
+from validation.running.recorder import Recorder
 from vpmoe.cases.observe import observe_training
 from vpmoe.cases.training import build_data
 from vpmoe.pretrain import main as pretrain

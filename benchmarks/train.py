@@ -39,7 +39,7 @@ import torch
 from benchmarks.train_models import MODELS, RANKS, environment_of, flags_of, is_graphed
 from benchmarks.train_show import longest, show
 from validation.files import encode_json, write_atomically
-from validation.ports import reserved_port
+from validation.running.ports import reserved_port
 
 _ROOT = Path(__file__).resolve().parent.parent
 _STACK_SECONDS = 1.0

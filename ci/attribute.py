@@ -22,13 +22,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from validation.bisect import State, resolve_commit, workshop
 from validation.cases import CaseError, discover_cases, lanes_with_cases
-from validation.environment import default_lane, gpu_count
 from validation.files import write_atomically
+from validation.gate.base import checked_out
+from validation.gate.bisect import State, resolve_commit, workshop
 from validation.goldens.acceptance import RefusedError
-from validation.goldens.judge import checked_out
-from validation.source import RepositoryError, find_root
+from validation.running.environment import default_lane, gpu_count
+from validation.running.source import RepositoryError, find_root
 
 
 class Cause(StrEnum):

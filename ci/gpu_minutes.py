@@ -18,7 +18,7 @@ from typing import Any
 from verdict_table import VerdictError, parse
 
 from validation.config import declaration_of
-from validation.source import RepositoryError, find_root
+from validation.running.source import RepositoryError, find_root
 
 OUTSIDE = "(outside cases)"
 

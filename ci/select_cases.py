@@ -1,8 +1,8 @@
 """Which cases a change can move: `python ci/select_cases.py BASE --lane cpu`, one name a line.
 
-`validation.reach` says what each changed file can reach; code is traced through its imports, from
-each case's target, in the base and in the working tree. A change that reaches nothing still runs
-one case, since a gate that compares nothing proves nothing.
+`validation.running.reach` says what each changed file can reach; code is traced through its
+imports, from each case's target, in the base and in the working tree. A change that reaches nothing
+still runs one case, since a gate that compares nothing proves nothing.
 
 Pre-merge the base's copy of this file and of `validation` decides (`ci/jobs/common.sh`), and the
 base's `[tool.golden.reach]`, as the base's judge does.
@@ -17,11 +17,11 @@ from pathlib import Path
 
 from validation.cases import Case, CaseError, discover_cases
 from validation.config import declaration_of
-from validation.goldens.judge import checked_out
-from validation.reach import Reach, files_used, reach_of, rules_of
-from validation.source import RepositoryError, find_root, git
-from validation.tree import Tree
-from validation.verdict import EXIT_CODES, USAGE_EXIT_CODE, Verdict
+from validation.gate.base import checked_out
+from validation.gate.verdict import EXIT_CODES, USAGE_EXIT_CODE, Verdict
+from validation.running.reach import Reach, files_used, reach_of, rules_of
+from validation.running.source import RepositoryError, find_root, git
+from validation.running.tree import Tree
 
 
 def main() -> int:
@@ -119,7 +119,9 @@ def select(
             # Used by no case of any lane as far as one can see: do not trust one's eyes.
             return names
         chosen |= users & set(names)
-    chosen |= {c.law.reference for c in cases if c.name in chosen and c.law} & set(names)
+    chosen |= {c.invariant.reference for c in cases if c.name in chosen and c.invariant} & set(
+        names
+    )
     return [name for name in names if name in chosen] or names[:1]
 
 

@@ -45,8 +45,6 @@ def encode_json(document: Any) -> bytes:
 
     NaN and infinities become "nan", "inf" and "-inf".
     """
-    from validation.verdict import jsonable
-
     return (
         json.dumps(
             jsonable(document), sort_keys=True, indent=1, allow_nan=False, ensure_ascii=False
@@ -137,3 +135,14 @@ def safe_name(name: str) -> bool:
 
 def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
+
+
+def jsonable(value: Any) -> Any:
+    """Replaces NaN and infinities, which JSON lacks, by "nan", "inf" and "-inf"."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "nan" if math.isnan(value) else ("inf" if value > 0 else "-inf")
+    if isinstance(value, Mapping):
+        return {str(k): jsonable(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [jsonable(v) for v in value]
+    return value

@@ -14,7 +14,7 @@ import attribute
 import pytest
 from attribute import NEW_NEW, NEW_OLD, OLD_NEW, OLD_OLD, Cause, Question, decide
 
-from validation.bisect import State
+from validation.gate.bisect import State
 
 CI = Path(__file__).resolve().parents[2] / "ci"
 QUESTION = Question(case="tiny_moe", lane="cpu", good="v1", bad="HEAD")

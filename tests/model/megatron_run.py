@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from validation.ports import reserved_port
+from validation.running.ports import reserved_port
 from vpmoe.runtime import detect_lane
 from vpmoe.runtime.patches import replaced, skip_helper_build
 

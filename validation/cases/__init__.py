@@ -1,6 +1,6 @@
 """Cases: what is run. See `validation.cases.base`."""
 
-from validation.cases.base import Benign, Case, Fault, Law, Needs
+from validation.cases.base import Benign, Case, Fault, Invariant, Needs
 from validation.cases.discovery import (
     discover_benign,
     discover_cases,
@@ -15,7 +15,7 @@ __all__ = [
     "Case",
     "CaseError",
     "Fault",
-    "Law",
+    "Invariant",
     "Needs",
     "discover_benign",
     "discover_cases",

@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from validation.config import CaseError, without_gpus
+from validation.config import CaseError, lane_of
 from validation.files import encode_json, safe_name
-from validation.isolation import HIDDEN
+from validation.running.isolation import HIDDEN
 
 ARITHMETICS = ("native", "wide")
 
@@ -40,7 +40,7 @@ class Needs:
         """
         if gpus < self.gpus:
             return f"needs {self.gpus} GPU(s), this machine has {gpus}"
-        hidden = without_gpus(root, lane)
+        hidden = not lane_of(root, lane).on_gpus
         for name in self.modules:
             if hidden and name.partition(".")[0] in HIDDEN:
                 return f"needs the Python module {name}, which lane {lane} hides"
@@ -53,8 +53,8 @@ class Needs:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Law:
-    """What two runs of one check owe each other, whatever the goldens say.
+class Invariant:
+    """A relation between this case's run and another case's, whatever the goldens say.
 
     Attributes:
         reference: the other case, of the same lane.
@@ -84,7 +84,7 @@ class Case:
             runs are forked from; they must not compute anything, nor use CUDA.
         timeout: seconds after which a run is stopped, which is a FAIL.
         needs: see `Needs`.
-        law: what its run owes another case's, besides its own golden.
+        invariant: a relation of its run to another case's, besides its own golden.
         decode: `module:function`, text of a list of token ids, for the reports.
         throughput: `module:function`, called as function(pacer, settings) to train unobserved at
             the pace of `golden bench`, until the pacer stops it.
@@ -106,7 +106,7 @@ class Case:
     preload: Sequence[str] = ("torch",)
     timeout: float = 900.0
     needs: Needs = field(default_factory=Needs)
-    law: Law | None = None
+    invariant: Invariant | None = None
     decode: str | None = None
     throughput: str | None = None
     paced: Mapping[str, Any] = field(default_factory=dict)
@@ -140,8 +140,8 @@ class Case:
         }
         if self.arithmetic != "native":
             content["arithmetic"] = self.arithmetic
-        if self.law is not None:
-            content["law"] = asdict(self.law)
+        if self.invariant is not None:
+            content["law"] = asdict(self.invariant)  # the key that goldens have
         return content
 
 

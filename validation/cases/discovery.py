@@ -10,8 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from validation.cases.base import Benign, Case, Fault
-from validation.config import CaseError, Declaration, declaration_of, make_importable
-from validation.machine import LaneNeeds
+from validation.config import CaseError, Declaration, Lane, declaration_of, make_importable
 
 _GROUPS = {"cases": "validation.cases", "faults": "validation.faults"}
 
@@ -55,11 +54,11 @@ def discover_throughput_faults(root: Path, declared: Declaration | None = None) 
     return {fault.id: fault for fault in found}
 
 
-def lanes_with_cases(root: Path, declared: Declaration | None = None) -> Mapping[str, LaneNeeds]:
+def lanes_with_cases(root: Path, declared: Declaration | None = None) -> Mapping[str, Lane]:
     """The lanes of a repository on which some case runs; arguments as `discover_cases`."""
     declared = declared or declaration_of(root)
     used = {lane for case in discover_cases(root, declared).values() for lane in case.lanes}
-    return {name: needs for name, needs in declared.lanes.items() if name in used}
+    return {name: lane for name, lane in declared.lanes.items() if name in used}
 
 
 def _discover(

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from validation.cases import Case, CaseError, discover_cases
-from validation.check import CheckPlan, RunFolder, describe_source, new_run_folder, recordings_of
 from validation.cli.common import Progress, add_selection, chosen_cases, lane_to_run
 from validation.cli.proofs import prove_accepted
-from validation.environment import gpu_count
-from validation.execution import RunError
+from validation.cli.suggest import unknown
+from validation.gate.plan import CheckPlan, recordings_of
 from validation.goldens import GoldenStore
 from validation.goldens.acceptance import (
     RefusedError,
@@ -29,8 +28,10 @@ from validation.goldens.acceptance import (
     refuse_unknown,
 )
 from validation.goldens.declared import FORM, Expectation
-from validation.source import find_root, tree_digest
-from validation.suggest import unknown
+from validation.run_folder import RunFolder
+from validation.running.environment import gpu_count
+from validation.running.execution import RunError
+from validation.running.source import find_root, tree_digest
 from validation.trace import Trace, save_trace
 
 
@@ -102,7 +103,7 @@ def update(options: argparse.Namespace) -> int:
         lane = lane_to_run(options)
         chosen = runnable(root, cases, lane, options.case)
         refuse_unknown(store, {case.name: [lane] for case in chosen}, expected)
-        folder = new_run_folder(root, lane, tree_digest(root))
+        folder = RunFolder.create(root, lane, tree_digest(root))
         traces = record_here(root, lane, chosen, folder)
         accepting = [os.path.relpath(folder.path), "--lane", lane]
     if not traces:
@@ -164,8 +165,8 @@ def record_here(
     Raises:
         RefusedError: a run failed.
     """
-    plan = CheckPlan(root=root, lane=lane, cases=[], faults=[], command=["golden", *sys.argv[1:]])
-    recordings = recordings_of(plan, folder, describe_source(plan), Progress())
+    plan = CheckPlan(root=root, lane=lane)
+    recordings = recordings_of(plan, folder, Progress())
     traces = []
     with recordings.ahead(cases):
         for case in cases:

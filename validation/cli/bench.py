@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from validation.cases import Case, CaseError, discover_cases, discover_throughput_faults
-from validation.check import new_run_folder
 from validation.cli import completion
 from validation.cli.common import (
     Progress,
@@ -21,15 +20,15 @@ from validation.cli.common import (
     publish,
     refuse_no_folder,
 )
+from validation.cli.suggest import did_you_mean
 from validation.config import declaration_of
-from validation.environment import gpu_count
-from validation.execution import RunError
 from validation.files import encode_json, write_atomically
 from validation.goldens.acceptance import RefusedError
-from validation.source import find_root, tree_digest
-from validation.suggest import did_you_mean
+from validation.run_folder import BENCH_FILE, RunFolder
+from validation.running.environment import gpu_count
+from validation.running.execution import RunError
+from validation.running.source import find_root, tree_digest
 from validation.throughput.bench import (
-    BENCH_FILE,
     CPU_PAIRS,
     GPU_PAIRS,
     MIN_PAIRS,
@@ -133,7 +132,7 @@ def bench(options: argparse.Namespace) -> int:
     )
     # A cancelled job's trainings and checkout shall end as they do on Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    folder = new_run_folder(root, lane, tree_digest(root))
+    folder = RunFolder.create(root, lane, tree_digest(root))
     progress = Progress()
     try:
         with progress:

@@ -9,27 +9,20 @@ import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from validation.against import run_against
-from validation.calibrate import (
+from validation.calibration.calibrate import (
     LEAST_RUNS,
     Measured,
     detectable_effect,
     measure_case,
     unchanged_base,
 )
+from validation.calibration.noise import FACTOR
+from validation.calibration.pooling import pool
 from validation.cases import discover_cases, discover_faults
-from validation.check import (
-    CheckPlan,
-    RunFolder,
-    describe_source,
-    new_run_folder,
-    record_case,
-    run_check,
-)
 from validation.cli.common import (
     Progress,
     add_jobs,
@@ -44,22 +37,25 @@ from validation.cli.common import (
     threads_each,
 )
 from validation.cli.proofs import Unproven, prove
-from validation.config import without_gpus
-from validation.environment import gpu_count, here
-from validation.execution import RunError, RunOptions
+from validation.config import lane_of
 from validation.files import encode_json, write_atomically
+from validation.gate.against import run_against
+from validation.gate.base import check_with_base, judged_declaration
+from validation.gate.check import run_check
+from validation.gate.plan import CheckPlan, describe_source
+from validation.gate.verdict import CheckResult
 from validation.goldens import Golden, GoldenStore
 from validation.goldens.acceptance import RefusedError, refuse_dirty
 from validation.goldens.calibrated import write_calibration
 from validation.goldens.environments import identity, in_words
-from validation.goldens.judge import check_with_base, judged_declaration
-from validation.noise import FACTOR
-from validation.pooling import pool
-from validation.reach import case_source_digest
-from validation.revisions import commit_of
-from validation.source import find_root, tree_digest
+from validation.run_folder import RunFolder
+from validation.running.environment import gpu_count, here
+from validation.running.execution import RunError, RunOptions
+from validation.running.reach import case_source_digest
+from validation.running.recordings import record_case
+from validation.running.revisions import commit_of
+from validation.running.source import find_root, tree_digest
 from validation.trace import Trace, load_trace, save_trace
-from validation.verdict import CheckResult
 
 
 def add_commands(commands: Any) -> None:
@@ -144,10 +140,9 @@ def check(options: argparse.Namespace) -> int:
         faults=list(discover_faults(root, declared).values()),
         exact=options.exact,
         judge=options.judged_by,
-        command=["golden", *sys.argv[1:]],
     )
     progress = Progress()
-    folder = new_run_folder(root, lane, tree_digest(root))
+    folder = RunFolder.create(root, lane, tree_digest(root))
     with progress:
         if options.against is not None:
             every = not options.case
@@ -203,7 +198,7 @@ def write_sinks(
     from validation.report.html import write_report
     from validation.report.junit import write_junit
 
-    write_atomically(folder.path / "verdict.json", encode_json(result.to_json()))
+    write_atomically(folder.verdict, encode_json(result.to_json()))
     write_reports(result, folder.path)
     if report:
         write_report(result, folder.path, report / "report.html")
@@ -228,15 +223,15 @@ def calibrate(options: argparse.Namespace) -> int:
             )
             prove(root, [Unproven(lane, case, golden.place, golden.canaries.proofs)], progress)
         return 0
-    jobs = chosen_jobs(options, on_cpu=without_gpus(root, lane))
-    folder = new_run_folder(root, lane, tree_digest(root))
-    plan = CheckPlan(root=root, lane=lane, cases=[], faults=[], command=["golden", *sys.argv[1:]])
+    jobs = chosen_jobs(options, on_gpus=lane_of(root, lane).on_gpus)
+    folder = RunFolder.create(root, lane, tree_digest(root))
+    plan = CheckPlan(root=root, lane=lane)
     for case in chosen_cases(cases, options.case, lane):
         reason = case.needs.missing(root, gpu_count(), lane)
         if reason is not None:
             progress(f"{case.name}: skipped, it {reason}")
             continue
-        environment = here(lane, case.processes)
+        environment = here(lane_of(root, lane), case.processes)
         golden = store.nearest(lane, case.name, environment)
         if identity(golden.environment) != identity(environment):
             raise RefusedError(
@@ -262,7 +257,7 @@ def calibrate(options: argparse.Namespace) -> int:
             with progress:
                 base = unchanged_base(golden, case_source_digest(case, root), rerun)
                 measured = measure_case(
-                    case, without_gpus(root, lane), options.runs, base, rerun, progress, jobs
+                    case, not lane_of(root, lane).on_gpus, options.runs, base, rerun, progress, jobs
                 )
         except (RunError, ValueError) as error:
             raise RefusedError(f"case {case.name}: {error}") from error
@@ -313,7 +308,7 @@ def _store(store: GoldenStore, golden: Golden, measured: Measured, reason: str) 
     """Stores tolerances with a golden and who measured them, and says what they are worth."""
     calibration = {
         **measured.record(golden),
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
     calibrated = replace(
         golden,

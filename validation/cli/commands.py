@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from validation.suggest import did_you_mean, unknown
+from validation.cli.suggest import did_you_mean, unknown
 
 # In the order in which somebody comes to need them; a command of no group is shown last.
 _GROUPS = {

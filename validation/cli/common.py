@@ -17,13 +17,13 @@ from rich.text import Text
 
 from validation.cases import Case, CaseError, lanes_with_cases
 from validation.cli import completion
+from validation.cli.suggest import did_you_mean, unknown
 from validation.config import declaration_of
-from validation.environment import default_lane, gpu_count
+from validation.gate.base import judged_declaration
 from validation.goldens.acceptance import RefusedError
-from validation.goldens.judge import judged_declaration
-from validation.machine import unfit
-from validation.source import find_root
-from validation.suggest import did_you_mean, unknown
+from validation.running.environment import default_lane, gpu_count
+from validation.running.machine import unfit
+from validation.running.source import find_root
 
 
 def add_selection(parser: argparse.ArgumentParser) -> None:
@@ -72,7 +72,7 @@ def lane_to_run(options: argparse.Namespace) -> str:
         RefusedError: it cannot, and why.
     """
     lane = chosen_lane(options)
-    refusal = unfit(lane, declaration_of(find_root()).lanes[lane], gpu_count())
+    refusal = unfit(declaration_of(find_root()).lanes[lane], gpu_count())
     if refusal is not None:
         raise RefusedError(refusal)
     return lane
@@ -88,7 +88,7 @@ def add_jobs(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def chosen_jobs(options: argparse.Namespace, *, on_cpu: bool) -> int:
+def chosen_jobs(options: argparse.Namespace, *, on_gpus: bool) -> int:
     """How many runs to make at a time.
 
     Raises:
@@ -96,7 +96,7 @@ def chosen_jobs(options: argparse.Namespace, *, on_cpu: bool) -> int:
     """
     if options.jobs is not None and options.jobs < 1:
         raise RefusedError(f"--jobs {options.jobs}: at least 1")
-    return options.jobs or (min(2, os.cpu_count() or 1) if on_cpu else 1)
+    return options.jobs or (1 if on_gpus else min(2, len(os.sched_getaffinity(0))))
 
 
 def threads_each(jobs: int) -> dict[str, str]:

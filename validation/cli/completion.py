@@ -9,7 +9,7 @@ from typing import Any
 
 from validation.cases import discover_cases, discover_faults, discover_throughput_faults
 from validation.config import declaration_of
-from validation.source import find_root
+from validation.running.source import find_root
 
 _ASKED_BY_SHELL = "_ARGCOMPLETE"
 

@@ -15,16 +15,17 @@ from typing import Any
 
 from validation.cases import Case, CaseError, discover_cases
 from validation.cli.common import add_case, add_lane, chosen_lane
-from validation.compare import Comparison, compare, compare_law
+from validation.cli.suggest import unknown
+from validation.compare import Comparison, compare, compare_invariant
 from validation.compare.tolerance import EXACT, Tolerances
+from validation.gate.nearness import counted
 from validation.goldens import GoldenStore, MissingGoldenError
 from validation.goldens.acceptance import RefusedError
 from validation.goldens.changes import changes
 from validation.goldens.store import environment_of
-from validation.nearness import counted
 from validation.report.wording import clean, where
-from validation.source import RepositoryError, find_root, git
-from validation.suggest import unknown
+from validation.run_folder import TRACES, RunFolder
+from validation.running.source import RepositoryError, find_root, git
 from validation.trace import Trace, load_trace
 from validation.trace.storage import HEAD
 
@@ -118,7 +119,7 @@ def diff(options: argparse.Namespace) -> int:
     if a.tolerances is not None and b.tolerances is not None and a.tolerances != b.tolerances:
         lines.append("tolerances differ")
     if isinstance(other, Run):
-        lines += _broken_law(case, other)
+        lines += _broken_invariant(case, other)
     found = _found_changes(a, b, comparison)
     print(
         f"{case.name}, lane {lane}: {comparison.compared:,} records compared, "
@@ -153,7 +154,7 @@ def _found(word: str, case: str) -> Run | Revision:
         DamagedFileError: of a trace that is damaged.
     """
     folder = Path(word)
-    for candidate in (folder, folder / "traces" / case, folder / case):
+    for candidate in (folder, RunFolder(folder).trace(case), folder / case):
         if (candidate / HEAD).exists():
             trace = load_trace(candidate)
             if trace.case != case:
@@ -214,19 +215,19 @@ def _side_of_golden(
     return Side(golden.trace, f"the golden of {origin}, {accepted}", golden.tolerances)
 
 
-def _broken_law(case: Case, run: Run) -> list[str]:
+def _broken_invariant(case: Case, run: Run) -> list[str]:
     """What a run owes another case of the same run by its law, and does not hold to."""
-    if case.law is None:
+    if case.invariant is None:
         return []
-    reference = run.folder / "traces" / case.law.reference
+    reference = RunFolder(run.folder).trace(case.invariant.reference)
     if not (reference / HEAD).exists():
         return []
-    held = compare_law(case.law, load_trace(reference), run.trace)
+    held = compare_invariant(case.invariant, load_trace(reference), run.trace)
     if not held.divergences:
         return []
     count = counted(len(held.divergences), "record")
     return [
-        f"{count} not those of {case.law.reference} in this run, as the case's law demands:",
+        f"{count} not those of {case.invariant.reference} in this run, as the case's law demands:",
         *(change.describe() for change in changes(held)),
     ]
 
@@ -268,7 +269,7 @@ def _no_revision(word: str, case: str) -> str:
     folder = Path(word)
     if not folder.exists():
         return f"{word}: neither a run folder nor a git revision"
-    has = sorted(head.parent.name for head in folder.glob(f"traces/*/{HEAD}"))
+    has = sorted(head.parent.name for head in folder.glob(f"{TRACES}/*/{HEAD}"))
     if has:
         return f"{word}: has no trace of {case}; it has {', '.join(has)}"
     return f"{word}: no trace in it; give a folder that `golden check` left, or a git revision"

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from validation.cases import discover_cases
-from validation.check import new_run_folder
 from validation.cli.common import Progress, add_case, add_lane, chosen_cases, lane_to_run
-from validation.environment import gpu_count
-from validation.execution import RunError
-from validation.first_operation import Search, described, first_operation
+from validation.diagnosis.first_operation import Search, described, first_operation
 from validation.goldens.acceptance import RefusedError
-from validation.revisions import commit_of
-from validation.source import find_root, tree_digest
+from validation.run_folder import RunFolder, finished_runs
+from validation.running.environment import gpu_count
+from validation.running.execution import RunError
+from validation.running.revisions import commit_of
+from validation.running.source import find_root, tree_digest
 
 
 def add_commands(commands: Any) -> None:
@@ -86,7 +86,7 @@ def explain_operation(root: Path, options: argparse.Namespace) -> int:
     lacks = case.needs.missing(root, gpu_count(), lane)
     if lacks is not None:
         raise RefusedError(f"case {case.name}: it {lacks}")
-    log = new_run_folder(root, lane, tree_digest(root)).log
+    log = RunFolder.create(root, lane, tree_digest(root)).log
     search = Search(root, lane, case, log, options.against, variables, options.steps)
     progress = Progress()
     try:
@@ -113,7 +113,7 @@ def _variable(text: str) -> tuple[str, str]:
 
 
 def _latest_run(root: Path) -> Path:
-    runs = sorted(path.parent for path in (root / "runs").glob("*/verdict.json"))
+    runs = finished_runs(root)
     if not runs:
         raise RefusedError(f"{root / 'runs'}: no run yet; golden check makes one")
     return runs[-1]

@@ -9,10 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from validation import suggest
 from validation.cases import CaseError, discover_benign, discover_cases, discover_faults
-from validation.check import new_run_folder
-from validation.cli import completion
+from validation.cli import completion, suggest
 from validation.cli.common import (
     Progress,
     add_jobs,
@@ -21,8 +19,7 @@ from validation.cli.common import (
     lane_to_run,
     refuse_no_folder,
 )
-from validation.config import without_gpus
-from validation.environment import describe, gpu_count, here
+from validation.config import lane_of
 from validation.files import DamagedFileError, encode_json, write_atomically
 from validation.goldens import Golden, GoldenStore
 from validation.goldens.acceptance import RefusedError
@@ -38,7 +35,9 @@ from validation.power.page import (
 from validation.power.planting import MatrixPlan, run_matrix, unseen_environment
 from validation.power.proof import record_matrix
 from validation.power.results import Results
-from validation.source import commit, find_root, tree_digest
+from validation.run_folder import RunFolder
+from validation.running.environment import describe, gpu_count, here
+from validation.running.source import commit, find_root, tree_digest
 
 
 def add_commands(commands: Any) -> None:
@@ -104,17 +103,19 @@ def faults(options: argparse.Namespace) -> int:
         if lane not in case.lanes or case.needs.missing(root, gpus, lane) is not None:
             continue
         try:
-            goldens[case.name] = store.nearest(lane, case.name, here(lane, case.processes))
+            goldens[case.name] = store.nearest(
+                lane, case.name, here(lane_of(root, lane), case.processes)
+            )
         except DamagedFileError as error:
             progress(f"{case.name} kills nothing: {error}")
     if not goldens or not chosen:
         raise RefusedError(f"lane {lane} has {len(goldens)} goldens and {len(chosen)} faults")
-    folder = new_run_folder(root, lane, tree_digest(root))
-    jobs = chosen_jobs(options, on_cpu=without_gpus(root, lane))
+    folder = RunFolder.create(root, lane, tree_digest(root))
+    jobs = chosen_jobs(options, on_gpus=lane_of(root, lane).on_gpus)
     plants = [f.plant for f in known.values()] + [b.plant for b in harmless]
     targets = [case.target for case in cases.values()]
     state = state_of(root, lane, goldens, without=own_files(root, plants, targets))
-    provenance = {**state, "environment": describe(lane)}
+    provenance = {**state, "environment": describe(lane_of(root, lane))}
     results = Results(
         root / "runs" / f"faults-{lane}.jsonl",
         provenance,
@@ -162,7 +163,7 @@ def faults(options: argparse.Namespace) -> int:
 
 def _where(plan: MatrixPlan) -> str:
     """The environment of the planted runs, in words."""
-    if plan.lane != "cpu":
+    if lane_of(plan.root, plan.lane).on_gpus:
         return f"Lane {plan.lane}, in the goldens' settings."
     chosen = {n: v for g in plan.goldens.values() for n, v in unseen_environment(g).items()}
     settings = ", ".join(f"{name}={value}" for name, value in sorted(chosen.items()))

@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from validation.files import MAX_JSON_BYTES, DamagedFileError
+from validation.files import MAX_JSON_BYTES, DamagedFileError, jsonable
 from validation.goldens import GoldenStore
 from validation.goldens.layout import HEAD
 from validation.goldens.merge import describe_head
+from validation.run_folder import TRACES
 from validation.trace import Trace, load_trace
 from validation.trace.storage import HEAD as TRACE_HEAD
-from validation.verdict import jsonable
 
 _STDIN = "-"
 
@@ -62,7 +62,7 @@ def _of_folder(folder: Path) -> list[str]:
         return [f"case: {trace.case}", *_described(trace)]
     if (folder / HEAD).exists():
         return _of_file(folder / HEAD)
-    traces = sorted(head.parent for head in folder.glob(f"traces/*/{TRACE_HEAD}"))
+    traces = sorted(head.parent for head in folder.glob(f"{TRACES}/*/{TRACE_HEAD}"))
     if traces:
         raise DamagedFileError(f"{folder}: a run folder; show one trace of it, such as {traces[0]}")
     raise DamagedFileError(f"{folder}: neither a golden's folder nor a trace's")

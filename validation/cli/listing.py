@@ -9,21 +9,20 @@ import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from validation.calibration.noise import by_seeds, whole_check_alarms
 from validation.cases import Case, CaseError, discover_cases
 from validation.cli.common import add_case
-from validation.files import DamagedFileError
+from validation.cli.suggest import unknown
+from validation.files import DamagedFileError, jsonable
 from validation.goldens import GoldenStore, MissingGoldenError
 from validation.goldens.canaries import KEY
 from validation.goldens.environments import in_words
 from validation.goldens.store import environment_of
-from validation.noise import by_seeds, whole_check_alarms
-from validation.source import find_root
-from validation.suggest import unknown
-from validation.verdict import jsonable
+from validation.running.source import find_root
 
 _HEADER = ("case", "lane", "age", "detects", "reason")
 # The effect of a golden's line, if it has this metric; else the first of the run's own metrics.
@@ -115,7 +114,7 @@ def list_cases(options: argparse.Namespace) -> int:
         json.dump(jsonable(shown), sys.stdout, allow_nan=False)
         print()
         return 0
-    width, now = shutil.get_terminal_size().columns, datetime.now(UTC)
+    width, now = shutil.get_terminal_size().columns, datetime.now(timezone.utc)
     if options.case:
         print("\n".join(_details(found, root, width, now)))
         return 0

@@ -26,9 +26,9 @@ from validation.cli import (
 from validation.cli.commands import Commands
 from validation.cli.output import outlive_readers
 from validation.files import SCHEMA, DamagedFileError
+from validation.gate.verdict import EXIT_CODES, USAGE_EXIT_CODE, Verdict
 from validation.goldens.acceptance import RefusedError
-from validation.source import RepositoryError
-from validation.verdict import EXIT_CODES, USAGE_EXIT_CODE, Verdict
+from validation.running.source import RepositoryError
 
 _DESCRIPTION = """\
 Run training cases, compare every recorded number with the accepted (golden) one, and say what

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from validation.cases import Case, discover_faults
-from validation.check import new_run_folder
 from validation.cli.common import Progress
 from validation.goldens import GoldenStore
 from validation.goldens.acceptance import Proposal
 from validation.goldens.canaries import in_force
 from validation.goldens.layout import HEAD
 from validation.power.proof import ENOUGH, ENOUGH_AT_FIRST, Site, fit_faults, prove_here
-from validation.source import tree_digest
+from validation.run_folder import RunFolder
+from validation.running.source import tree_digest
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def prove(root: Path, goldens: Iterable[Unproven], progress: Progress) -> None:
         root=root,
         store=GoldenStore(root / "goldens"),
         faults=faults,
-        log=new_run_folder(root, wanted[0].lane, tree_digest(root)).log,
+        log=RunFolder.create(root, wanted[0].lane, tree_digest(root)).log,
         tell=progress,
     )
     for g in wanted:

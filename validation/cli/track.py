@@ -6,8 +6,8 @@ import argparse
 import sys
 from typing import Any
 
-from validation.source import find_root
-from validation.verdict import USAGE_EXIT_CODE
+from validation.gate.verdict import USAGE_EXIT_CODE
+from validation.running.source import find_root
 
 
 def add_commands(commands: Any) -> None:

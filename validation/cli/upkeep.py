@@ -5,13 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from validation.bisect import bisect
 from validation.cases import Case, discover_cases, discover_faults
-from validation.check import CheckPlan, describe_source, new_run_folder, record_case
 from validation.cli.common import (
     Progress,
     add_case,
@@ -22,13 +20,10 @@ from validation.cli.common import (
 )
 from validation.cli.proofs import prove_accepted
 from validation.config import declaration_of
-from validation.execution import RunError, RunOptions
 from validation.files import DamagedFileError
-from validation.goldens import GoldenStore
-from validation.goldens.acceptance import RefusedError, accept, refuse_dirty
-from validation.goldens.health import examine, known_gaps
-from validation.goldens.merge import merge_heads, set_up
-from validation.goldens.rebase import (
+from validation.gate.bisect import bisect
+from validation.gate.plan import CheckPlan, describe_source
+from validation.gate.rebase import (
     Rebase,
     Rerun,
     conflicted,
@@ -36,8 +31,15 @@ from validation.goldens.rebase import (
     rebase_environment,
     rebase_merge,
 )
+from validation.goldens import GoldenStore
+from validation.goldens.acceptance import RefusedError, accept, refuse_dirty
+from validation.goldens.health import examine, known_gaps
+from validation.goldens.merge import merge_heads, set_up
 from validation.power.proof import Planted, fit_faults, record
-from validation.source import commit_merged, find_root, git, tree_digest, unmerged_files
+from validation.run_folder import RunFolder
+from validation.running.execution import RunError, RunOptions
+from validation.running.recordings import record_case
+from validation.running.source import commit_merged, find_root, git, tree_digest, unmerged_files
 from validation.trace import Trace
 
 
@@ -117,7 +119,7 @@ def health(options: argparse.Namespace) -> int:
     root = find_root()
     declared = declaration_of(root)
     found = examine(root, discover_cases(root), discover_faults(root), declared.lanes)
-    findings, known = known_gaps(found, declared.gaps, datetime.now(UTC).date())
+    findings, known = known_gaps(found, declared.gaps, datetime.now(timezone.utc).date())
     for gap in declared.gaps:
         listed = [finding for finding, covering in known if covering is gap]
         if listed:
@@ -243,8 +245,8 @@ def merge_driver(options: argparse.Namespace) -> int:
 
 def _rerunner(root: Path, lane: str) -> Rerun:
     """A function that runs a case here, its log in a run folder."""
-    folder = new_run_folder(root, lane, tree_digest(root))
-    plan = CheckPlan(root=root, lane=lane, cases=[], faults=[], command=["golden", *sys.argv[1:]])
+    folder = RunFolder.create(root, lane, tree_digest(root))
+    plan = CheckPlan(root=root, lane=lane)
     provenance, progress = describe_source(plan), Progress()
 
     def rerun(case: Case, fault: str | None, steps: int | None = None, /) -> Trace:

@@ -1,18 +1,21 @@
 """Comparison of traces: comparators, tolerance classes, the first divergence."""
 
-from validation.compare.compare import MISSING, Comparison, CurveComparison, Outcome, compare
-from validation.compare.law import compare_law
+from validation.compare.compare import MISSING, Catch, Comparison, CurveComparison, Outcome, compare
+from validation.compare.divergence import Divergence
+from validation.compare.invariant import compare_invariant
 from validation.compare.tolerance import EXACT, Tolerances, curve_class, event_class
 
 __all__ = [
     "EXACT",
     "MISSING",
+    "Catch",
     "Comparison",
     "CurveComparison",
+    "Divergence",
     "Outcome",
     "Tolerances",
     "compare",
-    "compare_law",
+    "compare_invariant",
     "curve_class",
     "event_class",
 ]

@@ -12,10 +12,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from validation.compare.divergence import Divergence
 from validation.compare.tolerance import EXACT, Tolerances, curve_class, event_class
 from validation.trace.model import PHASES, Event, Key, Trace
 from validation.trace.sketch import Sketch, relative_distance
-from validation.verdict import Divergence
 
 # A value far below its class's largest is held to that scale: a gradient that is zero up to
 # rounding has no relative accuracy of its own.
@@ -78,6 +78,25 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class Catch:
+    """A planted bug that a comparison shows, and how plainly.
+
+    Attributes:
+        first: the deciding divergence, the first in execution order.
+        margin: error over tolerance of the worst floating record; inf where a discrete record, an
+            invariant or a table differs.
+    """
+
+    first: Divergence
+    margin: float
+
+    @property
+    def place(self) -> str:
+        """Where the gate says that the bug is."""
+        return ".".join(part for part in (self.first.module, self.first.tensor) if part)
+
+
+@dataclass(frozen=True)
 class Comparison:
     """A run against its golden.
 
@@ -103,6 +122,25 @@ class Comparison:
     def largest(self) -> Outcome | None:
         """The floating record with the largest ratio; None where none was compared."""
         return max(self.outcomes, key=lambda outcome: outcome.ratio, default=None)
+
+    @property
+    def caught(self) -> Catch | None:
+        """What a comparison with a planted bug shows of it; None if nothing.
+
+        A record that only one trace has proves nothing: a bug that ends a run early, or that keeps
+        a hook from its tensor, would be caught by any comparison, however blind to values.
+        """
+        differing = [d for d in self.divergences if not _one_trace_only(d)]
+        if not differing:
+            return None
+        worst = self.largest
+        discrete = worst is None or any(d.relative_error is None for d in differing)
+        return Catch(differing[0], math.inf if discrete or worst is None else worst.ratio)
+
+
+def _one_trace_only(divergence: Divergence) -> bool:
+    """Whether only one trace has the record; with an offset, both have it and one is shorter."""
+    return divergence.offset is None and MISSING in (divergence.expected, divergence.actual)
 
 
 def compare(
@@ -169,7 +207,7 @@ def _events(golden: Trace, actual: Trace, tolerances: Tolerances) -> Iterator[_F
             place = _place(key, _shown(event.value), _shown(other.value), error, tolerance)
             outcome = Outcome(place, name, error, tolerance)
             yield order, None if error <= tolerance else place, outcome, error == 0.0
-        elif _same(event.value, other.value) and not _broken_law(other.value):
+        elif _same(event.value, other.value) and not _broken_invariant(other.value):
             yield order, None, None, True
         else:
             yield order, _discrete(key, event, other), None, False
@@ -196,8 +234,8 @@ def _same(one: Any, other: Any) -> bool:
     return bool(one == other) and (not isinstance(one, float) or math.isfinite(one))
 
 
-def _broken_law(value: Any) -> bool:
-    """Whether this is a law (`Recorder.law`) that does not hold, even if the golden has it so."""
+def _broken_invariant(value: Any) -> bool:
+    """Whether this is a `Recorder.invariant` that does not hold, even if the golden has it so."""
     return isinstance(value, Mapping) and value.get("holds") is False and "law" in value
 
 
@@ -337,8 +375,8 @@ def _discrete(key: Key, golden: Event, actual: Event) -> Divergence:
         expected = expected[offset] if offset < len(expected) else MISSING
         measured = measured[offset] if offset < len(measured) else MISSING
     path = []
-    if isinstance(measured, Mapping) and _broken_law(measured):
-        expected, measured = f"{measured['law']} holds", _law_shown(measured)
+    if isinstance(measured, Mapping) and _broken_invariant(measured):
+        expected, measured = f"{measured['law']} holds", _invariant_shown(measured)
     while isinstance(expected, Mapping) and isinstance(measured, Mapping):
         keys = _union(expected, measured)
         name = next(
@@ -352,7 +390,7 @@ def _discrete(key: Key, golden: Event, actual: Event) -> Divergence:
     return _place(key, expected, measured, None, None, offset)
 
 
-def _law_shown(value: Mapping[str, Any]) -> str:
+def _invariant_shown(value: Mapping[str, Any]) -> str:
     return f"broken by {value.get('error')}, allowed {value.get('bound')}"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 
 from validation.cases import Case
@@ -24,8 +24,9 @@ from validation.goldens.store import (
     basis_of,
     environment_of,
 )
-from validation.reach import case_source_digest
-from validation.source import dirty_files
+from validation.run_folder import TRACES
+from validation.running.reach import case_source_digest
+from validation.running.source import dirty_files
 from validation.trace import Trace, load_trace
 
 _NEW = "; what a change adds is declared after its run: without --expect the refusal lists it"
@@ -257,7 +258,7 @@ def load_runs(
     found: dict[tuple[str, str], Trace] = {}
     lanes: dict[str, Path] = {}
     for folder in folders:
-        heads = sorted((folder / "traces").glob("*/trace.json"))
+        heads = sorted((folder / TRACES).glob("*/trace.json"))
         if not heads:
             raise RefusedError(f"{folder}: no traces; give a folder that `golden check` left")
         for head in heads:
@@ -315,7 +316,7 @@ def accept(
     golden is ever without one; each golden is replaced by one rename.
     """
     accepted = {
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "author": author(root),
         "reason": reason,
     }

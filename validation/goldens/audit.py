@@ -10,7 +10,7 @@ from validation.files import SCHEMA, digest, encode_json, write_atomically
 from validation.goldens.declared import Expectation
 from validation.goldens.environments import in_words
 from validation.goldens.store import GoldenStore, environment_of
-from validation.source import RepositoryError, git, tree_digest
+from validation.running.source import RepositoryError, git, tree_digest
 
 if TYPE_CHECKING:
     from validation.goldens.acceptance import Proposal

@@ -25,7 +25,7 @@ from validation.files import (
 from validation.goldens.audit import author
 from validation.goldens.environments import in_words
 from validation.goldens.store import Golden, GoldenStore
-from validation.source import tree_digest
+from validation.running.source import tree_digest
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from validation.compare import Comparison
+from validation.compare import Comparison, Divergence
 from validation.trace import Trace
-from validation.verdict import Divergence
 
 _LONGEST = 80
 

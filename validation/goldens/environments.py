@@ -3,7 +3,8 @@
 On a lane with GPUs a golden belongs to an environment: GPU model, image, topology. A run of another
 one is compared with the nearest: the same GPU model before any other, then the same image, then the
 same topology, then the fewest other differences (driver, versions, settings); of equals, the one
-that was there first. On the cpu lane a case has one golden, whose tolerances cover processors.
+that was there first. On a lane without GPUs a case has one golden, whose tolerances cover
+processors.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from validation.files import digest, encode_json
+from validation.running.environment import VARIABLES
 
 _IDENTITY = ("device", "image", "topology")
 # What a GPU's numbers do not depend on.
@@ -29,14 +31,12 @@ _HOST = (
     "platform",
     "python",
     "threads",
-    "tiktoken",
-    "vpmoe",
 )
 
 
 def identity(environment: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What tells a golden's environment from another's; the same of all on the cpu lane."""
-    if environment.get("lane", "cpu") == "cpu":
+    """What tells a golden's environment from another's; the same of all without a GPU."""
+    if environment.get("capability") is None:
         return ()
     return tuple(environment.get(name) for name in _IDENTITY)
 
@@ -44,7 +44,9 @@ def identity(environment: Mapping[str, Any]) -> tuple[Any, ...]:
 def distance(one: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[int, ...]:
     """How far apart two environments are, in the order of the module's rule."""
     parts = [int(one.get(name) != other.get(name)) for name in _IDENTITY]
-    rest = {*one, *other} - {*_IDENTITY, *_HOST}
+    # A version that only one side records tells nothing; a variable is recorded where it is set.
+    known = {*one} & {*other} | {*VARIABLES}
+    rest = known - {*_IDENTITY, *_HOST}
     return (*parts, sum(one.get(name) != other.get(name) for name in rest))
 
 
@@ -61,5 +63,5 @@ def folder_name(environment: Mapping[str, Any]) -> str:
 
 
 def in_words(environment: Mapping[str, Any]) -> str:
-    """An environment as a verdict names it; empty on the cpu lane."""
+    """An environment as a verdict names it; empty without a GPU."""
     return ", ".join(str(part) for part in identity(environment) if part is not None)

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import date, datetime, timezone
 from pathlib import Path
 
 from validation.cases import Case, Fault
 from validation.cases.difference import what_differs
 from validation.compare import curve_class, event_class
+from validation.config.gaps import Gap
 from validation.files import DamagedFileError, decode_json, read_file
-from validation.gaps import Gap
+from validation.gate.quarantine import load_quarantine
 from validation.goldens.canaries import CERTAIN, listed, stale
 from validation.goldens.environments import in_words
 from validation.goldens.layout import FILES, HEAD, unsettled
-from validation.goldens.quarantine import load_quarantine
+from validation.goldens.proven import fit
 from validation.goldens.store import Golden, GoldenStore, MissingGoldenError
-from validation.power.canary import fit
 
 MAX_LANE_BYTES = 8 * 10**6
 """What the goldens of the cpu lane may take together in a repository."""
@@ -264,7 +264,7 @@ def _quarantine(goldens: Path, cases: Mapping[str, Case]) -> Sequence[Finding]:
         entries = load_quarantine(goldens)
     except DamagedFileError as error:
         return [Finding("quarantine", "goldens/quarantine.json", str(error))]
-    today = datetime.now(UTC).date()
+    today = datetime.now(timezone.utc).date()
     found = [
         Finding("quarantine", entry.case, f"expired on {entry.expires} ({entry.owner})")
         for entry in entries

@@ -25,7 +25,7 @@ from validation.files import (
     write_atomically,
 )
 from validation.goldens.canaries import KEY
-from validation.source import git
+from validation.running.source import git
 
 ATTRIBUTES = (
     "goldens/*/*/** -merge",

@@ -15,7 +15,7 @@ from validation.files import DamagedFileError, decode_json, digest, encode_json,
 from validation.goldens.layout import FILES, HEAD, staged_name
 from validation.goldens.merge import conflicting_heads
 from validation.goldens.store import Golden, GoldenStore
-from validation.source import RepositoryError, blob, commit_merged, git, unmerged_files
+from validation.running.source import RepositoryError, blob, commit_merged, git, unmerged_files
 
 _STAGES = {"ours": 2, "theirs": 3}
 

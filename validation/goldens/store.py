@@ -35,7 +35,7 @@ from validation.goldens.canaries import KEY, Canaries, basis, listed
 from validation.goldens.environments import distance, folder_name, identity, in_words
 from validation.goldens.layout import FILES, HEAD, read_file_of, settle, stage, unsettled
 from validation.goldens.merge import refuse_conflict
-from validation.source import runs_folder
+from validation.run_folder import runs_folder
 from validation.trace.model import Trace
 from validation.trace.storage import decode_trace, encode_trace
 

@@ -14,14 +14,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from validation.files import DamagedFileError, decode_json, digest, encode_json
+from validation.files import DamagedFileError, decode_json, digest, encode_json, jsonable
 from validation.goldens.canaries import KEY
 from validation.goldens.layout import HEAD
 from validation.goldens.store import GoldenStore
-from validation.reach import without_reach
-from validation.source import tree_digest
-from validation.tree import words_of
-from validation.verdict import jsonable
+from validation.running.reach import without_reach
+from validation.running.source import tree_digest
+from validation.running.tree import words_of
 
 
 class StateError(RuntimeError):

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from validation.cases import Fault
+from validation.compare import Divergence
 from validation.power.rates import lower_bound, upper_bound
 from validation.trace import Trace
-from validation.verdict import Divergence
 
 # A bug should show within so many training steps.
 EARLY_STEPS = 3

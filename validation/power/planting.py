@@ -21,9 +21,8 @@ from typing import Any
 
 from validation.cases import Benign, Case, Fault
 from validation.compare import Comparison, compare
-from validation.execution import RunError, RunOptions, close_parents, run_case
+from validation.config import lane_of
 from validation.goldens import Golden
-from validation.power.caught import catch_of
 from validation.power.matrix import (
     Harmless,
     Kill,
@@ -34,6 +33,7 @@ from validation.power.matrix import (
     comparator_of,
 )
 from validation.power.results import Results
+from validation.running.execution import RunError, RunOptions, close_parents, run_case
 
 # A perturbation that no calibration uses: it counts its seeds up from 1.
 PERTURBATION = 1_000_003
@@ -166,7 +166,7 @@ def _try_fault(plan: MatrixPlan, fault: Fault) -> Kill:
         except RunError as error:
             notes.append(f"{name}: {str(error).splitlines()[-1]}")
             continue
-        catch = catch_of(comparison)
+        catch = comparison.caught
         if catch is not None:
             kind = comparator_of(catch.first)
             sightings.append(Sighting(name, catch.first, kind, catch.margin, steps))
@@ -216,12 +216,12 @@ def _problem(plan: MatrixPlan, entry: Harmless) -> str:
 
 
 def _compare(plan: MatrixPlan, name: str, plants: Sequence[str], steps: int | None) -> Comparison:
-    golden = plan.goldens[name]
+    golden, on_gpus = plan.goldens[name], lane_of(plan.root, plan.lane).on_gpus
     # On a GPU weights are bf16, in whose last place a bug could hide.
-    settings: dict[str, Any] = {"perturb_seed": PERTURBATION} if plan.lane == "cpu" else {}
+    settings: dict[str, Any] = {} if on_gpus else {"perturb_seed": PERTURBATION}
     if steps is not None:
         settings["stop_after"] = steps
-    environment = unseen_environment(golden) if plan.lane == "cpu" else {}
+    environment = {} if on_gpus else unseen_environment(golden)
     options = RunOptions(lane=plan.lane, settings=settings, fault=plants, environment=environment)
     trace = run_case(plan.cases[name], options, plan.root, plan.log)
     expected = golden.trace if steps is None else golden.trace.up_to(steps)

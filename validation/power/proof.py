@@ -14,18 +14,17 @@ from itertools import chain, zip_longest
 from pathlib import Path
 
 from validation.cases import Case, Fault
-from validation.compare import Comparison, compare
+from validation.compare import Catch, Comparison, compare
 from validation.config import declaration_of
-from validation.environment import gpu_count
-from validation.execution import RunError, RunOptions, run_case
 from validation.files import DamagedFileError
 from validation.goldens.canaries import CERTAIN, Canaries, Proof
 from validation.goldens.environments import identity, in_words
+from validation.goldens.proven import fit
 from validation.goldens.store import Golden, GoldenStore, basis_of, environment_of
-from validation.machine import unfit
-from validation.power.canary import fit
-from validation.power.caught import Catch, catch_of
 from validation.power.matrix import Matrix
+from validation.running.environment import gpu_count
+from validation.running.execution import RunError, RunOptions, run_case
+from validation.running.machine import unfit
 
 # Faults that are planted to prove a golden's canaries, at most: each costs a run of a few steps.
 PLANTED = 8
@@ -128,7 +127,7 @@ def prove_here(
         tried.add(fault.id)
         steps = fault.canary_steps or 0
         try:
-            catch = catch_of(_compared(site, golden, case, steps, fault.plant))
+            catch = _compared(site, golden, case, steps, fault.plant).caught
         except RunError as error:
             site.tell(f"{subject}: {fault.id} could not be run: {str(error).splitlines()[0]}")
             continue
@@ -219,7 +218,7 @@ def _unable(site: Site, lane: str, case: Case) -> str | None:
     """Why this machine cannot run a case of a lane; None if it can."""
     gpus = gpu_count()
     missing = case.needs.missing(site.root, gpus, lane)
-    return unfit(lane, declaration_of(site.root).lanes[lane], gpus) or (missing and f"it {missing}")
+    return unfit(declaration_of(site.root).lanes[lane], gpus) or (missing and f"it {missing}")
 
 
 def _unlike(site: Site, golden: Golden, case: Case, faults: Sequence[Fault]) -> str | None:

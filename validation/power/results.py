@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from validation.cases import Fault
+from validation.compare import Divergence
 from validation.files import digest, encode_json
 from validation.power.ledger import Ledger, StateError, module_file
 from validation.power.matrix import Harmless, Kill, Pass, Sighting
-from validation.verdict import Divergence
 
 # What says how a bug is told of, and not what is run.
 _TOLD = ("id", "category", "component", "imitates", "canary", "twin", "lanes", "case_on")

@@ -2,10 +2,8 @@
 
 from pathlib import Path
 
-from validation.verdict import CheckResult
-
-JUNIT_FILE = "junit.xml"
-REPORT_FILE = "report.html"
+from validation.gate.verdict import CheckResult
+from validation.run_folder import JUNIT_FILE, REPORT_FILE
 
 
 def write_reports(result: CheckResult, run_dir: Path) -> None:

@@ -5,7 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from validation.nearness import counted
+from validation.compare import Divergence
+from validation.gate.nearness import counted
+from validation.gate.verdict import CaseResult, CheckResult, Verdict
 from validation.report.evidence import CaseEvidence, DecodedEvidence, EventEvidence, State
 from validation.report.gather import load_evidence
 from validation.report.wording import (
@@ -19,7 +21,6 @@ from validation.report.wording import (
     share,
     value_text,
 )
-from validation.verdict import CaseResult, CheckResult, Divergence, Verdict
 
 _BEFORE = 4
 _AFTER = 3

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from validation.compare import Comparison, CurveComparison, Outcome
+from validation.compare import Comparison, CurveComparison, Divergence, Outcome
 from validation.files import (
     SCHEMA,
     DamagedFileError,
@@ -22,6 +22,7 @@ from validation.files import (
     to_float,
     write_atomically,
 )
+from validation.gate.verdict import CaseResult, CheckResult
 from validation.report.evidence import (
     CaseEvidence,
     CurveEvidence,
@@ -32,10 +33,9 @@ from validation.report.evidence import (
     TableEvidence,
 )
 from validation.report.wording import flat
+from validation.run_folder import EVIDENCE
 from validation.trace import Event, Trace
-from validation.verdict import CaseResult, CheckResult, Divergence
 
-FOLDER = "evidence"
 _MASK_NAME = re.compile(r"(^|[/._-])(window|mask|attention)", re.IGNORECASE)
 _STATES = list(State)
 
@@ -197,7 +197,7 @@ def load_evidence(run_dir: Path, case: str) -> CaseEvidence | None:
 def _path(run_dir: Path, case: str) -> Path:
     if not safe_name(case):
         raise DamagedFileError(f"{run_dir}: {case!r} is no name of a case")
-    return run_dir / FOLDER / f"{case}.json"
+    return run_dir / EVIDENCE / f"{case}.json"
 
 
 def _to_json(case: str, evidence: CaseEvidence) -> dict[str, Any]:

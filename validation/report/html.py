@@ -7,12 +7,14 @@ renders them.
 import math
 import shlex
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from validation.compare import Divergence
 from validation.files import write_atomically
-from validation.nearness import counted
+from validation.gate.nearness import counted
+from validation.gate.verdict import CaseResult, CheckResult
 from validation.report.charts import curve_chart, decimate, format_number
 from validation.report.evidence import CaseEvidence, CurveEvidence, State
 from validation.report.explain import environment_changes
@@ -47,7 +49,6 @@ from validation.report.wording import (
     value_text,
     where,
 )
-from validation.verdict import CaseResult, CheckResult, Divergence
 
 MAX_CHARTS = 12
 _LEADING_METRICS = ("lm_loss", "grad_norm", "learning_rate")
@@ -88,7 +89,7 @@ def build_page(
         ],
         next_text=next_text,
         next_steps=next_steps,
-        footer=f"{run_dir.name} · written {written.astimezone(UTC):%Y-%m-%d %H:%M} UTC",
+        footer=f"{run_dir.name} · written {written.astimezone(timezone.utc):%Y-%m-%d %H:%M} UTC",
         series=series,
     )
 
@@ -327,7 +328,7 @@ def _json(value: float | None) -> float | str | None:
 
 def render_report(result: CheckResult, evidence: Mapping[str, CaseEvidence], run_dir: Path) -> str:
     """Return the report's HTML text."""
-    return render(build_page(result, evidence, run_dir, datetime.now(UTC)))
+    return render(build_page(result, evidence, run_dir, datetime.now(timezone.utc)))
 
 
 def write_report(result: CheckResult, run_dir: Path, out_path: Path) -> Path:

@@ -8,10 +8,12 @@ own, so that a reader of the XML alone never sees green where the check was not.
 
 import re
 import xml.etree.ElementTree as ET
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 
+from validation.compare import Divergence
 from validation.files import write_atomically
+from validation.gate.verdict import CaseResult, CheckResult
 from validation.report.wording import (
     clean,
     flat,
@@ -24,7 +26,6 @@ from validation.report.wording import (
     value_text,
     where,
 )
-from validation.verdict import CaseResult, CheckResult, Divergence
 
 _XML_FORBIDDEN = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
@@ -45,7 +46,7 @@ def write_junit(result: CheckResult, path: Path) -> None:
         suite.set(attribute, str(len(suite.findall(f"testcase/{tag}"))))
     suite.set("tests", str(len(suite.findall("testcase"))))
     suite.set("time", f"{result.seconds:.3f}")
-    suite.set("timestamp", datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S"))
+    suite.set("timestamp", datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S"))
     suite.set("hostname", "localhost")
     root = ET.Element("testsuites", name="golden")
     for attribute in ("tests", "failures", "errors", "skipped", "time"):

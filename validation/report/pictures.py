@@ -4,7 +4,7 @@ import itertools
 import math
 from collections.abc import Sequence
 
-from validation.nearness import counted
+from validation.gate.nearness import counted
 from validation.report.evidence import EventEvidence, Intervals, State, TableEvidence
 from validation.report.page import HeatCell, HeatRow, HeatView, LegendEntry, MaskView
 from validation.report.wording import clean, number_text

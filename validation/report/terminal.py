@@ -12,6 +12,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from validation.gate.verdict import CaseResult, CheckResult
 from validation.report.wording import (
     clean,
     headline,
@@ -27,7 +28,6 @@ from validation.report.wording import (
     value_text,
     where,
 )
-from validation.verdict import CaseResult, CheckResult
 
 # More would push the verdict off the screen.
 MAX_PANELS = 3

@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from validation.nearness import summary
+from validation.compare import Divergence
+from validation.gate.nearness import summary
+from validation.gate.verdict import CaseResult, CheckResult
 from validation.report.charts import format_number
-from validation.verdict import CaseResult, CheckResult, Divergence
 
 _KEPT_CONTROLS = "\n\t"
 

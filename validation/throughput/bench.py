@@ -6,16 +6,17 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from validation.cases import Case
-from validation.config import declaration_of
-from validation.files import SCHEMA
-from validation.machine import unfit as unfit_machine
-from validation.revisions import base_checkout
-from validation.source import git, tree_digest
+from validation.config import declaration_of, lane_of
+from validation.files import SCHEMA, jsonable
+from validation.gate.verdict import EXIT_CODES, Verdict, worst
+from validation.running.machine import unfit as unfit_machine
+from validation.running.revisions import base_checkout
+from validation.running.source import git, tree_digest
 from validation.throughput.figures import Figures, OperatorChange, figures_of, operator_changes
 from validation.throughput.session import (
     BLOCK_SECONDS,
@@ -27,9 +28,7 @@ from validation.throughput.session import (
 )
 from validation.throughput.statistics import ALPHA, MIN_EFFECT, Judgement, judge
 from validation.throughput.telemetry import MAX_NEIGHBOURS, unfit, watch_for
-from validation.verdict import EXIT_CODES, Verdict, jsonable, worst
 
-BENCH_FILE = "bench.json"
 CPU_PAIRS, GPU_PAIRS = 60, 240
 """Without and with GPUs: a minute or two, start-up included where steps are short."""
 EACH_ALPHA = ALPHA / 2
@@ -39,10 +38,10 @@ STARTS = 2
 MIN_PAIRS = 2 * math.ceil(math.log2(1.0 / EACH_ALPHA))
 """Fewer could not raise an alarm whatever they measured."""
 # An allocator's peak repeats on a card; resident memory depends on when pages are given back.
-MAX_GROWTH: Mapping[str, float] = {"cpu": 0.03}
-DEFAULT_GROWTH = 0.01
+MAX_GROWTH = 0.01
+MAX_GROWTH_OF_A_PROCESS = 0.03
 # What an interpreter and its libraries come to differs by some pages from process to process.
-FREE_GROWTH_BYTES: Mapping[str, int] = {"cpu": 64 * 2**20}
+FREE_GROWTH_BYTES = 64 * 2**20
 _PROFILED_QUADS = 4
 
 
@@ -190,9 +189,9 @@ def run_bench(
         RepositoryError: no such revision.
         RunError: a training failed.
     """
-    began, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
+    began, clock = datetime.now(timezone.utc).isoformat(timespec="seconds"), time.monotonic()
     results: list[CaseBench] = []
-    refusal = unfit_machine(plan.lane, declaration_of(plan.root).lanes[plan.lane], gpus)
+    refusal = unfit_machine(declaration_of(plan.root).lanes[plan.lane], gpus)
     if refusal is not None:
         results = [
             CaseBench(case=c.name, verdict=Verdict.UNFIT, message=refusal) for c in plan.cases
@@ -232,7 +231,9 @@ def _bench_case(
 ) -> CaseBench:
     name, starts = session_plan.case.name, []
     for number, count in enumerate(_shares(plan.pairs // 2, STARTS)):
-        with open_session(session_plan.start(number), watch_for(plan.lane)) as session:
+        with open_session(
+            session_plan.start(number), watch_for(lane_of(plan.root, plan.lane))
+        ) as session:
             starts.append(_measure(session, count, f"start {number + 1}, {name}", progress))
             if number + 1 < STARTS:
                 continue
@@ -276,9 +277,9 @@ def _judge(
     }
     base_bytes = max(1, figures["base"].peak_bytes)
     memory = figures["head"].peak_bytes / base_bytes
-    growth = max(
-        MAX_GROWTH.get(plan.lane, DEFAULT_GROWTH), FREE_GROWTH_BYTES.get(plan.lane, 0) / base_bytes
-    )
+    growth = MAX_GROWTH
+    if not lane_of(plan.root, plan.lane).on_gpus:
+        growth = max(MAX_GROWTH_OF_A_PROCESS, FREE_GROWTH_BYTES / base_bytes)
     disturbed = unfit([block.machine for block in blocks], plan.max_neighbours)
     verdict, message = decide((judgement, whole), memory, growth, disturbed)
     return CaseBench(

@@ -24,11 +24,11 @@ from pathlib import Path
 from typing import Any
 
 from validation.cases import Case
-from validation.config import without_gpus
-from validation.execution import RunError
+from validation.config import lane_of
 from validation.files import encode_json, write_atomically
-from validation.isolation import isolated
-from validation.revisions import copied_gate, revision_path
+from validation.running.execution import RunError
+from validation.running.isolation import isolated
+from validation.running.revisions import copied_gate, revision_path
 
 SIDES = ("base", "head")
 BLOCK_SECONDS = 0.05
@@ -258,7 +258,7 @@ class _Side:
                     str(temporary / "job.json"),
                 ],
                 cwd=tree,
-                env=isolated(environment) if without_gpus(tree, plan.lane) else environment,
+                env=environment if lane_of(tree, plan.lane).on_gpus else isolated(environment),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,

@@ -10,12 +10,13 @@ import signal
 import sys
 from pathlib import Path
 
-from validation.environment import describe
+from validation.config import lane_of
 from validation.files import decode_json, read_file
+from validation.running.environment import describe
+from validation.running.warm import die_with_parent
+from validation.running.worker import resolve
 from validation.throughput.meter import CpuMeter, CudaMeter
 from validation.throughput.pacer import Meter, Pacer, TrainingStoppedError, take_pipes
-from validation.warm import die_with_parent
-from validation.worker import resolve
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -25,9 +26,10 @@ def main(argv: list[str] | None = None) -> int:
     job = decode_json(read_file(path), path)
     die_with_parent(signal.SIGKILL)
     commands, answers = take_pipes()
-    meter: Meter = CpuMeter() if job["lane"] == "cpu" else CudaMeter()
+    lane = lane_of(Path.cwd(), job["lane"])
+    meter: Meter = CudaMeter() if lane.on_gpus else CpuMeter()
     pacer = Pacer(commands, answers, meter)
-    pacer.describe(environment=describe(job["lane"]))
+    pacer.describe(environment=describe(lane))
     fault = job["fault"]
     try:
         with resolve(fault)() if fault else contextlib.nullcontext():

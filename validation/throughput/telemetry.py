@@ -15,7 +15,8 @@ from typing import Any
 
 import psutil
 
-from validation.execution import RunError
+from validation.config import Lane
+from validation.running.execution import RunError
 from validation.throughput.session import Watch
 
 MAX_NEIGHBOURS = 0.1
@@ -153,19 +154,20 @@ class GpuWatch(Watch):
             return None
 
 
-def watch_for(lane: str) -> Watch:
+def watch_for(lane: Lane) -> Watch:
     """The watch of a lane's kind of machine.
 
     Raises:
         RunError: the lane has GPUs and nothing tells how they are.
     """
-    if lane == "cpu":
+    if not lane.on_gpus:
         return CpuWatch()
     try:
         return GpuWatch()
     except Exception as error:  # pynvml's own class of errors exists only where pynvml does
         raise RunError(
-            f"lane {lane}: the card cannot be watched ({error}); NVML and nvidia-ml-py are needed"
+            f"lane {lane.name}: the card cannot be watched ({error}); NVML and nvidia-ml-py "
+            "are needed"
         ) from error
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from validation.files import DamagedFileError, check_schema, decode_json, read_file, to_float
-from validation.throughput.bench import BENCH_FILE
+from validation.run_folder import BENCH_FILE
 
 _LEVEL = 0.01
 _SHUFFLES = 999

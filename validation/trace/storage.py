@@ -23,6 +23,7 @@ from validation.files import (
     decode_json,
     digest,
     encode_json,
+    jsonable,
     read_file,
     to_float,
     write_atomically,
@@ -159,8 +160,6 @@ def decode_trace(
 
 def _lines(entries: Mapping[str, Any], section: str) -> bytes:
     """One entry a line, so that a text diff shows what changed."""
-    from validation.verdict import jsonable
-
     rows = ",\n".join(
         f"{json.dumps(name)}: {json.dumps(jsonable(value), allow_nan=False)}"
         for name, value in entries.items()
@@ -169,8 +168,6 @@ def _lines(entries: Mapping[str, Any], section: str) -> bytes:
 
 
 def _event_lines(events: Iterable[Event]) -> bytes:
-    from validation.verdict import jsonable
-
     rows = []
     for event in events:
         key, value = event.key, event.value
@@ -182,7 +179,8 @@ def _event_lines(events: Iterable[Event]) -> bytes:
         else:
             place += [_DISCRETE, value]
         rows.append(json.dumps(jsonable(place), allow_nan=False))
-    return f'{{"schema": {SCHEMA}, "events": [\n{",\n".join(rows)}\n]}}\n'.encode()
+    listed = ",\n".join(rows)
+    return f'{{"schema": {SCHEMA}, "events": [\n{listed}\n]}}\n'.encode()
 
 
 def _events(path: Path, content: bytes, projections: np.ndarray[Any, Any]) -> Iterable[Event]:

@@ -15,12 +15,12 @@ from validation.files import (
     safe_name,
     to_float,
 )
+from validation.gate.verdict import Verdict
 from validation.report.charts import format_number
 from validation.report.wording import flat
-from validation.throughput.bench import BENCH_FILE
+from validation.run_folder import BENCH_FILE
 from validation.throughput.session import SIDES
 from validation.tracking.record import CheckRecord, MetricPoint, RunRecord, markdown_cell
-from validation.verdict import Verdict
 
 TREND_FILE = "trend.html"
 _SHOWN_OPERATORS = 10

@@ -5,13 +5,14 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from validation.compare import Divergence
 from validation.files import DamagedFileError, decode_json, read_file, safe_name, to_float
-from validation.nearness import counted
-from validation.report import JUNIT_FILE, REPORT_FILE
+from validation.gate.nearness import counted
+from validation.gate.verdict import Canary, CaseResult, CheckResult, Verdict
 from validation.report.evidence import CaseEvidence, CurveEvidence
 from validation.report.gather import load_evidence
 from validation.report.wording import (
@@ -25,10 +26,17 @@ from validation.report.wording import (
     share,
     where,
 )
+from validation.run_folder import (
+    EVIDENCE,
+    JUNIT_FILE,
+    LOG_FILE,
+    REPORT_FILE,
+    TRACES,
+    VERDICT_FILE,
+    RunFolder,
+)
 from validation.tracking.record import CheckRecord, MetricPoint, RunRecord, markdown_cell
-from validation.verdict import Canary, CaseResult, CheckResult, Divergence, Verdict
 
-VERDICT_FILE = "verdict.json"
 # A family of more metrics (one per parameter) is for the report and the trace, not for charts.
 MAX_FAMILY = 32
 
@@ -139,7 +147,7 @@ def evidence_key(run_dir: Path) -> str:
     Reports, logs and what publishing itself writes do not change it.
     """
     hasher = hashlib.blake2b(digest_size=16)
-    files = [run_dir / VERDICT_FILE, *(run_dir / "traces").rglob("*")]
+    files = [run_dir / VERDICT_FILE, *(run_dir / TRACES).rglob("*")]
     for path in sorted(p for p in files if p.is_file() and not p.is_symlink()):
         name = path.relative_to(run_dir).as_posix()
         hasher.update(f"{name}\0{path.stat().st_size}\0".encode())
@@ -150,7 +158,7 @@ def evidence_key(run_dir: Path) -> str:
 
 
 def _provenance(run_dir: Path, case: str) -> Mapping[str, Any]:
-    path = run_dir / "traces" / case / "trace.json"
+    path = RunFolder(run_dir).trace(case) / "trace.json"
     if not path.exists():
         return {}
     provenance = decode_json(read_file(path), path).get("provenance")
@@ -167,8 +175,10 @@ def _started(run_dir: Path, provenances: Sequence[Mapping[str, Any]]) -> int:
         with contextlib.suppress(ValueError):
             moments.append(datetime.strptime(run_dir.name[:15] + "+0000", "%Y%m%dT%H%M%S%z"))
     if not moments:
-        moments.append(datetime.fromtimestamp((run_dir / VERDICT_FILE).stat().st_mtime, UTC))
-    return int(1000 * min(m if m.tzinfo else m.replace(tzinfo=UTC) for m in moments).timestamp())
+        written = (run_dir / VERDICT_FILE).stat().st_mtime
+        moments.append(datetime.fromtimestamp(written, timezone.utc))
+    first = min(m if m.tzinfo else m.replace(tzinfo=timezone.utc) for m in moments)
+    return int(1000 * first.timestamp())
 
 
 def _source_params(provenance: Mapping[str, Any]) -> dict[str, str]:
@@ -307,8 +317,8 @@ def _curve_metrics(curves: Sequence[CurveEvidence]) -> Iterator[MetricPoint]:
 
 
 def _artifacts(run_dir: Path) -> list[tuple[Path, str]]:
-    files = [run_dir / name for name in (VERDICT_FILE, REPORT_FILE, JUNIT_FILE, "log.txt")]
-    folders = [(run_dir / name, name) for name in ("traces", "evidence")]
+    files = [run_dir / name for name in (VERDICT_FILE, REPORT_FILE, JUNIT_FILE, LOG_FILE)]
+    folders = [(run_dir / name, name) for name in (TRACES, EVIDENCE)]
     return [
         *((path, "") for path in files if path.is_file()),
         *(f for f in folders if f[0].is_dir()),

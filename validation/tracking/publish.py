@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import filelock
 
 from validation.files import write_atomically
-from validation.throughput.bench import BENCH_FILE
+from validation.run_folder import BENCH_FILE, VERDICT_FILE
 from validation.tracking.bench import read_bench
-from validation.tracking.folder import VERDICT_FILE, read_check
+from validation.tracking.folder import read_check
 from validation.tracking.record import CheckRecord, RunRecord, safe_name, safe_value
 from validation.tracking.store import (
     TRACKING_URI_VARIABLE,

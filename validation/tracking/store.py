@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 from validation.files import write_atomically
-from validation.source import RepositoryError, find_root, git
+from validation.running.source import RepositoryError, find_root, git
 from validation.tracking.trouble import SQLITE, TrackingError, refuse_uri, scheme_of
 
 if TYPE_CHECKING:

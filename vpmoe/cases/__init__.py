@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from validation.cases.base import Case, Law, Needs
+from validation.cases.base import Case, Invariant, Needs
 from vpmoe.cases import gpu
 from vpmoe.cases.targets import DECODE, MODULES, PACED, TRAINING, WARM
 
@@ -40,7 +40,7 @@ def _tiny(
     settings: Mapping[str, Any] | None = None,
     traced_steps: Sequence[int] = (),
     processes: int = 1,
-    law: Law | None = None,
+    invariant: Invariant | None = None,
     paths: Sequence[str] = (),
     throughput: str | None = None,
 ) -> Case:
@@ -60,7 +60,7 @@ def _tiny(
         processes=processes,
         preload=WARM,
         needs=Needs(modules=MODULES, paths=paths),
-        law=law,
+        invariant=invariant,
         decode=DECODE,
         throughput=throughput,
         arithmetic="wide",
@@ -81,7 +81,7 @@ def _layout(
         "3",
         *flags,
         processes=2,
-        law=Law(reference=reference, curves=same),
+        invariant=Invariant(reference=reference, curves=same),
     )
 
 
@@ -143,7 +143,7 @@ CASES = (
         "20",
         settings={"resume_after": 1, "stop_after": 4},
         traced_steps=(2,),
-        law=Law(
+        invariant=Invariant(
             reference="tiny_moe",
             curves={
                 "lm_loss": 0.0,
@@ -164,7 +164,7 @@ CASES = (
         "3",
         "--micro-batch-size",
         "2",
-        law=Law(reference="tiny_moe", curves={**_SAME_TRAINING, **_WHOLE}),
+        invariant=Invariant(reference="tiny_moe", curves={**_SAME_TRAINING, **_WHOLE}),
     ),
     Case(
         name="laws",

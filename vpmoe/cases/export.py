@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from validation.recorder import Recorder
+from validation.running.recorder import Recorder
 from vpmoe.cases.statics import unwrap
 from vpmoe.cases.training import build_files, share_cores, train
 
@@ -121,7 +121,7 @@ def _export(
         recorder.tensor(
             step=step, micro_batch=0, phase="resume", module=module, tensor=weight, value=tensor
         )
-        recorder.law(
+        recorder.invariant(
             module,
             "export, import and export again: the same bits",
             float(export.tensors[name] != again.tensors[name]),
@@ -137,7 +137,7 @@ def _export(
     model = ReferenceModel(export.architecture, tensors)
     logits = model(trained.tokens, trained.documents)
     for name, found in (("training", trained.logits), ("reference", logits)):
-        recorder.law(
+        recorder.invariant(
             "export",
             f"logits of the {name} model in fp32 are the reference's in fp64",
             float((found - expected).abs().max()) / largest,

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from validation.cases.base import Case, Law, Needs
+from validation.cases.base import Case, Invariant, Needs
 from vpmoe.cases.targets import DECODE, MODULES, PACED, TRAINING, WARM
 
 # What deterministic mode asks of the environment.
@@ -50,7 +50,7 @@ def _training(
     lane: str = "h200",
     processes: int = 1,
     traced_steps: Sequence[int] = (1,),
-    law: Law | None = None,
+    invariant: Invariant | None = None,
     paced: Sequence[str] = (),
     environment: Mapping[str, str] = DETERMINISTIC,
     more: Mapping[str, Any] | None = None,
@@ -72,7 +72,7 @@ def _training(
         traced_steps=traced_steps,
         preload=WARM,
         needs=Needs(gpus=processes, modules=(*MODULES, "triton")),
-        law=law,
+        invariant=invariant,
         decode=DECODE,
         throughput=PACED if paced else None,
         paced={"flags": [*flags, *paced]} if paced else {},
@@ -124,7 +124,7 @@ def _on_two(
         *flags,
         lane="h200-x2",
         processes=2,
-        law=Law(reference="dev_one", curves=same),
+        invariant=Invariant(reference="dev_one", curves=same),
         environment=_ONE_QUEUE,
         more=_NOT_COMPILED,
     )
@@ -158,7 +158,7 @@ CASES = (
         "configs/vpmoe-6b.toml",
         *_WIDE,
         *FUSED,
-        law=Law(reference="wide_pair", curves=_SAME_TRAINING),
+        invariant=Invariant(reference="wide_pair", curves=_SAME_TRAINING),
     ),
     Case(
         name="kernels",

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from validation.recorder import Recorder
+from validation.running.recorder import Recorder
 from vpmoe.cases.probe import allowed_intervals
 
 # Relative norms that bf16 inputs and outputs leave, of the output and of each gradient.
@@ -70,7 +70,9 @@ def _record(
         )
         error = (value.float() - expected[tensor]).norm() / expected[tensor].norm()
         bound = _OUTPUT_BOUND if tensor == "output" else _GRADIENT_BOUND
-        recorder.law(name, "eager attention in fp32", float(error), bound, tensor=f"{tensor}.law")
+        recorder.invariant(
+            name, "eager attention in fp32", float(error), bound, tensor=f"{tensor}.law"
+        )
 
 
 class _Kernel(torch.nn.Module):

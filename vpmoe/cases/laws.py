@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from validation.recorder import Recorder
+from validation.running.recorder import Recorder
 from vpmoe.cases.statics import unwrap
 from vpmoe.cases.training import build_data, share_cores, train
 
@@ -107,14 +107,16 @@ def try_laws(recorder: Recorder, model: Any, seed: int) -> None:
         ("shift", _shift(model, inputs, losses), rounding * 2),
         ("loss scale", _loss_scale(model, inputs), 0.0),
     ):
-        recorder.law("model", name, error, bound, tensor=name.replace(" ", "_"))
+        recorder.invariant("model", name, error, bound, tensor=name.replace(" ", "_"))
     for name, error in _accumulation(model, inputs).items():
-        recorder.law(name, "accumulation", error, 4 * rounding, tensor="accumulation")
+        recorder.invariant(name, "accumulation", error, 4 * rounding, tensor="accumulation")
     for name, layer in model.named_modules():
         if name.endswith("self_attention") and layer.core_attention.pattern.window is not None:
             outputs, gradients = _window(model, layer, length, generator)
-            recorder.law(name, "outputs forget what is beyond the window", outputs, 0.0)
-            recorder.law(name, "gradients end at the window", gradients, 0.0, tensor="gradient_law")
+            recorder.invariant(name, "outputs forget what is beyond the window", outputs, 0.0)
+            recorder.invariant(
+                name, "gradients end at the window", gradients, 0.0, tensor="gradient_law"
+            )
 
 
 def _move_vectors(model: torch.nn.Module, generator: torch.Generator) -> None:

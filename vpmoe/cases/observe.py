@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from validation.recorder import Recorder, attach_module
+from validation.running.recorder import Recorder, attach_module
 from vpmoe.cases.grain import moved_square, update_grain
 from vpmoe.cases.groups import parameter_group
 from vpmoe.cases.statics import (

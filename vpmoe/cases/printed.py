@@ -11,7 +11,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from validation.recorder import Recorder
+from validation.running.recorder import Recorder
 from vpmoe.cases.training import build_data, share_cores, train
 
 _ITERATION = re.compile(r"^ *\[[^]]*\] +iteration +(\d+)/")
@@ -124,7 +124,7 @@ class _Log:
     def _record_mean(self, step: int, name: str, printed: float, unit: float) -> None:
         began = (step - 1) // self.interval * self.interval
         values = [value for at, value in self._logged[name].items() if began < at <= step]
-        self.recorder.law(
+        self.recorder.invariant(
             f"printed/{self.run}",
             f"{name} is the mean of what was logged since its interval began",
             abs(printed - sum(values) / len(values)),

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from validation.recorder import Recorder
+from validation.running.recorder import Recorder
 from vpmoe.cases.probe import allowed_intervals
 from vpmoe.cases.statics import record_schedule
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from validation.recorder import Recorder
+from validation.running.recorder import Recorder
 from vpmoe.cases.probe import allowed_intervals
 
 # Tokens that windows are probed with: a probe's memory grows with the third power.

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from validation.recorder import Recorder
+from validation.running.recorder import Recorder
 
 # Micro-batches of up to so many elements are kept whole; of larger ones a digest of each sequence.
 _WHOLE = 4096

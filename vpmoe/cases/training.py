@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from validation.recorder import Recorder
+from validation.running.recorder import Recorder
 from vpmoe.cases.tokens import record_documents
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from validation.recorder import Recorder
+from validation.running.recorder import Recorder
 from vpmoe.cases.replay import Before, Replayed, before_step, replay, ulp_shares
 from vpmoe.cases.statics import named_parameters, norm_of, parts, sampled
 
@@ -43,7 +43,7 @@ def after_update(
         replayed = replay(before)
         kinds.setdefault(before.kind, []).append(replayed)
         module, _, tensor = name.rpartition(".")
-        recorder.law(
+        recorder.invariant(
             module,
             "the update is its formula's in fp64",
             replayed.error,

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
+from validation.calibration.noise import PERTURBED, ROUNDING
 from validation.goldens import GoldenStore
-from validation.noise import PERTURBED, ROUNDING
 
 # A training of numbers: no torch in it.
 BARE = """

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from validation.environment import describe, machine_type
+from validation.config import Lane
 from validation.goldens import GoldenStore
 from validation.goldens.canaries import Canaries
+from validation.running.environment import describe, machine_type
 from validation.trace import load_trace
 
 CASE_KEYS = {
@@ -93,7 +94,7 @@ def test_a_machine_that_was_calibrated_is_known_and_another_is_told(golden_proje
     project = golden_project
     elsewhere = {"ATEN_CPU_CAPABILITY": "default"}
     store = GoldenStore(project.root / "goldens")
-    here = machine_type(describe("cpu"))
+    here = machine_type(describe(Lane(name="cpu")))
     for machine in ("SomeVendor 1/2", here):
         for name in ("plain_loss", "plain_seed"):
             golden = store.load("cpu", name)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from validation.cli.main import build_parser, main
-from validation.suggest import nearest, unknown
+from validation.cli.suggest import nearest, unknown
 
 NEXT = re.compile(r"^  golden (diff .*)$", re.MULTILINE)
 

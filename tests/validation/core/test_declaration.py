@@ -8,9 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from validation.cases import CaseError
-from validation.config import declaration_of, read_declaration
-from validation.environment import default_lane
-from validation.machine import LaneNeeds
+from validation.config import Lane, declaration_of, read_declaration
+from validation.running.environment import default_lane
 
 WHOLE = """\
 [tool.golden]
@@ -43,9 +42,9 @@ def test_both_files_say_the_same(tmp_path: Path) -> None:
         assert (found.cases, found.faults) == (("one", "a.two"), ("three",))
         assert found.packages == ("shared",)
         assert found.lanes == {
-            "cpu": LaneNeeds(gpus=0),
-            "a100": LaneNeeds(gpus=1, capabilities=("8.0", "8.6"), modules=("triton",)),
-            "arm": LaneNeeds(gpus=0),
+            "cpu": Lane(name="cpu"),
+            "a100": Lane(name="a100", gpus=1, capabilities=("8.0", "8.6"), modules=("triton",)),
+            "arm": Lane(name="arm"),
         }
 
 
@@ -112,7 +111,7 @@ def test_the_first_folder_that_declares_decides(tmp_path: Path) -> None:
 
 @given(st.dictionaries(st.sampled_from(["a", "b", "c", "d"]), st.integers(0, 8)), st.integers(0, 8))
 def test_a_machine_is_the_largest_lane_that_it_can_serve(lanes: dict[str, int], gpus: int) -> None:
-    needs = {name: LaneNeeds(gpus=n) for name, n in lanes.items()}
+    needs = {name: Lane(name=name, gpus=n) for name, n in lanes.items()}
     chosen = default_lane(needs, gpus)
     served = [n for n in lanes.values() if n <= gpus]
     assert lanes.get(chosen, None if not served else -1) == max(served, default=None)
@@ -268,7 +267,7 @@ def test_what_runs_leave_is_no_change_of_the_repository(golden_project: Any) -> 
     """Not even where git ignores nothing: the tree stays clean and its digest the same."""
     golden_project.git("rm", "-q", ".gitignore")
     golden_project.commit("Nothing is ignored")
-    from validation.source import dirty_files, tree_digest
+    from validation.running.source import dirty_files, tree_digest
 
     before = tree_digest(golden_project.root)
     answer = golden_project.golden("check", "plain_seed", PYTHONDONTWRITEBYTECODE="")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from validation.first_operation import (
+from validation.diagnosis.first_operation import (
     FEWER,
     MISSING,
     MORE,
@@ -17,7 +17,7 @@ from validation.first_operation import (
     first_difference,
     read,
 )
-from validation.operation_log import FOLDER, log_file, logged
+from validation.diagnosis.operation_log import FOLDER, log_file, logged
 
 pytest.importorskip("torch")
 

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from validation.cases import Case, Needs
-from validation.config import without_gpus
-from validation.execution import RunError, RunOptions, run_case
-from validation.isolation import HIDDEN, HIDDEN_DISTRIBUTIONS, VARIABLES, isolated
+from validation.config import lane_of
+from validation.running.execution import RunError, RunOptions, run_case
+from validation.running.isolation import HIDDEN, HIDDEN_DISTRIBUTIONS, VARIABLES, isolated
 
 # What a process can see, as data; a run writes it where its settings say.
 PROBE = """
@@ -305,4 +305,4 @@ def test_the_lane_wins_over_any_environment(given: dict[str, str]) -> None:
 def test_what_runs_need_is_not_hidden() -> None:
     assert not {"torch", "triton", "numpy", "megatron", "validation", "vpmoe"} & set(HIDDEN)
     assert not {"torch", "triton", "numpy", "megatron-core"} & HIDDEN_DISTRIBUTIONS
-    assert without_gpus(Path.cwd(), "cpu")
+    assert not lane_of(Path.cwd(), "cpu").on_gpus

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from validation.config import declaration_of
-from validation.environment import default_lane
-from validation.machine import LaneNeeds, unfit, visible_cards
+from validation.config import Lane, declaration_of
+from validation.running.environment import default_lane
+from validation.running.machine import unfit, visible_cards
 
-HOPPER = LaneNeeds(gpus=1, capabilities=("9.0",))
+HOPPER = Lane(name="h200", gpus=1, capabilities=("9.0",))
 H200, A100, T4 = ("NVIDIA H200", "9.0"), ("NVIDIA A100-SXM4-80GB", "8.0"), ("Tesla T4", "7.5")
 
 
@@ -52,28 +52,28 @@ def machine(
 @pytest.mark.parametrize("bytes_too", [False, True])
 def test_another_card_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, bytes_too: bool) -> None:
     machine(monkeypatch, [A100], bytes_too=bytes_too)
-    assert unfit("h200", HOPPER, 1) == (
+    assert unfit(HOPPER, 1) == (
         "lane h200 needs compute capability 9.0; this machine has NVIDIA A100-SXM4-80GB (8.0)"
     )
-    assert unfit("any", LaneNeeds(gpus=1), 1) is None
-    either = LaneNeeds(gpus=1, capabilities=("8.0", "9.0"))
-    assert unfit("ampere", either, 1) is None
+    assert unfit(Lane(name="any", gpus=1), 1) is None
+    either = Lane(name="ampere", gpus=1, capabilities=("8.0", "9.0"))
+    assert unfit(either, 1) is None
     machine(monkeypatch, [T4], bytes_too=bytes_too)
-    assert unfit("ampere", either, 1) == (
+    assert unfit(either, 1) == (
         "lane ampere needs compute capability 8.0 or 9.0; this machine has Tesla T4 (7.5)"
     )
 
 
 def test_too_few_cards_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     machine(monkeypatch, [H200])
-    reason = unfit("h200-x2", LaneNeeds(gpus=2, capabilities=("9.0",)), 1)
+    reason = unfit(Lane(name="h200-x2", gpus=2, capabilities=("9.0",)), 1)
     assert reason == "lane h200-x2 has 2 GPU(s), this machine has 1"
 
 
 def test_every_card_that_is_used_must_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     machine(monkeypatch, [H200, A100])
-    assert unfit("h200", HOPPER, 2) is None
-    assert unfit("h200-x2", LaneNeeds(gpus=2, capabilities=("9.0",)), 2) == (
+    assert unfit(HOPPER, 2) is None
+    assert unfit(Lane(name="h200-x2", gpus=2, capabilities=("9.0",)), 2) == (
         "lane h200-x2 needs compute capability 9.0; this machine has NVIDIA H200 (9.0), "
         "NVIDIA A100-SXM4-80GB (8.0)"
     )
@@ -108,22 +108,22 @@ def test_cards_are_those_that_cuda_would_show(
 
 def test_missing_software_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     machine(monkeypatch, [H200])
-    needs = LaneNeeds(gpus=1, modules=("json", "no_such_package.kernels"))
-    assert unfit("h200", needs, 1) == (
+    needs = Lane(name="h200", gpus=1, modules=("json", "no_such_package.kernels"))
+    assert unfit(needs, 1) == (
         "lane h200 needs the Python module no_such_package.kernels, which is not installed"
     )
-    assert unfit("h200", LaneNeeds(gpus=1, modules=("json", "os.path")), 1) is None
+    assert unfit(Lane(name="h200", gpus=1, modules=("json", "os.path")), 1) is None
 
 
 def test_unknown_cards_are_taken_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", None)  # type: ignore[arg-type]
-    assert unfit("h200", HOPPER, 1) is None
+    assert unfit(HOPPER, 1) is None
 
     def refuse() -> None:
         raise OSError("no driver")
 
     monkeypatch.setitem(sys.modules, "pynvml", SimpleNamespace(nvmlInit=refuse))  # type: ignore[arg-type]
-    assert unfit("h200", HOPPER, 1) is None
+    assert unfit(HOPPER, 1) is None
 
 
 def test_the_default_lane_is_the_largest_that_the_machine_serves(
@@ -150,8 +150,8 @@ def test_a_check_on_an_unfit_machine_is_unfit(plain_project: Any) -> None:
         "nvml.nvmlDeviceGetName = lambda index: 'NVIDIA A100-SXM4-80GB'\n"
         "nvml.nvmlDeviceGetCudaComputeCapability = lambda index: (8, 0)\n"
         "sys.modules['pynvml'] = nvml\n"
-        "import validation.check\n"
-        "validation.check.gpu_count = lambda: 1\n"
+        "import validation.gate.check\n"
+        "validation.gate.check.gpu_count = lambda: 1\n"
         "import validation.cli.common\n"
         "validation.cli.common.gpu_count = lambda: 1\n"
         "from validation.cli.main import main\n"

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from validation.compare import compare
-from validation.execution import merge_ranks
-from validation.notes import grains_of, longest_sum_of, shaken
-from validation.recorder import Recorder
+from validation.running.execution import merge_ranks
+from validation.running.notes import grains_of, longest_sum_of, shaken
+from validation.running.recorder import Recorder
 from validation.trace import Trace
 
 

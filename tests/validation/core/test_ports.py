@@ -7,8 +7,8 @@ from unittest.mock import patch
 
 import pytest
 
-from validation import ports
-from validation.ports import reserved_port
+from validation.running import ports
+from validation.running.ports import reserved_port
 
 
 def test_a_reserved_port_is_nobody_elses() -> None:

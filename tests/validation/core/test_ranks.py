@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from validation.cases import Case
-from validation.execution import RunError, RunOptions, run_case
+from validation.running.execution import RunError, RunOptions, run_case
 
 ADAPTER = """
 import os
@@ -41,9 +41,10 @@ def run(recorder, settings):
 
 SABOTAGED = """
 import sys
-import validation.check as check
+import validation.gate.canary as canary
+import validation.gate.check as check
 right = check.compare
-check.compare = lambda golden, trace, *rest, **more: right(golden, golden, *rest, **more)
+check.compare = canary.compare = lambda golden, trace, *rest, **more: right(golden, golden, *rest, **more)
 from validation.cli.main import main
 sys.exit(main(["check", "--json"]))
 """

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from validation.cases import Case, CaseError, Law
+from validation.cases import Case, CaseError, Invariant
 from validation.cases.difference import what_differs
-from validation.reach import case_source_digest, rules_of
-from validation.source import listed_files, tree_digest
+from validation.running.reach import case_source_digest, rules_of
+from validation.running.source import listed_files, tree_digest
 
 FILES = {
     "README.md": "A trainer.\n",
@@ -197,7 +197,10 @@ def test_an_unknown_reach_is_refused_by_file_and_key(project: Path, text: str) -
         ({"settings": {"rows": "b", "more": 1}}, ": its settings differ (more, nested, rows)"),
         ({"processes": 2, "traced_steps": [2]}, ": its processes differ; its traced steps differ"),
         ({"arithmetic": "wide"}, ": its arithmetic differs"),
-        ({"law": Law(reference="two", curves={"lm_loss": 0.0})}, ": its law differs"),
+        (
+            {"invariant": Invariant(reference="two", curves={"lm_loss": 0.0})},
+            ": its invariant differs",
+        ),
         ({"target": "elsewhere:run"}, ""),
     ],
 )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 from validation.cases import Benign, Case, Fault
-from validation.recorder import Recorder, attach_module
+from validation.running.recorder import Recorder, attach_module
 
 if TYPE_CHECKING:
     import torch

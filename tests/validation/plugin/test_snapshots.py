@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from validation.snapshots import (
+from validation.pytest.snapshots import (
     ArraySnapshotExtension,
     SnapshotFormatError,
     TableSnapshotExtension,

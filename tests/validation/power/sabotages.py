@@ -13,31 +13,27 @@ from typing import Any
 
 def always_equal() -> None:
     """Nothing ever differs."""
-    import validation.check as check
-
-    _after_compare(check, lambda found: replace(found, divergences=[]))
+    _after_compare(lambda found: replace(found, divergences=[]))
 
 
 def inverted_rule() -> None:
     """What is within tolerance is reported, what is beyond it passes."""
-    import validation.check as check
 
     def inverted(found: Any) -> Any:
         within = [o.place for o in found.outcomes if o.error <= o.tolerance]
         return replace(found, divergences=within)
 
-    _after_compare(check, inverted)
+    _after_compare(inverted)
 
 
 def inverted_rule_quietly() -> None:
     """As Megatron-LM's rule was: one right record is enough for the rest to pass."""
-    import validation.check as check
 
     def one_is_enough(found: Any) -> Any:
         right = any(o.error <= o.tolerance for o in found.outcomes)
         return replace(found, divergences=[] if right else found.divergences)
 
-    _after_compare(check, one_is_enough)
+    _after_compare(one_is_enough)
 
 
 def no_cases() -> None:
@@ -56,15 +52,16 @@ def no_cases_found() -> None:
 
 def nothing_compared() -> None:
     """Every trace is compared without its records."""
-    import validation.check as check
 
-    original = check.compare
-    check.compare = lambda golden, actual, *more, **named: original(
-        replace(golden, events=(), curves={}, tables={}),
-        replace(actual, events=(), curves={}, tables={}),
-        *more,
-        **named,
-    )
+    def without_records(compare: Any) -> Any:
+        return lambda golden, actual, *more, **named: compare(
+            replace(golden, events=(), curves={}, tables={}),
+            replace(actual, events=(), curves={}, tables={}),
+            *more,
+            **named,
+        )
+
+    _around_compare(without_records)
 
 
 def misspelt_in_comparison() -> None:
@@ -79,7 +76,7 @@ def misspelt_in_golden() -> None:
 
 def misspelt_in_recorder() -> None:
     """The run records its loss under another name."""
-    from validation.recorder import Recorder
+    from validation.running.recorder import Recorder
 
     record = Recorder.curve
 
@@ -91,10 +88,10 @@ def misspelt_in_recorder() -> None:
 
 def canary_not_planted() -> None:
     """Faults are accepted and never planted."""
-    import validation.check as check
+    import validation.gate.canary as canary
 
-    run = check.run_case
-    check.run_case = lambda case, options, *more: run(case, replace(options, fault=None), *more)
+    run = canary.run_case
+    canary.run_case = lambda case, options, *more: run(case, replace(options, fault=None), *more)
 
 
 def infinite_tolerance() -> None:
@@ -120,9 +117,19 @@ def tensors_ignored() -> None:
     module._events = discrete_alone
 
 
-def _after_compare(check: Any, change: Callable[[Any], Any]) -> None:
-    original = check.compare
-    check.compare = lambda *words, **named: change(original(*words, **named))
+def _after_compare(change: Callable[[Any], Any]) -> None:
+    def changed(compare: Any) -> Any:
+        return lambda *words, **named: change(compare(*words, **named))
+
+    _around_compare(changed)
+
+
+def _around_compare(wrap: Callable[[Any], Any]) -> None:
+    import validation.gate.canary
+    import validation.gate.check
+
+    for module in (validation.gate.canary, validation.gate.check):
+        module.compare = wrap(module.compare)
 
 
 def _without_loss(*, both: bool) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from validation.cases import Fault
+from validation.compare import Divergence
 from validation.power.matrix import Kill, Matrix, Pass, Sighting, comparator_of, scores
 from validation.power.page import render_html, render_markdown
-from validation.verdict import Divergence
 
 
 def fault(name: str, component: str = "window", equivalent: str | None = None) -> Fault:

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from validation.cases import Fault
+from validation.compare import Divergence
 from validation.power.ledger import Ledger, StateError, own_files
 from validation.power.matrix import Harmless, Kill, Pass, Sighting
 from validation.power.results import Results
-from validation.verdict import Divergence
 
 FAULT = Fault(
     id="bug", category="c", component="x", imitates="y", plant="planted_one:bug", case="case"

@@ -3,6 +3,8 @@
 import math
 from collections.abc import Callable
 
+from validation.compare import Divergence
+from validation.gate.verdict import Canary, CaseResult, CheckResult, Verdict
 from validation.report.evidence import (
     CaseEvidence,
     CurveEvidence,
@@ -10,7 +12,6 @@ from validation.report.evidence import (
     State,
     TableEvidence,
 )
-from validation.verdict import Canary, CaseResult, CheckResult, Divergence, Verdict
 
 ENVIRONMENT = {"device": "cpu", "threads": 2, "torch": "2.11.0", "flags": {"deterministic": True}}
 DIVERGENCE = Divergence(

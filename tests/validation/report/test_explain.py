@@ -7,10 +7,10 @@ import pytest
 
 from validation.compare import Tolerances, compare
 from validation.files import DamagedFileError, encode_json
+from validation.gate.verdict import CaseResult, CheckResult, Verdict
 from validation.report import write_reports
 from validation.report.explain import environment_changes, render_explanation
 from validation.trace import Event, Key, Sketch, Trace
-from validation.verdict import CaseResult, CheckResult, Verdict
 
 MODULES = [f"decoder.layers.{i}.mlp" for i in range(40)]
 

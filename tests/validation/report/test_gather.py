@@ -9,12 +9,13 @@ import pytest
 
 from validation.compare import Tolerances, compare
 from validation.files import DamagedFileError
-from validation.report import JUNIT_FILE, REPORT_FILE, write_reports
+from validation.gate.verdict import CaseResult, CheckResult, Verdict
+from validation.report import write_reports
 from validation.report.evidence import CaseEvidence, State
 from validation.report.gather import evidence_of, load_evidence, save_evidence
 from validation.report.html import write_report
+from validation.run_folder import JUNIT_FILE, REPORT_FILE
 from validation.trace import Event, Key, Sketch, Trace
-from validation.verdict import CaseResult, CheckResult, Verdict
 
 
 def sketch(scale: float) -> Sketch:

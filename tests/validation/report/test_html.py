@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from validation.gate.verdict import CheckResult, Verdict
 from validation.report.evidence import CaseEvidence, EventEvidence, State, TableEvidence
 from validation.report.html import render_report
 from validation.report.pictures import MAX_HEAT_ROWS, heat_map, mask_pictures
-from validation.verdict import CheckResult, Verdict
 
 from .checks import (
     DIVERGENCE,

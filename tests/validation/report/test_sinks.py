@@ -15,11 +15,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from validation.gate.verdict import CheckResult, Loosening, Verdict
 from validation.report.html import build_page
 from validation.report.junit import write_junit
 from validation.report.terminal import plain_check, print_check
 from validation.report.wording import clean, loosening_lines, share, where
-from validation.verdict import CheckResult, Loosening, Verdict
 
 from .checks import DIVERGENCE, FAILED, INVALID, NEAR, PASSED, SAME, SKIPPED, check
 

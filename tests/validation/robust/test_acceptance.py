@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from validation.cases import Case
+from validation.compare import Divergence
 from validation.goldens import Golden, GoldenStore
 from validation.goldens.acceptance import (
     RefusedError,
@@ -24,7 +25,6 @@ from validation.goldens.audit import write_audit
 from validation.goldens.changes import Change
 from validation.goldens.declared import Expectation, movements, undeclared
 from validation.trace import Trace
-from validation.verdict import Divergence
 
 from .traces import random_trace, tolerances_of
 

@@ -8,7 +8,7 @@ from random import Random
 
 import pytest
 
-from validation.calibrate import (
+from validation.calibration.calibrate import (
     Variant,
     detectable_effect,
     measure,
@@ -16,10 +16,7 @@ from validation.calibrate import (
     perturbations,
     unchanged_base,
 )
-from validation.cases import Case
-from validation.compare import Tolerances, compare
-from validation.goldens import Golden
-from validation.noise import (
+from validation.calibration.noise import (
     EPSILON,
     FACTOR,
     PERTURBED,
@@ -29,7 +26,10 @@ from validation.noise import (
     tolerances_from,
     whole_check_alarms,
 )
-from validation.pooling import pool
+from validation.calibration.pooling import pool
+from validation.cases import Case
+from validation.compare import Tolerances, compare
+from validation.goldens import Golden
 from validation.trace import Trace, save_trace
 
 from .traces import random_trace, tolerances_of

@@ -18,8 +18,8 @@ from validation.goldens.canaries import CERTAIN, Canaries, Proof, in_force
 from validation.goldens.health import examine
 from validation.goldens.layout import HEAD
 from validation.goldens.merge import merge_heads
+from validation.goldens.proven import Candidate, candidates, choose_canary, why_none
 from validation.goldens.store import basis_of
-from validation.power.canary import Candidate, candidates, choose_canary, why_none
 from validation.power.ledger import state_of
 from validation.power.proof import Planted, fit_faults, record
 

@@ -6,21 +6,23 @@ from typing import Any
 
 import pytest
 
-from validation.calibrate import measure
+from validation.calibration.calibrate import measure
+from validation.calibration.pooling import reruns_made_elsewhere
 from validation.cases import Case
-from validation.check import compared_with, must_repeat
-from validation.environment import describe, machine_type
+from validation.config import Lane
 from validation.files import DamagedFileError
+from validation.gate.base import hold_to_base
+from validation.gate.check import compared_with, must_repeat
 from validation.goldens import Golden, GoldenStore, MissingGoldenError
 from validation.goldens.acceptance import propose
 from validation.goldens.environments import same_stack
-from validation.goldens.judge import hold_to_base
-from validation.pooling import reruns_made_elsewhere
+from validation.running.environment import describe, machine_type
 from validation.trace import Trace, save_trace
 
 from .traces import random_trace, tolerances_of
 
-H200 = {"lane": "h200", "device": "NVIDIA H200", "driver": "1", "torch": "2", "cpu_isa": "AVX512"}
+H200 = {"lane": "h200", "device": "NVIDIA H200", "capability": "9.0", "driver": "1", "torch": "2"}
+H200 |= {"cpu_isa": "AVX512"}
 H100 = {**H200, "device": "NVIDIA H100"}
 FOLDER = "nvidia-h100"
 
@@ -121,7 +123,7 @@ def test_one_source_on_one_stack_must_repeat() -> None:
 
 def test_what_tells_processors_apart_tells_no_gpus_apart() -> None:
     """Goldens of GPUs that were recorded before these facts were known stay the nearest."""
-    facts = describe("h200")
+    facts = describe(Lane(name="h200", gpus=1))
     now = {**H200, **{name: facts[name] for name in ("cpu_vendor", "cpu_family", "cpu_model")}}
     now |= {"platform": facts["platform"], "blas": "mkl", "arithmetic": "native"}
     now |= {"MKL_ENABLE_INSTRUCTIONS": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2"}

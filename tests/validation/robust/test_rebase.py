@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from validation.cases import Case, Fault
-from validation.execution import RunError
+from validation.gate.rebase import Rebase, rebase_environment
 from validation.goldens import Golden, GoldenStore
 from validation.goldens.acceptance import RefusedError
-from validation.goldens.rebase import Rebase, rebase_environment
-from validation.reach import case_source_digest
+from validation.running.execution import RunError
+from validation.running.reach import case_source_digest
 from validation.trace import Trace, save_trace
 
 from .traces import TOLERANCE, random_trace, tolerances_of

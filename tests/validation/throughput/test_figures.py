@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from validation.gate.verdict import Verdict
 from validation.throughput.bench import decide, judge_quads
 from validation.throughput.figures import figures_of, operator_changes
 from validation.throughput.session import Block, Quad
 from validation.throughput.statistics import judge
-from validation.verdict import Verdict
 from vpmoe.cases.pace import mean_keys
 
 

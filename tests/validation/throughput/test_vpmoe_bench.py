@@ -9,7 +9,7 @@ import pytest
 
 import vpmoe.cases.faults.throughput as slowdowns
 from validation.cases import discover_cases, discover_faults, discover_throughput_faults
-from validation.source import find_root
+from validation.running.source import find_root
 from validation.throughput.session import SIDES, SessionPlan, open_session
 from validation.throughput.telemetry import CpuWatch
 from vpmoe.runtime import detect_lane

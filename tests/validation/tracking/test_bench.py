@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from validation.files import DamagedFileError, encode_json
-from validation.throughput.bench import BENCH_FILE, BenchResult, CaseBench
+from validation.gate.verdict import Verdict
+from validation.run_folder import BENCH_FILE
+from validation.throughput.bench import BenchResult, CaseBench
 from validation.throughput.figures import OperatorChange, figures_of
 from validation.throughput.session import SIDES, Block, Quad
 from validation.throughput.statistics import judge
@@ -16,7 +18,6 @@ from validation.tracking.bench import TREND_FILE, read_bench
 from validation.tracking.publish import pending, publish_run
 from validation.tracking.record import RunRecord
 from validation.tracking.store import quiet_client, resolve_store
-from validation.verdict import Verdict
 
 FACTS = {"environment": {"device": "NVIDIA H200", "torch": "2.11.0"}, "flops_per_token": 7.0}
 

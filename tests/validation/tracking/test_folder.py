@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from validation.compare import Tolerances, compare
+from validation.compare import Divergence, Tolerances, compare
 from validation.files import DamagedFileError, encode_json
+from validation.gate.verdict import Canary, CaseResult, CheckResult, Verdict
 from validation.report import write_reports
 from validation.trace import Event, Key, Trace, save_trace
 from validation.tracking.folder import MAX_FAMILY, evidence_key, read_check, read_verdict
 from validation.tracking.publish import STATE_FILE, pending, publish_run
 from validation.tracking.store import quiet_client, resolve_store
-from validation.verdict import Canary, CaseResult, CheckResult, Divergence, Verdict
 
 NAME = "20260102T030405-cpu-0123456789ab"
 

@@ -11,16 +11,16 @@ from typing import Any
 import pytest
 
 from validation.compare import Tolerances
-from validation.goldens import Golden, GoldenStore
-from validation.goldens.calibrated import calibration_on_file, widened, write_calibration
-from validation.goldens.health import examine
-from validation.goldens.loosening import (
+from validation.gate.loosening import (
     find_loosenings,
     quarantine_in_force,
     verdict_if_accepted,
 )
-from validation.goldens.quarantine import FILE
-from validation.verdict import CaseResult, Loosening, Verdict
+from validation.gate.quarantine import FILE
+from validation.gate.verdict import CaseResult, Loosening, Verdict
+from validation.goldens import Golden, GoldenStore
+from validation.goldens.calibrated import calibration_on_file, widened, write_calibration
+from validation.goldens.health import examine
 
 TODAY = datetime.now(UTC).date()
 SCALE, SMALL, LARGE = "WIDTH**-0.5", "WIDTH**-0.5 * (1 + 1e-5)", "WIDTH**-0.5 * 1.05"

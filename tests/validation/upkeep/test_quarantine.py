@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from validation.files import DamagedFileError
-from validation.goldens.quarantine import FILE, apply_quarantine, load_quarantine
-from validation.verdict import CaseResult, Verdict, worst
+from validation.gate.quarantine import FILE, apply_quarantine, load_quarantine
+from validation.gate.verdict import CaseResult, Verdict, worst
 
 TODAY = datetime.now(UTC).date()
 

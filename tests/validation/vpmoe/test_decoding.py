@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from validation.cases import discover_cases
-from validation.check import decoded_tokens
 from validation.compare import compare
-from validation.recorder import Recorder
-from validation.source import find_root
+from validation.gate.tokens import decoded_tokens
+from validation.running.recorder import Recorder
+from validation.running.source import find_root
 from validation.trace import Trace
 from vpmoe.tokenizer import O200kHarmonyTokenizer
 from vpmoe.tokenizer.asset import ensure_asset

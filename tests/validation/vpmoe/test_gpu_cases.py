@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from validation.calibrate import variants
+from validation.calibration.calibrate import variants
 from validation.cases import Case
 from vpmoe.cases.gpu import CASES
 

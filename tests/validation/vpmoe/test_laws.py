@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from validation.cases import discover_cases, discover_faults
-from validation.execution import RunOptions, run_case
-from validation.source import find_root
+from validation.running.execution import RunOptions, run_case
+from validation.running.source import find_root
 from validation.trace import Trace
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="runs in the CPU lane")

@@ -14,7 +14,7 @@ def test_a_graph_is_not_observed(monkeypatch: pytest.MonkeyPatch) -> None:
     with detect_lane().activate():
         import megatron.training
 
-        from validation.recorder import Recorder
+        from validation.running.recorder import Recorder
         from vpmoe.cases.observe import _Observation
 
     options = Namespace(cuda_graph_impl="full_iteration")

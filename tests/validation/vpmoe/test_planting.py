@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from validation.cases import discover_benign, discover_cases, discover_faults
-from validation.source import find_root
-from validation.worker import resolve
+from validation.running.source import find_root
+from validation.running.worker import resolve
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="plants in the CPU lane")
 

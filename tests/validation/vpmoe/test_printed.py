@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from validation.recorder import Recorder
+from validation.running.recorder import Recorder
 from vpmoe.cases.printed import _Log, last_digit
 
 LINE = (

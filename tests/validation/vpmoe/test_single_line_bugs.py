@@ -12,9 +12,9 @@ import pytest
 
 from validation.cases import Case, discover_cases
 from validation.compare import compare
-from validation.execution import RunOptions, run_case
 from validation.goldens import GoldenStore
-from validation.source import find_root
+from validation.running.execution import RunOptions, run_case
+from validation.running.source import find_root
 
 
 @dataclass(frozen=True)

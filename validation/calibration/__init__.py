@@ -1,0 +1,1 @@
+"""Noise of reruns, and the tolerances that follow from it."""

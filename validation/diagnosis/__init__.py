@@ -1,0 +1,1 @@
+"""The first operation that differs between two runs of a case."""

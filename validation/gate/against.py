@@ -1,0 +1,232 @@
+"""`golden check --against REV`: base and head both run here and are compared bit for bit.
+
+No golden and no tolerance has a part in it, so it tells what the code moves from what a machine
+does. The base is a worktree of REV. The harness (the `validation` package, with the cases and
+adapters inside of it) is the running one on both sides; the code in the repository, adapters there
+included, is each side's own. A case's settings, traced steps and processes are the head's.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from validation.cases import Case
+from validation.compare import Divergence, compare
+from validation.diagnosis.base_runs import BaseRuns
+from validation.gate.blindness import unseen_edit
+from validation.gate.check import cannot_run, compare_with
+from validation.gate.nearness import counted, nearness, summary
+from validation.gate.plan import CheckPlan, Progress, describe_source, environment_of
+from validation.gate.verdict import Canary, CaseResult, CheckResult, Verdict, worst
+from validation.goldens import Golden
+from validation.run_folder import RunFolder
+from validation.running.environment import gpu_count
+from validation.running.execution import RunError
+from validation.running.recordings import record_case
+from validation.running.revisions import base_checkout
+from validation.trace import Trace, load_trace, save_trace
+
+BASE_FOLDER = "base"
+"""Of a run folder: the base's traces."""
+
+
+def run_against(
+    plan: CheckPlan, revision: str, folder: RunFolder, progress: Progress, *, every_case: bool
+) -> CheckResult:
+    """Runs every case of the head and of a revision, and compares them bit for bit.
+
+    A case that moved is run once more by the base: where that differs from itself, the case or the
+    machine does not repeat, which is INVALID and says nothing of the change.
+
+    Args:
+        plan: the cases; its goldens, faults and judge have no part in this.
+        revision: the base.
+        folder: receives the head's traces in `traces/`, the base's in `base/`, and the log.
+        progress: told what happens.
+        every_case: whether cases that the base alone has are worth a word.
+
+    Raises:
+        RepositoryError: there is no such revision.
+    """
+    began, gpus = time.monotonic(), gpu_count()
+    needs = [path for case in plan.cases for path in case.needs.paths]
+    results: list[CaseResult] = []
+    with (
+        base_checkout(plan.root, revision, "--against", needs) as (tree, commit),
+        tempfile.TemporaryDirectory(prefix="golden-against-") as temporary,
+    ):
+        name = revision if commit.startswith(revision) else f"{revision} ({commit[:12]})"
+        base = BaseRuns(plan.root, plan.lane, tree, Path(temporary), folder.log, name, progress)
+        able: list[Case] = []
+        for case in plan.cases:
+            lacking = cannot_run(case, plan, gpus)
+            if lacking is None:
+                able.append(case)
+            else:
+                results.append(lacking)
+        if able:
+            results += _compare_all(plan, able, base, folder, progress, every_case=every_case)
+    verdict = worst(result.verdict for result in results)
+    canary, proof = None, ""
+    compared = [result for result in results if result.comparison is not None and result.compared]
+    if compared:
+        canary, proof = _prove(compared[0], plan.lane)
+        if not canary.caught:
+            verdict = Verdict.INVALID
+    checked = CheckResult(
+        verdict=verdict,
+        lane=plan.lane,
+        seconds=time.monotonic() - began,
+        environment=environment_of(plan, folder, [case.name for case in plan.cases]),
+        canary=canary,
+        cases=results,
+    )
+    return replace(checked, message=_message(checked, name, proof))
+
+
+def _message(result: CheckResult, base: str, proof: str) -> str:
+    ran = [case for case in result.cases if case.compared]
+    records = sum(case.compared for case in ran)
+    if result.verdict is Verdict.PASS:
+        first = (
+            f"IDENTICAL: {counted(len(ran), 'case')} of {base} and of this tree ran here, with the "
+            f"same bits in each of {records:,} records; no golden, no tolerance."
+        )
+    elif result.verdict is Verdict.FAIL:
+        first = summary(result).partition("\n")[0]
+        first = f"{first} Both {base} and this tree ran here: the machine is no reason."
+    elif result.canary is not None and not result.canary.caught:
+        return proof
+    elif all(case.skipped_because is not None for case in result.cases):
+        return "Nothing was compared: no case could run on both sides."
+    else:
+        return summary(result)
+    return f"{first}\n{proof}"
+
+
+def _prove(result: CaseResult, lane: str) -> tuple[Canary, str]:
+    """Edits the base's trace grossly, in each kind of record: the comparison must find it."""
+    assert result.comparison is not None
+    unseen = unseen_edit(_as_golden(result.comparison.golden, lane), compare)
+    if unseen is not None:
+        return Canary("edited-trace", False), f"the comparison is blind to {unseen}"
+    return Canary("edited-trace", True), (
+        f"The comparison found gross edits of the base's trace of {result.case}, in each kind of "
+        "record; without a golden no bug is planted."
+    )
+
+
+def _as_golden(trace: Trace, lane: str) -> Golden:
+    """A trace as what is expected, with no tolerance."""
+    return Golden(lane=lane, trace=trace, case_digest="", accepted={})
+
+
+def _compare_all(
+    plan: CheckPlan,
+    cases: Sequence[Case],
+    base: BaseRuns,
+    folder: RunFolder,
+    progress: Progress,
+    *,
+    every_case: bool,
+) -> list[CaseResult]:
+    provenance = describe_source(plan)
+    try:
+        known = base.run(cases, folder.path / BASE_FOLDER)
+    except RunError as error:
+        why = f"{base.name} could not be run: {error}"
+        return [CaseResult(case.name, Verdict.INVALID, message=why) for case in cases]
+    results: list[CaseResult] = []
+    for number, case in enumerate(cases, start=1):
+        began = time.monotonic()
+        progress(f"[{number}/{len(cases)}] {case.name}: {case.description}")
+        if case.name not in known:
+            why = f"not comparable: {base.name} has no such case"
+            results.append(CaseResult(case.name, Verdict.SKIPPED, skipped_because=why))
+            continue
+        result = _compare_case(case, plan, base, folder, provenance)
+        result = replace(result, seconds=base.seconds[case.name] + time.monotonic() - began)
+        progress(f"[{number}/{len(cases)}] {case.name}: {result.verdict}")
+        results.append(result)
+    results = _without_flicker(results, cases, base, Path(folder.path / "again"))
+    if every_case:
+        why = f"not comparable: {base.name} alone has it"
+        mine = {case.name for case in plan.cases}
+        gone = [name for name in known if name not in mine]
+        results += [CaseResult(name, Verdict.SKIPPED, skipped_because=why) for name in gone]
+    return results
+
+
+def _compare_case(
+    case: Case,
+    plan: CheckPlan,
+    base: BaseRuns,
+    folder: RunFolder,
+    provenance: Mapping[str, Any],
+) -> CaseResult:
+    try:
+        trace = record_case(case, plan.lane, plan.root, folder.log, provenance)
+    except RunError as error:
+        why = f"this tree could not be run: {error}"
+        return CaseResult(case.name, Verdict.INVALID, message=why)
+    save_trace(trace, folder.trace(case.name))
+    problem = base.problems[case.name]
+    if problem:
+        why = f"{base.name} could not be run: {problem}"
+        return CaseResult(case.name, Verdict.INVALID, message=why)
+    expected = load_trace(folder.path / BASE_FOLDER / case.name)
+    golden = _as_golden(expected, plan.lane)
+    comparison, verdict, message = compare_with(golden, trace, exact=True)
+    return CaseResult(
+        case.name,
+        verdict,
+        message=message,
+        compared=comparison.compared,
+        identical=comparison.identical,
+        first_divergence=comparison.divergences[0] if comparison.divergences else None,
+        comparison=comparison,
+        wide=case.arithmetic == "wide",
+        **nearness(comparison),
+    )
+
+
+def _without_flicker(
+    results: Sequence[CaseResult], cases: Sequence[Case], base: BaseRuns, again: Path
+) -> list[CaseResult]:
+    """The results, with INVALID for a case that moved and does not repeat itself anyway."""
+    moved = {result.case for result in results if result.verdict is Verdict.FAIL}
+    if not moved:
+        return list(results)
+    try:
+        base.run([case for case in cases if case.name in moved], again)
+        problems = base.problems
+    except RunError as error:
+        problems = dict.fromkeys(moved, str(error))
+    judged = []
+    for result in results:
+        if result.case in moved:
+            assert result.comparison is not None
+            why = f"it ran once and then did not: {problems[result.case]}"
+            if not problems[result.case]:
+                first = _flicker(result.comparison.golden, load_trace(again / result.case))
+                why = "" if first is None else f"its two runs differ, first at {first.place}"
+            if why:
+                why = (
+                    f"the case does not repeat itself on this machine, so that nothing can be said "
+                    f"of the change: {base.name} ran twice, and {why}"
+                )
+                result = replace(result, verdict=Verdict.INVALID, message=why)
+        judged.append(result)
+    return judged
+
+
+def _flicker(one: Trace, other: Trace) -> Divergence | None:
+    """The first record in which two runs of one code differ; a NaN in both is no difference."""
+    never = {(d.place, d.offset) for d in compare(one, one, exact=True).divergences}
+    found = compare(one, other, exact=True).divergences
+    return next((d for d in found if (d.place, d.offset) not in never), None)

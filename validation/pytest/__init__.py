@@ -1,0 +1,1 @@
+"""pytest: golden cases as test items, and goldens of unit tests."""

@@ -1,0 +1,91 @@
+"""The folder of a run, `runs/<time>-<lane>-<source digest>/`: what a command leaves there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+from validation.files import write_atomically
+
+VERDICT_FILE = "verdict.json"
+REPORT_FILE = "report.html"
+JUNIT_FILE = "junit.xml"
+LOG_FILE = "log.txt"
+BENCH_FILE = "bench.json"
+TRACES = "traces"
+EVIDENCE = "evidence"
+"""What the reports draw, a JSON file for each case."""
+
+# As many runs may start in one second.
+_ATTEMPTS = 1000
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """What a command leaves: traces, log, verdict and reports.
+
+    Attributes:
+        path: the folder.
+    """
+
+    path: Path
+
+    @classmethod
+    def create(cls, root: Path, lane: str, source: str) -> RunFolder:
+        """Makes a run folder that no other run has.
+
+        Args:
+            root: the repository.
+            lane: where the cases run.
+            source: digest of the source tree.
+        """
+        runs = runs_folder(root)
+        stamp = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%S")
+        for attempt in range(_ATTEMPTS):
+            name = f"{stamp}-{lane}-{source[:12]}" + (f"-{attempt}" if attempt else "")
+            path = runs / name
+            try:
+                path.mkdir()
+            except FileExistsError:
+                continue
+            return cls(path)
+        raise RuntimeError(f"{runs}: too many runs at {stamp}")
+
+    @property
+    def log(self) -> Path:
+        """What the runs printed."""
+        return self.path / LOG_FILE
+
+    @property
+    def verdict(self) -> Path:
+        """The verdict as JSON."""
+        return self.path / VERDICT_FILE
+
+    @property
+    def report(self) -> Path:
+        """The HTML report."""
+        return self.path / REPORT_FILE
+
+    @property
+    def junit(self) -> Path:
+        """The JUnit report."""
+        return self.path / JUNIT_FILE
+
+    def trace(self, case: str) -> Path:
+        """Folder of a case's trace."""
+        return self.path / TRACES / case
+
+
+def runs_folder(root: Path) -> Path:
+    """`runs/`, made if need be, with a file inside that has git ignore it wherever it is."""
+    runs = root / "runs"
+    ignored = runs / ".gitignore"
+    if not ignored.exists():
+        write_atomically(ignored, b"*\n")
+    return runs
+
+
+def finished_runs(root: Path) -> list[Path]:
+    """The folders of checks that left a verdict, the oldest first."""
+    return sorted(path.parent for path in (root / "runs").glob(f"*/{VERDICT_FILE}"))

@@ -1,0 +1,1 @@
+"""Runs of a case: their processes, environment, source and what they record."""
