@@ -36,6 +36,7 @@ from typing import Any
 
 from validation.config import declaration_of, lane_of
 from validation.files import encode_json, write_atomically
+from validation.rates import lower_bound, upper_bound
 from validation.running.source import find_root
 from validation.throughput.bench import EACH_ALPHA, MIN_PAIRS, STARTS, default_pairs
 from validation.throughput.session import BLOCK_SECONDS, Quad, Session, SessionPlan, open_session
@@ -43,8 +44,6 @@ from validation.throughput.statistics import (
     ALPHA,
     MIN_EFFECT,
     Judgement,
-    at_least,
-    at_most,
     judge,
 )
 from validation.throughput.telemetry import unfit, watch_for
@@ -170,7 +169,7 @@ def summarise(name: str, sections: Sequence[Sequence[Mapping[str, Any]]]) -> dic
                 "runs": len(runs),
                 "alarms": raised,
                 "by": {kind: sum(kinds[kind] for kinds in alarms) for kind in _KINDS},
-                "bound": (at_least if planted else at_most)(raised, len(runs)),
+                "bound": (lower_bound if planted else upper_bound)(raised, len(runs)),
             }
         )
     whole = _judged(sections, "effects")

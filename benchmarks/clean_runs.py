@@ -42,7 +42,7 @@ from validation.config import lane_of
 from validation.files import decode_json, encode_json, read_file, write_atomically
 from validation.gate.nearness import nearness
 from validation.power.ledger import read_lines, state_of
-from validation.power.rates import upper_bound
+from validation.rates import upper_bound
 from validation.running.environment import describe, machine_type
 from validation.running.execution import RunError, RunOptions, run_case
 from validation.running.source import find_root
@@ -269,7 +269,7 @@ def _figures(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     alarmed = [entry for entry in entries if entry["verdict"] != "PASS"]
     return {
         **_counts(entries),
-        "alarms_upper_bound_95": upper_bound(len(alarmed), len(entries)) if entries else 1.0,
+        "alarms_upper_bound_95": upper_bound(len(alarmed), len(entries)),
         "by_setting": _grouped(entries, "setting"),
         "by_machine": _grouped(entries, "machine"),
         "by_case": _by_case(entries),

@@ -31,7 +31,7 @@ from validation.files import decode_json, digest, encode_json, read_file, write_
 from validation.goldens import Golden, GoldenStore
 from validation.power.ledger import module_file, own_files, read_lines, state_of
 from validation.power.planting import PERTURBATION, unseen_environment
-from validation.power.rates import lower_bound, upper_bound
+from validation.rates import lower_bound, upper_bound
 from validation.running.environment import describe
 from validation.running.execution import RunError, RunOptions, run_case
 from validation.running.source import commit, find_root
@@ -152,12 +152,12 @@ def summary(
             {
                 "rule": name,
                 "killed": killed,
-                "killed_lower_bound_95": lower_bound(killed, len(ran)) if ran else 0.0,
+                "killed_lower_bound_95": lower_bound(killed, len(ran)),
                 "small_killed": of_small,
-                "small_killed_lower_bound_95": lower_bound(of_small, len(small)) if small else 0.0,
+                "small_killed_lower_bound_95": lower_bound(of_small, len(small)),
                 "clean_runs": runs,
                 "false_alarms": alarms,
-                "false_alarms_upper_bound_95": upper_bound(alarms, runs) if runs else 1.0,
+                "false_alarms_upper_bound_95": upper_bound(alarms, runs),
             }
         )
     return {

@@ -31,7 +31,7 @@ from validation.calibration.noise import (
     noise_of,
     tolerances_from,
 )
-from validation.cases import Case
+from validation.cases import Case, leads
 from validation.compare import Tolerances, compare, curve_class, event_class
 from validation.goldens import Golden
 from validation.goldens.store import environment_of
@@ -40,7 +40,6 @@ from validation.running.execution import close_parents
 from validation.running.notes import Grains, grains_of, longest_sum_of, shaken
 from validation.trace import Trace
 
-DETECTABLE = ("lm_loss", "grad_norm", "learning_rate")
 # The chance, with which a detectable effect is seen.
 POWER = 0.9
 # Fewer reruns hold no rerun against others that tell anything.
@@ -304,13 +303,18 @@ def by_machine(
     return list(found.values())
 
 
-def detectable_effect(trace: Trace, measured: Measured) -> dict[str, float]:
+def detectable_effect(case: Case, trace: Trace, measured: Measured) -> dict[str, float]:
     """Metric -> the smallest relative change, at every step, that a check sees with `POWER`.
 
     A change is seen where it exceeds the tolerance by what noise may take from it: at most the
     largest that the reruns showed, which a fresh run exceeds once in as many runs as there were
     and one, and half of these times to the other side. At the step where that is least.
     `update_error` is of the optimizer's update to a single parameter, the worst of them.
+
+    Args:
+        case: says which metrics lead.
+        trace: of its run.
+        measured: noise and tolerances.
     """
 
     def needed(name: str, step: int) -> float:
@@ -319,7 +323,7 @@ def detectable_effect(trace: Trace, measured: Measured) -> dict[str, float]:
 
     effect = {}
     for metric, series in trace.curves.items():
-        if metric in DETECTABLE or metric.startswith("update_rms/"):
+        if leads(case, metric):
             effect[metric] = min(needed(curve_class(metric), step) for step in series)
     updates = {
         event_class(event.key): event.key.step

@@ -1,6 +1,6 @@
 """Cases: what is run. See `validation.cases.base`."""
 
-from validation.cases.base import Benign, Case, Fault, Invariant, Needs
+from validation.cases.base import Benign, Case, Fault, Invariant, Needs, leads
 from validation.cases.discovery import (
     discover_benign,
     discover_cases,
@@ -22,4 +22,5 @@ __all__ = [
     "discover_faults",
     "discover_throughput_faults",
     "lanes_with_cases",
+    "leads",
 ]

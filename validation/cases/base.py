@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 import importlib.util
 from collections.abc import Mapping, Sequence
@@ -92,6 +93,9 @@ class Case:
         arithmetic: `native`, or `wide`: every sum, product and function of a number is computed in
             fp64 and rounded once, so that records repeat bit for bit on any CPU.
         deterministic: whether two runs of one source tree in one environment must be bit-identical.
+        leading: metrics, with `*` for any part, whose smallest change that a golden sees is worked
+            out and listed, the most telling one first; without any, every metric whose name has no
+            `/`.
         equivalents: name -> settings put over the case's own that change rounding and nothing else
             (another kernel, another order of sums): what a calibration on a GPU reruns.
     """
@@ -112,6 +116,7 @@ class Case:
     paced: Mapping[str, Any] = field(default_factory=dict)
     arithmetic: str = "native"
     deterministic: bool = False
+    leading: Sequence[str] = ()
     equivalents: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -143,6 +148,13 @@ class Case:
         if self.invariant is not None:
             content["law"] = asdict(self.invariant)  # the key that goldens have
         return content
+
+
+def leads(case: Case, metric: str) -> bool:
+    """Whether a metric is one of the case's leading ones."""
+    if not case.leading:
+        return "/" not in metric
+    return any(fnmatch.fnmatchcase(metric, pattern) for pattern in case.leading)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -44,9 +44,9 @@ def add_commands(commands: Any) -> None:
         "Shows what changes first. Refused: a tree that is dirty outside goldens/, a missing "
         "reason, movement that --expect does not declare. That refusal prints the command which "
         "accepts the run that was made, every movement declared.",
-        epilog='examples:\n  golden update tiny_moe --reason "first golden"\n'
-        '  golden update tiny_moe --reason "wider window" --expect "tiny_moe:lm_loss:down:0.02" '
-        '--expect "tiny_moe:*:any"\n'
+        epilog='examples:\n  golden update my_case --reason "first golden"\n'
+        '  golden update my_case --reason "wider window" --expect "my_case:lm_loss:down:0.02" '
+        '--expect "my_case:*:any"\n'
         '  golden update --from runs/A runs/B --reason "new kernel" (several lanes at once)\n',
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -52,7 +52,7 @@ def add_commands(commands: Any) -> None:
         description="Trains this working tree and a base revision in turns on one machine and says "
         "whether the head is slower or needs more memory. Everything is left in runs/.",
         epilog="examples:\n  golden bench --base origin/main\n"
-        "  golden bench tiny_moe --base v1.2 --pairs 120 --profile\n"
+        "  golden bench my_case --base v1.2 --pairs 120 --profile\n"
         "  golden bench --base HEAD --fault slow-step-3    (would a 3 % slowdown be found?)\n"
         "  golden bench --trend                            (past runs, change points marked)\n\n"
         "exit codes: 0 PASS, 1 FAIL (slower, or more memory), 2 wrong usage or a training that\n"

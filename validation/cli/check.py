@@ -22,7 +22,7 @@ from validation.calibration.calibrate import (
 )
 from validation.calibration.noise import FACTOR
 from validation.calibration.pooling import pool
-from validation.cases import discover_cases, discover_faults
+from validation.cases import Case, discover_cases, discover_faults
 from validation.cli.common import (
     Progress,
     add_jobs,
@@ -65,9 +65,9 @@ def add_commands(commands: Any) -> None:
         help="run, compare, verdict",
         description="Run cases, compare their traces with the goldens, plant a known bug (the "
         "canary) and say PASS, FAIL, INVALID or UNFIT. Everything is left in runs/.",
-        epilog="examples:\n  golden check\n  golden check tiny_moe --exact\n"
+        epilog="examples:\n  golden check\n  golden check my_case --exact\n"
         "  golden check --lane cpu --json > verdict.json\n"
-        "  golden check tiny_moe --against origin/main    (was it the code, or the machine?)\n"
+        "  golden check my_case --against origin/main    (was it the code, or the machine?)\n"
         "  OMP_NUM_THREADS=1 golden check    (your settings are obeyed)\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -97,8 +97,8 @@ def add_commands(commands: Any) -> None:
         description="Rerun cases of an unchanged source tree under random rounding, each seed a\n"
         "machine that could exist, on a GPU with what the case declares as equivalent, and\n"
         "store the tolerances that follow.",
-        epilog="examples:\n  golden calibrate tiny_moe --runs 12\n"
-        "  golden calibrate tiny_moe --from runs/A runs/B   (of several machines)\n",
+        epilog="examples:\n  golden calibrate my_case --runs 12\n"
+        "  golden calibrate my_case --from runs/A runs/B   (of several machines)\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_selection(parser)
@@ -218,9 +218,7 @@ def calibrate(options: argparse.Namespace) -> int:
     progress = Progress()
     if options.folders:
         for case in chosen_cases(cases, options.case, lane):
-            golden = _calibrate_on(
-                options.folders, store, lane, case.name, progress, options.reason
-            )
+            golden = _calibrate_on(options.folders, store, lane, case, progress, options.reason)
             prove(root, [Unproven(lane, case, golden.place, golden.canaries.proofs)], progress)
         return 0
     jobs = chosen_jobs(options, on_gpus=lane_of(root, lane).on_gpus)
@@ -262,7 +260,7 @@ def calibrate(options: argparse.Namespace) -> int:
         except (RunError, ValueError) as error:
             raise RefusedError(f"case {case.name}: {error}") from error
         save_trace(base, folder.trace(case.name))
-        _store(store, golden, measured, options.reason)
+        _store(store, case, golden, measured, options.reason)
         prove(root, [Unproven(lane, case, golden.place, golden.canaries.proofs)], progress)
     return 0
 
@@ -271,17 +269,17 @@ def _calibrate_on(
     folders: Sequence[Path],
     store: GoldenStore,
     lane: str,
-    case: str,
+    case: Case,
     progress: Progress,
     reason: str,
 ) -> Golden:
     """Calibrates a case on what run folders hold of it; returns its golden before."""
-    golden = golden_of_runs(store, lane, case, folders)
+    golden = golden_of_runs(store, lane, case.name, folders)
     try:
         measured = pool(golden, folders, progress)
     except ValueError as error:
-        raise RefusedError(f"case {case}: {error}") from error
-    _store(store, golden, measured, reason)
+        raise RefusedError(f"case {case.name}: {error}") from error
+    _store(store, case, golden, measured, reason)
     return golden
 
 
@@ -304,7 +302,7 @@ def golden_of_runs(store: GoldenStore, lane: str, case: str, folders: Sequence[P
     raise RefusedError(f"case {case}: no run of it in {', '.join(map(str, folders))}")
 
 
-def _store(store: GoldenStore, golden: Golden, measured: Measured, reason: str) -> None:
+def _store(store: GoldenStore, case: Case, golden: Golden, measured: Measured, reason: str) -> None:
     """Stores tolerances with a golden and who measured them, and says what they are worth."""
     calibration = {
         **measured.record(golden),
@@ -314,7 +312,7 @@ def _store(store: GoldenStore, golden: Golden, measured: Measured, reason: str) 
         golden,
         tolerances=measured.tolerances,
         calibration=calibration,
-        detectable_effect=detectable_effect(golden.trace, measured),
+        detectable_effect=detectable_effect(case, golden.trace, measured),
     )
     with store.lock():
         write_calibration(store, golden, calibrated, reason)

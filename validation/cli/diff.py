@@ -77,9 +77,9 @@ def add_commands(commands: Any) -> None:
         "to it, as `golden check` did. Of goldens of several environments, A is the first's,\n"
         "or what --environment says, and B the nearest to it; beside a run, the nearest to\n"
         "the run. Exits 1 when they differ.",
-        epilog="examples:\n  golden diff tiny_moe\n  golden diff tiny_moe HEAD~3\n"
-        "  golden diff tiny_moe runs/20260101T000000-cpu-0123456789ab\n"
-        "  golden diff tiny_moe HEAD~3 runs/20260101T000000-cpu-0123456789ab\n",
+        epilog="examples:\n  golden diff my_case\n  golden diff my_case HEAD~3\n"
+        "  golden diff my_case runs/20260101T000000-cpu-0123456789ab\n"
+        "  golden diff my_case HEAD~3 runs/20260101T000000-cpu-0123456789ab\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_case(parser)

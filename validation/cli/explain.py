@@ -31,8 +31,8 @@ def add_commands(commands: Any) -> None:
         epilog="examples:\n"
         "  golden explain                     the latest run\n"
         "  golden explain runs/20260101T000000-cpu-0123456789ab\n"
-        "  golden explain --ops tiny_moe --against HEAD~1 --steps 1\n"
-        "  golden explain --ops tiny_moe --set ATEN_CPU_CAPABILITY=default\n",
+        "  golden explain --ops my_case --against HEAD~1 --steps 1\n"
+        "  golden explain --ops my_case --set ATEN_CPU_CAPABILITY=default\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("run", nargs="?", type=Path, metavar="RUN", help="default: the latest")

@@ -27,9 +27,9 @@ def add_commands(commands: Any) -> None:
         help="one golden as text",
         description="Prints a golden as text: provenance, tolerances at their first step, curves. "
         "FILE is a golden.json, a golden's folder, or the folder of a trace.",
-        epilog="examples:\n  golden show goldens/cpu/tiny_moe\n"
-        "  golden show runs/20260101T000000-cpu-0123456789ab/traces/tiny_moe\n"
-        "  git show HEAD:goldens/cpu/tiny_moe/golden.json | golden show -\n",
+        epilog="examples:\n  golden show goldens/cpu/my_case\n"
+        "  golden show runs/20260101T000000-cpu-0123456789ab/traces/my_case\n"
+        "  git show HEAD:goldens/cpu/my_case/golden.json | golden show -\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("file", metavar="FILE", help="- reads a golden.json from standard input")

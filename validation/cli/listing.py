@@ -10,6 +10,7 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,6 @@ from validation.goldens.store import environment_of
 from validation.running.source import find_root
 
 _HEADER = ("case", "lane", "age", "detects", "reason")
-# The effect of a golden's line, if it has this metric; else the first of the run's own metrics.
-_LEADING = "lm_loss"
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ def add_commands(commands: Any) -> None:
         description="A line for each golden of each case: its lane, its age, the smallest relative "
         "change of a\nleading metric that it detects, and why it was accepted. Of the cases named, "
         "everything.",
-        epilog="examples:\n  golden list\n  golden list tiny_moe\n  golden list --json\n",
+        epilog="examples:\n  golden list\n  golden list my_case\n  golden list --json\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_case(parser, nargs="*", help="tell all of this one; default: a line of each")
@@ -168,7 +167,7 @@ def _lines(found: Sequence[Entry], width: int, now: datetime) -> Iterator[str]:
     for e in found:
         where = in_words(e.environment) if (e.case.name, e.lane) in several else ""
         reason = " ".join(f"{where}: {e.reason}".removeprefix(": ").split())
-        rows.append((e.case.name, e.lane, _age(e, now), _leading(e.effect), reason))
+        rows.append((e.case.name, e.lane, _age(e, now), _leading(e.case, e.effect), reason))
     widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADER) - 1)]
     for row in rows:
         cells = [c.ljust(w) for c, w in zip(row, widths, strict=False)]
@@ -176,9 +175,11 @@ def _lines(found: Sequence[Entry], width: int, now: datetime) -> Iterator[str]:
         yield line if len(line) <= width else f"{line[: width - 1]}…"
 
 
-def _leading(effect: Mapping[str, Any]) -> str:
-    own = [_LEADING, *sorted(metric for metric in effect if "/" not in metric), *sorted(effect)]
-    metric = next((metric for metric in own if metric in effect), None)
+def _leading(case: Case, effect: Mapping[str, Any]) -> str:
+    """The effect of a golden's line: the case's first leading metric that is known, or any."""
+    led = [m for pattern in case.leading for m in sorted(effect) if fnmatchcase(m, pattern)]
+    known = [*led, *sorted(metric for metric in effect if "/" not in metric), *sorted(effect)]
+    metric = next(iter(known), None)
     return "-" if metric is None else _effect(metric, effect[metric])
 
 

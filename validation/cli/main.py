@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
+from validation import DISTRIBUTION
 from validation.cases import CaseError
 from validation.cli import (
     accept,
@@ -38,10 +39,10 @@ _EPILOG = """\
 a first day:
   golden list                          what is recorded, and what it can detect
   golden check                         run and compare everything that this machine can
-  golden check tiny_moe --report out   one case, with an HTML report in out/
+  golden check my_case --report out   one case, with an HTML report in out/
   golden explain                       the latest run's first divergence
-  golden diff tiny_moe HEAD~1          what changed in the golden since a commit
-  golden update tiny_moe --reason "..." --expect tiny_moe:lm_loss:down
+  golden diff my_case HEAD~1          what changed in the golden since a commit
+  golden update my_case --reason "..." --expect my_case:lm_loss:down
                                        accept an intended change
   golden dashboard                     earlier runs, in MLflow
 
@@ -113,7 +114,7 @@ def build_parser() -> tuple[argparse.ArgumentParser, Commands]:
 
 def _version() -> str:
     try:
-        version = importlib.metadata.version("vpmoe")
+        version = importlib.metadata.version(DISTRIBUTION)
     except importlib.metadata.PackageNotFoundError:
         version = "of a checkout that is not installed"
     return f"golden {version} (goldens of schema {SCHEMA}, Python {platform.python_version()})"

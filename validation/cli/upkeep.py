@@ -77,7 +77,7 @@ def add_commands(commands: Any) -> None:
         "its drift is what calibration knows; run it there.",
         "  golden rebase\n"
         "  golden rebase --env runs/OLD runs/NEW   (what golden check left in each environment)\n"
-        "  golden rebase --env runs/OLD runs/NEW --lane h200   (of runs of several lanes, one)\n",
+        "  golden rebase --env runs/OLD runs/NEW --lane gpu   (of runs of several lanes, one)\n",
     )
     add_selection(parser)
     parser.add_argument("--env", nargs=2, type=Path, metavar=("OLD", "NEW"), help="run folders")
@@ -89,7 +89,7 @@ def add_commands(commands: Any) -> None:
         "Searches the commits after GOOD up to BAD with today's gate, in a worktree of its own.\n"
         "A commit is good when it matches any golden accepted on the way; one that does not build\n"
         "is skipped.",
-        "  golden bisect v1.2 HEAD tiny_moe\n",
+        "  golden bisect v1.2 HEAD my_case\n",
     )
     parser.add_argument("good", metavar="GOOD", help="a revision that passes")
     parser.add_argument("bad", metavar="BAD", help="a later revision that fails")

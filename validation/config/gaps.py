@@ -2,7 +2,7 @@
 
     [[tool.golden.gaps]]
     kind = "uncalibrated"
-    subjects = ["h200/big_model"]       # as `golden health` names them, each one in full
+    subjects = ["gpu/big_model"]       # as `golden health` names them, each one in full
     reason = "its reruns need eight cards, which come in March"
     owner = "ada"
     expires = 2027-03-31

@@ -26,7 +26,7 @@ from validation.goldens import layout
 from validation.goldens.store import Golden, GoldenStore, MissingGoldenError
 from validation.running.source import RepositoryError, git
 
-# What `validation` is installed as.
+# What gates that read entry points were installed as.
 _DISTRIBUTION = "vpmoe"
 
 
@@ -106,7 +106,7 @@ def check_with_base(root: Path, revision: str, words: Sequence[str]) -> int:
 def _declare_to_old_gate(root: Path, base: Path) -> None:
     """Gates from before there were declarations read the entry points of what is installed.
 
-    This tree's declaration is put in front of them, in the name of the harness's distribution.
+    This tree's declaration is put in front of them, in the name of that distribution.
     """
     if not (base / "validation").is_dir() or (base / "validation" / "config.py").exists():
         return

@@ -2,7 +2,7 @@
 
 `goldens/quarantine.json` is reviewed like code:
 
-    {"schema": 1, "entries": [{"case": "tiny_moe", "owner": "ada", "issue": "https://...",
+    {"schema": 1, "entries": [{"case": "my_case", "owner": "ada", "issue": "https://...",
                                "added": "2026-01-05", "expires": "2026-01-12"}]}
 
 A quarantined case still runs and is shown; its FAIL is left out of the verdict until the entry

@@ -8,7 +8,7 @@ from typing import Any
 
 from validation.cases import Fault
 from validation.compare import Divergence
-from validation.power.rates import lower_bound, upper_bound
+from validation.rates import lower_bound, upper_bound
 from validation.trace import Trace
 
 # A bug should show within so many training steps.

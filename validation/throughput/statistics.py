@@ -184,21 +184,3 @@ def _rank_sums(rows: np.ndarray) -> np.ndarray:
     """Sum of the ranks of the positive values of each row, ties in any order."""
     ranks = np.abs(rows).argsort(axis=1).argsort(axis=1) + 1
     return np.where(rows > 0.0, ranks, 0).sum(axis=1)
-
-
-def at_least(successes: int, trials: int, confidence: float = CONFIDENCE) -> float:
-    """One-sided lower Clopper-Pearson bound of a probability."""
-    import scipy.special
-
-    if successes == 0:
-        return 0.0
-    return float(scipy.special.betaincinv(successes, trials - successes + 1, 1.0 - confidence))
-
-
-def at_most(successes: int, trials: int, confidence: float = CONFIDENCE) -> float:
-    """One-sided upper Clopper-Pearson bound of a probability."""
-    import scipy.special
-
-    if successes == trials:
-        return 1.0
-    return float(scipy.special.betaincinv(successes + 1, trials - successes, confidence))

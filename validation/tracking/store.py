@@ -149,7 +149,7 @@ def resolve_store(uri: str | None = None) -> Store:
 def require_mlflow() -> None:
     """Raise `TrackingError` with the command that installs MLflow when it is missing."""
     if importlib.util.find_spec("mlflow") is None:
-        raise TrackingError("MLflow is not installed: pip install 'vpmoe[tracking]'")
+        raise TrackingError("MLflow is not installed: pip install 'vpmoe-validation[tracking]'")
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from typing import Any
 
 from validation.cases.base import Case, Invariant, Needs
 from vpmoe.cases import gpu
-from vpmoe.cases.targets import DECODE, MODULES, PACED, TRAINING, WARM
+from vpmoe.cases.targets import DECODE, LEADING, MODULES, PACED, TRAINING, WARM
 
 _SYNTH_ROWS = "../shared/data/synth_rows_valid.jsonl"
 
@@ -62,6 +62,7 @@ def _tiny(
         needs=Needs(modules=MODULES, paths=paths),
         invariant=invariant,
         decode=DECODE,
+        leading=LEADING,
         throughput=throughput,
         arithmetic="wide",
     )
@@ -197,6 +198,7 @@ CASES = (
         preload=WARM,
         needs=Needs(modules=MODULES),
         decode=DECODE,
+        leading=LEADING,
         arithmetic="wide",
     ),
     _layout("dp", "data parallel", same={**_SAME_TRAINING, **_WHOLE}),

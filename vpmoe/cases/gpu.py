@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from validation.cases.base import Case, Invariant, Needs
-from vpmoe.cases.targets import DECODE, MODULES, PACED, TRAINING, WARM
+from vpmoe.cases.targets import DECODE, LEADING, MODULES, PACED, TRAINING, WARM
 
 # What deterministic mode asks of the environment.
 DETERMINISTIC = {
@@ -74,6 +74,7 @@ def _training(
         needs=Needs(gpus=processes, modules=(*MODULES, "triton")),
         invariant=invariant,
         decode=DECODE,
+        leading=LEADING,
         throughput=PACED if paced else None,
         paced={"flags": [*flags, *paced]} if paced else {},
         deterministic=True,

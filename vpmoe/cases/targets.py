@@ -5,3 +5,5 @@ PACED = "vpmoe.cases.pace:run"
 DECODE = "vpmoe.cases.tokens:decode"
 MODULES = ("torch", "megatron", "vpmoe")
 WARM = ("torch", "vpmoe.cases.training:warm")
+# What the reader of a training looks at first.
+LEADING = ("lm_loss", "grad_norm", "learning_rate", "update_rms/*")

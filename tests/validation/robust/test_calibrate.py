@@ -125,7 +125,7 @@ def test_a_detectable_bias_is_detected_with_the_stated_power() -> None:
     trace = random_trace(1)
     seeds = iter(range(100))
     measured = measure(trace, lambda _: noisy(trace, next(seeds), 1e-5), EIGHT, quiet)
-    effect = detectable_effect(trace, measured)["lm_loss"]
+    effect = detectable_effect(CASE, trace, measured)["lm_loss"]
     assert effect > 0.0
     seen = 0
     for seed in range(1000, 1200):

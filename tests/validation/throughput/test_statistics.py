@@ -8,10 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from validation.rates import lower_bound, upper_bound
 from validation.throughput.statistics import (
     ALPHA,
-    at_least,
-    at_most,
     confidence_interval,
     detectable_effect,
     hodges_lehmann,
@@ -60,12 +59,12 @@ def test_levels_hold_where_nothing_changed() -> None:
     ):
         samples = [draw() for _ in range(runs)]
         alarms = sum(signed_rank_p(sample) < ALPHA for sample in samples)
-        assert at_least(alarms, runs) < ALPHA
+        assert lower_bound(alarms, runs) < ALPHA
         covered = 0
         for sample in samples[:1000]:
             low, high = confidence_interval(sample)
             covered += low <= 0 <= high
-        assert at_most(covered, 1000) >= 0.95
+        assert upper_bound(covered, 1000) >= 0.95
 
 
 def test_the_detectable_effect_is_found_with_the_stated_power() -> None:
@@ -126,6 +125,6 @@ def test_nonsense_is_refused(effects: list[float]) -> None:
 
 
 def test_bounds_of_a_probability() -> None:
-    assert at_most(0, 60) == pytest.approx(1 - 0.05 ** (1 / 60))
-    assert at_least(20, 20) == pytest.approx(0.05 ** (1 / 20))
-    assert (at_least(0, 5), at_most(5, 5)) == (0, 1)
+    assert upper_bound(0, 60) == pytest.approx(1 - 0.05 ** (1 / 60))
+    assert lower_bound(20, 20) == pytest.approx(0.05 ** (1 / 20))
+    assert (lower_bound(0, 5), upper_bound(5, 5)) == (0, 1)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from validation.power.rates import lower_bound, upper_bound
+from validation.rates import lower_bound, upper_bound
 
 
 @settings(deadline=None)
