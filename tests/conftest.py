@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import json
 import os
 import signal
@@ -23,12 +25,13 @@ SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skips what this machine cannot run, with the reason."""
-    import torch
-
+    torch = None
+    if importlib.util.find_spec("torch") is not None:
+        torch = importlib.import_module("torch")
     no_gpu = pytest.mark.skip(reason="needs a CUDA device")
     no_data = pytest.mark.skip(reason=f"needs the SYNTH rows in {SHARED_DATA}")
     for item in items:
-        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        if item.get_closest_marker("gpu") and not (torch and torch.cuda.is_available()):
             item.add_marker(no_gpu)
         if item.get_closest_marker("shared_data") and not SHARED_DATA.is_dir():
             item.add_marker(no_data)

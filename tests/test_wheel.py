@@ -1,4 +1,4 @@
-"""The wheel alone: README's commands that need no goldens, in a folder without a checkout."""
+"""The wheels alone: README's commands that need no goldens, in a folder without a checkout."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ import pytest
 
 @pytest.fixture(scope="module")
 def variables(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Variables of a shell that finds the installed wheel, and dependencies of the tests' own."""
+    """Variables of a shell that finds the installed wheels, and dependencies of the tests' own."""
     site = tmp_path_factory.mktemp("site")
-    words = ["install", "--quiet", "--no-deps", "--target", site, repository]
+    words = ["install", "--quiet", "--no-deps", "--target", site, repository / "validation"]
+    words.append(repository)
     subprocess.run([sys.executable, "-m", "pip", *words], check=True, timeout=300)
     return {
         **{k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "GIT_"))},

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -9,6 +10,23 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
+
+HAS_TORCH = importlib.util.find_spec("torch") is not None
+
+
+class WithoutTorch(pytest.Module):
+    """A test module that cannot be imported here."""
+
+    def collect(self) -> Any:
+        """Skips the module, visibly."""
+        pytest.skip("needs torch")
+
+
+def pytest_pycollect_makemodule(module_path: Path, parent: Any) -> pytest.Module | None:
+    """Skips the modules that import torch where it is not installed: the harness works without."""
+    if HAS_TORCH or not re.search(r"^(import|from) torch\b", module_path.read_text(), re.MULTILINE):
+        return None
+    return WithoutTorch.from_parent(parent, path=module_path)
 
 
 def _project_module() -> ModuleType:
@@ -28,12 +46,14 @@ def _project_module() -> ModuleType:
 @pytest.fixture
 def plain_project(tmp_path: Path) -> Any:
     """A repository with cases and without goldens."""
+    pytest.importorskip("torch", reason="the plain loop trains with torch")
     return _project_module().make_project(tmp_path)
 
 
 @pytest.fixture(scope="session")
 def _golden_template(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """One repository with accepted, calibrated goldens, made once for all test processes."""
+    pytest.importorskip("torch", reason="the plain loop trains with torch")
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     folder = shared / "golden-template"

@@ -9,8 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import validation
+
 HERE = Path(__file__).resolve().parent
-REPOSITORY = HERE.parents[2]
+# Where the harness that is tested stands: the checkout, or what is installed.
+HARNESS = Path(validation.__file__).resolve().parents[1]
 _PYPROJECT = """\
 [tool.golden]
 cases = ["plain_cases"]
@@ -45,7 +48,7 @@ class Project:
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("GIT_", "PYTEST"))}
         return {
             **inherited,
-            "PYTHONPATH": str(REPOSITORY),
+            "PYTHONPATH": str(HARNESS),
             "PYTHONDONTWRITEBYTECODE": "1",
             "GOLDEN_MLFLOW": "0",
             "OMP_NUM_THREADS": "1",

@@ -8,7 +8,7 @@ import re
 import threading
 import xml.etree.ElementTree as ET
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 
 import pytest
@@ -206,7 +206,7 @@ def test_what_loosens_the_gate_is_a_line_in_every_sink(tmp_path: Path) -> None:
     properties = junit(result, tmp_path).findall("testsuite/properties/property")
     values = {p.get("name"): p.get("value") for p in properties}
     assert [values[f"loosening.{n}"] for n in (1, 2, 3)] == expected
-    page = build_page(result, {}, tmp_path, datetime.now(UTC))
+    page = build_page(result, {}, tmp_path, datetime.now(timezone.utc))
     assert page.details[-3:] == expected
 
     accepted = replace(result, if_accepted=Verdict.PASS)

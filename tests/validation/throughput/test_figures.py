@@ -1,7 +1,6 @@
 """From blocks to figures and verdicts, without training anything."""
 
 import math
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +12,6 @@ from validation.throughput.bench import decide, judge_quads
 from validation.throughput.figures import figures_of, operator_changes
 from validation.throughput.session import Block, Quad
 from validation.throughput.statistics import judge
-from vpmoe.cases.pace import mean_keys
 
 
 def block(side: str, seconds: float, **more: Any) -> Block:
@@ -98,13 +96,3 @@ def test_verdicts() -> None:
     assert decide((slower, slower), 1.0, 0.01, ["hot"]) == (Verdict.UNFIT, "hot")
     assert decide((same, same), 1.02, 0.01, ["hot"])[0] is Verdict.FAIL
     assert decide((same, same), 0.5, 0.01, [])[0] is Verdict.PASS
-
-
-@pytest.mark.parametrize(("window", "skip"), [(None, None), ((15, 0), 4), ((15, 0), None)])
-def test_mean_keys_of_a_layer(window: tuple[int, int] | None, skip: int | None) -> None:
-    args = SimpleNamespace(seq_length=64, window_size=window, window_attn_skip_freq=skip)
-    for layer in range(1, 9):
-        is_local = window is not None and not (skip and layer % skip == 0)
-        reach = 16 if is_local else 64
-        seen = sum(min(position, reach) for position in range(1, 65)) / 64
-        assert mean_keys(args, layer) == pytest.approx(seen)

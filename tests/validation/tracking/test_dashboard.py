@@ -108,6 +108,7 @@ def test_pages_in_a_browser_and_a_clean_end(store: Store, tmp_path: Path) -> Non
 
 
 def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
+    pytest.importorskip("mlflow")
     database = tmp_path / "mlflow.db"
     database.write_text("this is no database")
     with (

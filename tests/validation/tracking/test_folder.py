@@ -245,6 +245,7 @@ def test_a_dead_server_is_a_message(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_the_default_store_is_inside_the_project(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    pytest.importorskip("mlflow")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     (tmp_path / ".git").mkdir()
     (tmp_path / "deep").mkdir()

@@ -3,7 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, datetime, timedelta, timezone
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -22,7 +22,7 @@ from validation.goldens import Golden, GoldenStore
 from validation.goldens.calibrated import calibration_on_file, widened, write_calibration
 from validation.goldens.health import examine
 
-TODAY = datetime.now(UTC).date()
+TODAY = datetime.now(timezone.utc).date()
 SCALE, SMALL, LARGE = "WIDTH**-0.5", "WIDTH**-0.5 * (1 + 1e-5)", "WIDTH**-0.5 * 1.05"
 
 
@@ -33,7 +33,7 @@ def recalibrate(root: Path, case: str, factor: float, reason: str = "another CPU
     measured = replace(
         golden,
         tolerances=scaled(golden.tolerances, factor),
-        calibration={"runs": 8, "time": datetime.now(UTC).isoformat(timespec="seconds")},
+        calibration={"runs": 8, "time": datetime.now(timezone.utc).isoformat(timespec="seconds")},
     )
     write_calibration(store, golden, measured, reason)
     store.save(measured)

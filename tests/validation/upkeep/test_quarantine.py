@@ -1,7 +1,7 @@
 """Quarantine leaves a failing case out of the verdict for days, and never for good."""
 
 import json
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from validation.files import DamagedFileError
 from validation.gate.quarantine import FILE, apply_quarantine, load_quarantine
 from validation.gate.verdict import CaseResult, Verdict, worst
 
-TODAY = datetime.now(UTC).date()
+TODAY = datetime.now(timezone.utc).date()
 
 
 def entry(
