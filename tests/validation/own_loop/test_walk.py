@@ -171,7 +171,7 @@ def shell(
     present = {
         d.name.lower().replace("_", "-") for d in importlib.metadata.distributions(path=[str(site)])
     }
-    assert "vpmoe" in present
+    assert "vpmoe-validation" in present
     assert "torch" not in present
     link_torch(home / "torch", present)
     (site / "torch_of_the_tests.pth").write_text(_LINK.format(folder=str(home / "torch")))

@@ -7,6 +7,7 @@ from vpmoe.cases.faults import (
     benign,
     data,
     experts,
+    export,
     gradients,
     log,
     numerics,
@@ -30,6 +31,7 @@ _MODULES = (
     parallel,
     resume,
     log,
+    export,
 )
 
 FAULTS = tuple(fault for module in _MODULES for fault in declared(module.__name__))

@@ -34,7 +34,7 @@ def fault(
     imitates: str,
     *,
     case: str = "tiny_moe",
-    steps: int = 1,
+    steps: int | None = 1,
     canary: bool = True,
     equivalent: str | None = None,
     gpu: bool = False,
@@ -47,7 +47,7 @@ def fault(
         component: module, metric or phase that it should be traced to.
         imitates: what it is like.
         case: the cheapest case that shows it.
-        steps: training steps after which it shows.
+        steps: training steps after which it shows; None where a whole run does.
         canary: fit for the bug that every check plants, which must be cheap.
         equivalent: why it changes nothing in the case, if so.
         gpu: whether it shows on the h200 lane too, in the case `wide_pair`.
