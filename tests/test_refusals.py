@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import functools
 import re
+import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,9 @@ _SHARED = "moe_shared_expert_intermediate_size"
 _LIMIT = ("moe_router_num_groups", "moe_router_group_topk")
 _GROUPS = "--moe-router-num-groups 2 --moe-router-group-topk 1"
 _EXPERTS = tuple(
-    name for name in load_preset(TINY).fields if name == "num_experts" or name.startswith("moe_")
+    name
+    for name in tomllib.loads(TINY.read_text())["experts"]
+    if name == "num_experts" or name.startswith("moe_")
 )
 _TP4 = "--tensor-model-parallel-size 4 --sequence-parallel"
 _FULL_GRAPH = "--cuda-graph-impl full_iteration --no-check-for-nan-in-loss-and-grad"
