@@ -17,6 +17,7 @@ import pyarrow.parquet
 import pytest
 
 from vpmoe.data import build as build_module
+from vpmoe.data import build_folder
 from vpmoe.data import rows as rows_module
 from vpmoe.data.build import BuildProgress, build_dataset
 from vpmoe.data.dataset_files import open_shards, read_manifest, verify_dataset
@@ -394,6 +395,7 @@ def test_dying_at_any_step_leaves_nothing_that_is_accepted_and_resumes(
             with monkeypatch.context() as patch:
                 write = dying(at, after)
                 patch.setattr(build_module, "write_atomically", write)
+                patch.setattr(build_folder, "write_atomically", write)
                 patch.setattr(shard_writer, "write_atomically", write)
                 try:
                     build_dataset([path], output, **settings)
