@@ -153,7 +153,7 @@ def test_a_bad_field_is_refused_with_its_line(edited, field: str, match: str | N
 @pytest.mark.parametrize(
     ("text", "match"),
     [
-        ("num_layers = 4\n", r":1: num_layers: outside of a table; tables: model"),
+        ("num_layers = 4\n", r":1: num_layers: outside of a table; put it into one of: model"),
         ("\n[exparts]\nnum_experts = 4\n", r":2: \[exparts\]: no table .*did you mean experts\?"),
         ("model = {num_layers = 'x'}\n", r"\.toml: \[model\] num_layers: expected int"),
         ("model = 3\n", r":1: model: must be a table of fields, found 3"),

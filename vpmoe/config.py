@@ -76,9 +76,11 @@ def load_preset(path: Path) -> Preset:
         document = tomllib.loads(text)
     except FileNotFoundError as error:
         presets = [name for name in shipped_names() if name.endswith(".toml")]
-        raise PresetError(f"{path}: no such preset; vpMoE ships {', '.join(presets)}") from error
+        raise PresetError(
+            f"{path}: no such preset; give a TOML file, or of vpMoE's {', '.join(presets)}"
+        ) from error
     except OSError as error:
-        raise PresetError(f"{path}: cannot be read: {error.strerror}") from error
+        raise PresetError(f"{path}: cannot be read: {error.strerror}; give a TOML file") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise PresetError(f"{path}: not valid TOML: {error}") from error
     homes: dict[str, str] = {}
@@ -148,13 +150,18 @@ def parse_field(field: str, value: Any) -> Any:
     try:
         args, rest = _parser().parse_known_args(words)
     except argparse.ArgumentError as error:
-        raise FieldError(field, f"{error.message}; {option}: {_help(action)}") from error
+        raise FieldError(
+            field, f"{error.message}; give what {option} takes: {_help(action)}"
+        ) from error
     except Exception as error:  # the flags' own types raise whatever their code runs into
         raise FieldError(
-            field, f"cannot be read, found {value!r} ({error}); {option}: {_help(action)}"
+            field,
+            f"cannot be read, found {value!r} ({error}); give what {option} takes: {_help(action)}",
         ) from error
     if rest:
-        raise FieldError(field, f"takes no value that begins with a dash, found {value!r}")
+        raise FieldError(
+            field, f"takes no value that begins with a dash, found {value!r}; use another"
+        )
     return getattr(args, action.dest)
 
 
@@ -182,7 +189,7 @@ def _option(field: str) -> tuple[str, argparse.Action]:
         near = _did_you_mean(field, options)
         raise FieldError(
             field,
-            f"unknown field{near}; `vpmoe pretrain --help` lists the flags, which are the fields",
+            f"unknown field{near}; use one of the flags that `vpmoe pretrain --help` lists",
         )
     return options[field]
 
@@ -237,7 +244,9 @@ def _flatten(document: Mapping[str, Any], homes: dict[str, str]) -> dict[str, An
         if table not in TABLES:
             near = _did_you_mean(table, TABLES)
             what = (
-                f"no table of a preset{near}; tables" if is_table else "outside of a table; tables"
+                f"no table of a preset{near}; use one of"
+                if is_table
+                else "outside of a table; put it into one of"
             )
             raise FieldError(f"[{table}]" if is_table else table, f"{what}: {', '.join(TABLES)}")
         if not is_table:

@@ -83,7 +83,7 @@ def check_together(args: argparse.Namespace, given: Collection[str]) -> None:
             raise FieldError(field, f"must be positive, found {value}")
     if args.padded_vocab_size != PADDED_VOCAB_SIZE:
         raise FieldError(
-            "padded_vocab_size", f"locked at {PADDED_VOCAB_SIZE}, found {args.padded_vocab_size}"
+            "padded_vocab_size", f"must be {PADDED_VOCAB_SIZE}, found {args.padded_vocab_size}"
         )
     if args.tokenizer_type != TOKENIZER_TYPE:
         raise FieldError(
@@ -97,13 +97,14 @@ def check_together(args: argparse.Namespace, given: Collection[str]) -> None:
     if args.seq_length > args.max_position_embeddings:
         raise FieldError(
             "seq_length",
-            f"{args.seq_length} exceeds max_position_embeddings {args.max_position_embeddings}",
+            f"must be at most max_position_embeddings {args.max_position_embeddings}, found "
+            f"{args.seq_length}",
         )
     _check_attention(args)
     if args.num_experts is not None:
         _check_experts(args)
     if None not in (args.lr, args.min_lr) and args.lr < args.min_lr:
-        raise FieldError("min_lr", f"{args.min_lr} is above lr {args.lr}")
+        raise FieldError("min_lr", f"must be at most lr {args.lr}, found {args.min_lr}")
     if None not in (args.micro_batch_size, args.global_batch_size):
         _divides(args, "micro_batch_size", "global_batch_size")
 
@@ -154,11 +155,15 @@ def _check_experts(args: argparse.Namespace) -> None:
         _divides(args, "moe_router_num_groups", "num_experts")
         size = args.num_experts // groups
         if group_topk > groups:
-            raise FieldError("moe_router_group_topk", f"{group_topk} of only {groups} groups")
+            raise FieldError(
+                "moe_router_group_topk",
+                f"must be at most moe_router_num_groups {groups}, found {group_topk}",
+            )
         if topk > group_topk * size:
             raise FieldError(
                 "moe_router_topk",
-                f"{topk} exceeds the experts in {group_topk} of {groups} groups",
+                f"must be at most {group_topk * size}, the experts in {group_topk} of {groups} "
+                f"groups, found {topk}",
             )
         if score_topk is None and group_topk > topk:
             raise FieldError(
@@ -169,12 +174,14 @@ def _check_experts(args: argparse.Namespace) -> None:
         if score_topk is not None and score_topk > size:
             raise FieldError(
                 "moe_router_group_score_topk",
-                f"{score_topk}, but a group has {size} experts",
+                f"must be at most {size}, the experts of a group, found {score_topk}",
             )
     elif score_topk is not None:
         raise FieldError("moe_router_group_score_topk", "set without groups")
     if topk > args.num_experts:
-        raise FieldError("moe_router_topk", f"{topk} is more than num_experts {args.num_experts}")
+        raise FieldError(
+            "moe_router_topk", f"must be at most num_experts {args.num_experts}, found {topk}"
+        )
     _check_schedule(args, "moe_layer_freq")
 
 
@@ -186,7 +193,7 @@ def _check_schedule(args: argparse.Namespace, field: str) -> None:
     if isinstance(schedule, int):
         if schedule > args.num_layers:
             raise FieldError(
-                field, f"every {schedule}th layer, but num_layers is {args.num_layers}"
+                field, f"must be at most num_layers {args.num_layers}, found {schedule}"
             )
         return
     if not isinstance(schedule, list) or any(layer not in (0, 1) for layer in schedule):
@@ -196,7 +203,7 @@ def _check_schedule(args: argparse.Namespace, field: str) -> None:
     if len(schedule) != args.num_layers:
         raise FieldError(
             field,
-            f"the list has {len(schedule)} layers, num_layers is {args.num_layers}",
+            f"must list num_layers {args.num_layers} layers, found {len(schedule)}",
         )
 
 
@@ -204,5 +211,5 @@ def _divides(args: argparse.Namespace, divisor: str, number: str) -> None:
     if getattr(args, number) % getattr(args, divisor):
         raise FieldError(
             divisor,
-            f"{getattr(args, divisor)} does not divide {number} {getattr(args, number)}",
+            f"must divide {number} {getattr(args, number)}, found {getattr(args, divisor)}",
         )

@@ -280,12 +280,12 @@ def test_messages_rows_are_built_as_they_are(
 @pytest.mark.parametrize(
     ("settings", "match"),
     [
-        ({"valid_fraction": 1.5}, "not in"),
-        ({"valid_fraction": "x"}, "no number"),
-        ({"rows_per_shard": 0}, "rows per shard"),
-        ({"workers": 0}, "workers"),
-        ({"duplicates": "x"}, "error, skip"),
-        ({"profile": "x"}, "unknown profile"),
+        ({"valid_fraction": 1.5}, "--valid-fraction 1.5: must be in"),
+        ({"valid_fraction": "x"}, "--valid-fraction x: no number"),
+        ({"rows_per_shard": 0}, "--rows-per-shard 0: must be at least 1"),
+        ({"workers": 0}, "--workers 0: must be at least 1"),
+        ({"duplicates": "x"}, "--duplicates x: choose from error, skip"),
+        ({"profile": "x"}, "--profile x: unknown profile; choose from"),
     ],
 )
 def test_settings_without_meaning_are_refused(

@@ -116,9 +116,9 @@ def build_dataset(
         valid_fraction, rows_per_shard, profile, duplicates, supervise_eod, chat_format
     )
     if workers < 1:
-        raise DataError(f"workers must be at least 1, found {workers}")
+        raise DataError(f"--workers {workers}: must be at least 1")
     if not inputs:
-        raise DataError("no input file")
+        raise DataError("--input: no file; give JSONL or Parquet files")
     asset = ensure_asset(vocabulary)
     files = [open_input(Path(path)) for path in inputs]
     chat = ChatOptions(chat_format, tuple(ignore_columns))
@@ -207,9 +207,10 @@ class _Build:
         for file in self._files:
             file.check_unchanged()
         if not any(writer.rows for writer in self._writers.values()):
+            names = ", ".join(str(file.path) for file in self._files)
             raise DataError(
-                f"no usable row in {', '.join(str(file.path) for file in self._files)} "
-                f"({self._empty} with an empty field)"
+                f"{names}: no usable row ({self._empty} with an empty field); give rows whose "
+                "fields all hold text"
             )
         shards = {split: writer.close() for split, writer in self._writers.items()}
         manifest = dict(self._identity) | {
@@ -290,15 +291,17 @@ def _settings(
     try:
         fraction = Decimal(str(valid_fraction))
     except InvalidOperation as error:
-        raise DataError(f"valid fraction {valid_fraction!r} is no number") from error
+        raise DataError(
+            f"--valid-fraction {valid_fraction}: no number; use one in [0, 1]"
+        ) from error
     if not 0 <= fraction <= 1:
-        raise DataError(f"valid fraction {valid_fraction} is not in [0, 1]")
+        raise DataError(f"--valid-fraction {valid_fraction}: must be in [0, 1]")
     if rows_per_shard is not None and rows_per_shard < 1:
-        raise DataError(f"rows per shard must be at least 1, found {rows_per_shard}")
+        raise DataError(f"--rows-per-shard {rows_per_shard}: must be at least 1")
     if duplicates not in DUPLICATES:
-        raise DataError(f"duplicates {duplicates!r}: choose from {', '.join(DUPLICATES)}")
+        raise DataError(f"--duplicates {duplicates}: choose from {', '.join(DUPLICATES)}")
     if chat_format not in CHAT_FORMATS:
-        raise DataError(f"chat format {chat_format!r}: choose from {', '.join(CHAT_FORMATS)}")
+        raise DataError(f"--chat-format {chat_format}: choose from {', '.join(CHAT_FORMATS)}")
     # Datasets of Harmony rows have the identity that they had before there was another form.
     form = {} if chat_format == CHAT_FORMATS[0] else {"chat_format": chat_format}
     return form | {

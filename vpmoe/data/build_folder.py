@@ -35,12 +35,16 @@ def locked(folder: Path) -> Iterator[int]:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError as error:
-        raise DataError(f"{folder}: cannot be made or opened: {error.strerror}") from error
+        raise DataError(
+            f"{folder}: cannot be made or opened: {error.strerror}; give another --output"
+        ) from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(descriptor)
-        raise DataError(f"{folder}: another build is writing there") from error
+        raise DataError(
+            f"{folder}: another build is writing there; wait for it, or give another --output"
+        ) from error
     try:
         yield descriptor
     finally:
@@ -76,7 +80,7 @@ def existing_dataset(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any
     manifest = read_manifest(folder)
     if any(manifest.get(name) != value for name, value in identity.items()):
         raise DataError(
-            f"{folder}: holds a dataset of other input or settings; choose another folder"
+            f"{folder}: holds a dataset of other input or settings; give another --output"
         )
     verify_sizes(folder, manifest)
     discard_temporaries(folder)
@@ -102,7 +106,7 @@ def load_state(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any] | No
         leftovers = [split for split in SPLITS if any((folder / split).glob("*"))]
         if leftovers:
             raise DataError(
-                f"{folder / leftovers[0]}: holds files and no manifest; choose another folder, or "
+                f"{folder / leftovers[0]}: holds files and no manifest; give another --output, or "
                 "remove them"
             )
         # From here on the files in the folder are this build's.
@@ -120,7 +124,7 @@ def load_state(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any] | No
         raise DataError(f"{path}: damaged; remove the folder and build again") from error
     if not same:
         raise DataError(
-            f"{folder}: holds an unfinished build of other input or settings; choose another "
-            "folder, or remove it"
+            f"{folder}: holds an unfinished build of other input or settings; give another "
+            "--output, or remove it"
         )
     return state if state["file"] is not None else None

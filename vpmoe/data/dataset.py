@@ -178,4 +178,4 @@ def _verify_together(folder: Path) -> None:
     if damage is not None:
         raise damage
     if found.item():
-        raise DataError(f"{folder}: damaged; another rank's message names the file")
+        raise DataError(f"{folder}: damaged; see the message of another rank, which names the file")

@@ -103,7 +103,7 @@ class PlainDataset(GPTDataset):
             raise DataError(
                 f"{self.dataset_path}: sample {index} of the {self.index_split.name} split holds "
                 f"the id {foreign[0].item()}, outside the vocabulary 0..{last}: it was written "
-                "with another tokenizer"
+                "with another tokenizer; train with that one under --legacy-tokenizer"
             )
 
     @staticmethod
