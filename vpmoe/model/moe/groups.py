@@ -94,8 +94,10 @@ class _GroupScores:
         group_topk: int | None,
         compute_topk: Any,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Scores and numbers of the chosen experts, [tokens, topk]; `compute_topk` is Megatron's
-        own choice, taken where no groups are asked for."""
+        """Returns scores and numbers of the chosen experts, [tokens, topk].
+
+        `compute_topk` is Megatron's own choice, taken where no groups are asked for.
+        """
         if not num_groups or not group_topk:
             chosen: tuple[torch.Tensor, torch.Tensor] = compute_topk(scores, topk)
             return chosen
