@@ -258,9 +258,9 @@ def _validate_routing(args: argparse.Namespace) -> None:
             raise ValueError("--moe-router-group-score-topk: needs --num-experts")
         return
     if score_topk is not None:
-        from vpmoe.model.moe.groups import group_score_refusal
+        from vpmoe.model.moe.groups import group_score_unsupported_reason
 
-        refusal = group_score_refusal(args)
+        refusal = group_score_unsupported_reason(args)
         if refusal is not None:
             raise ValueError(f"--moe-router-group-score-topk: {refusal}")
     groups, group_topk = args.moe_router_num_groups, args.moe_router_group_topk
