@@ -23,7 +23,7 @@ from vpmoe.cases.training import build_data, share_cores, train
 
 _EPSILON = 2.0**-23
 _SEQUENCES = 4
-# Ids that the invariants are checked on: any will do, the embedding rows of a few thousand are enough.
+# Ids that the invariants are checked on: any will do, embedding rows of a few thousand are enough.
 _IDS = 4096
 _SEED = 20
 
