@@ -24,9 +24,9 @@ from vpmoe.model.cross_entropy_kernel import differentiate_rows_, row_statistics
 from vpmoe.model.experts import grouped_linear
 from vpmoe.model.grape import alibi_slopes
 from vpmoe.model.moe.permutation_kernel import (
-    collect,
+    permute,
     plan_permutation,
-    spread,
+    unpermute,
     weighted_squared_relu,
 )
 from vpmoe.model.moe.routing_kernel import RoutingRule, route
@@ -92,9 +92,9 @@ def experts() -> Work:
     def compute() -> torch.Tensor:
         plan, permuted = plan_permutation(probs, choices, TOPK)
         ends = plan.tokens_per_expert.cumsum(0, dtype=torch.int32)
-        hidden = grouped_linear(spread(tokens, plan.positions), first, ends)
+        hidden = grouped_linear(permute(tokens, plan.positions), first, ends)
         rows = grouped_linear(weighted_squared_relu(hidden, permuted), second, ends)
-        return collect(rows, plan.positions)
+        return unpermute(rows, plan.positions)
 
     def train() -> object:
         return torch.autograd.grad(compute(), (tokens, probs, first, second), upstream)
@@ -102,7 +102,7 @@ def experts() -> Work:
     with torch.no_grad():
         plan, permuted = plan_permutation(probs, choices, TOPK)
         ends = plan.tokens_per_expert.cumsum(0, dtype=torch.int32)
-        rows = spread(tokens, plan.positions)
+        rows = permute(tokens, plan.positions)
         hidden = grouped_linear(rows, first, ends)
     w1, w2, x, p = first.detach(), second.detach(), tokens.detach(), probs.detach()
     return {
@@ -111,11 +111,11 @@ def experts() -> Work:
         "experts": train,
         "experts, forward": compute,
         "places": lambda: plan_permutation(p, choices, TOPK),
-        "tokens to their places": lambda: spread(x, plan.positions),
+        "tokens to their places": lambda: permute(x, plan.positions),
         "first product": lambda: grouped_linear(rows, w1, ends),
         "relu^2 and weight": lambda: weighted_squared_relu(hidden, permuted),
         "second product": lambda: grouped_linear(hidden, w2, ends),
-        "results added up": lambda: collect(rows, plan.positions),
+        "results added up": lambda: unpermute(rows, plan.positions),
         "first weight's gradient": lambda: functional.grouped_mm(hidden.t(), rows, offs=ends),
         "second weight's gradient": lambda: functional.grouped_mm(rows.t(), hidden, offs=ends),
     }

@@ -9,7 +9,8 @@ from __future__ import annotations
 import ast
 import functools
 import re
-from collections.abc import Iterator, Sequence
+import tomllib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,9 @@ _SHARED = "moe_shared_expert_intermediate_size"
 _LIMIT = ("moe_router_num_groups", "moe_router_group_topk")
 _GROUPS = "--moe-router-num-groups 2 --moe-router-group-topk 1"
 _EXPERTS = tuple(
-    name for name in load_preset(TINY).fields if name == "num_experts" or name.startswith("moe_")
+    name
+    for name in tomllib.loads(TINY.read_text())["experts"]
+    if name == "num_experts" or name.startswith("moe_")
 )
 _TP4 = "--tensor-model-parallel-size 4 --sequence-parallel"
 _FULL_GRAPH = "--cuda-graph-impl full_iteration --no-check-for-nan-in-loss-and-grad"
@@ -260,6 +263,108 @@ def test_the_sweep_has_every_refusal(checked: Any, module: str) -> None:
     ]
     assert len(patterns) > 5
     assert [p for p in patterns if not any(re.fullmatch(p, m) for m in messages)] == []
+
+
+MOCK = "--mock-data --eval-iters 0"
+PLAIN = "--data-path {folder}/tokens"
+SPLIT = "--split 100,0,0"
+# Flags of data and tokenizer over the tiny preset; `{folder}` holds what they need.
+OF_DATA = (
+    Refusal("", "--mock-data on made-up tokens", MOCK),
+    Refusal("--synth-kd-data {folder}/train --mock-data", "leave one out", MOCK),
+    Refusal(f"{PLAIN} {SPLIT} --mock-data", "leave one out", f"{PLAIN} {SPLIT}"),
+    Refusal(f"{MOCK} --kd-span-weight-final -1", "a number >= 0", MOCK),
+    Refusal(
+        "--synth-kd-data {folder}/train --kd-span-weight-reasoning 0 --kd-span-weight-final 0",
+        "nothing to train on",
+        "--synth-kd-data {folder}/train --kd-span-weight-reasoning 0",
+    ),
+    Refusal(f"{MOCK} --dataloader-type external", "leave them out", MOCK),
+    Refusal(f"{PLAIN} {SPLIT} --multiple-validation-sets", "leave it out", f"{PLAIN} {SPLIT}"),
+    Refusal(f"{MOCK} --kd-span-weight-final 2", "leave them out", MOCK),
+    Refusal(f"{MOCK} --sft", "leave it out", MOCK),
+    Refusal(PLAIN, "needs --split, such as 969,30,1", f"{PLAIN} --split 969,30,1"),
+    Refusal(f"{PLAIN} --split 0,100,0", "see --train-data-path, --split", f"{PLAIN} {SPLIT}"),
+    Refusal(f"{PLAIN} {SPLIT} --full-validation", "leave it out", f"{PLAIN} {SPLIT}"),
+    Refusal(f"{PLAIN}.bin {SPLIT}", "give the path without .bin", f"{PLAIN} {SPLIT}"),
+    Refusal(f"{PLAIN}x {SPLIT}", "give another path", f"{PLAIN} {SPLIT}"),
+    Refusal(
+        "--synth-kd-data {folder}/train --legacy-tokenizer --tokenizer-type NullTokenizer",
+        "leave it out",
+        "--synth-kd-data {folder}/train",
+    ),
+    Refusal("--synth-kd-data {folder}/valid", "a smaller --valid-fraction", MOCK),
+    Refusal(
+        "--synth-kd-data {folder}/train --full-validation",
+        "build with --valid-fraction",
+        "--synth-kd-data {folder}/train",
+    ),
+    Refusal(f"{MOCK} --legacy-tokenizer", "or leave it out", MOCK),
+    Refusal(f"{MOCK} --tokenizer-type NullTokenizer", "--legacy-tokenizer lets", MOCK),
+    Refusal(f"{MOCK} --padded-vocab-size 201216", "leave it out", MOCK),
+    Refusal(f"{MOCK} --vocab-size 7", "leave it out", MOCK),
+    Refusal(
+        f"{MOCK} --tensor-model-parallel-size 3",
+        "use a power of 2 of at most 128",
+        MOCK,
+    ),
+)
+
+
+@pytest.fixture(scope="module")
+def checked_data(
+    checked: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[Refusal, str], str | None]:
+    """Takes flags through the checks of tokenizer and data; returns the message, if any."""
+    from vpmoe.arguments import training_parser
+    from vpmoe.data.arguments import validate_data_args
+    from vpmoe.data.build import build_dataset
+    from vpmoe.tokenizer.arguments import validate_tokenizer_args
+
+    del checked  # for the lane that it is inside of
+    folder = tmp_path_factory.mktemp("data")
+    rows = REPOSITORY / "data" / "sample" / "conversations.jsonl"
+    for name, fraction in (("train", 0), ("valid", 1)):
+        build_dataset([rows], folder / name, valid_fraction=fraction)
+    for ending in ("idx", "bin"):
+        (folder / f"tokens.{ending}").touch()
+
+    def check(case: Refusal, words: str) -> str | None:
+        words = words.replace("{folder}", str(folder))
+        args = training_parser().parse_args(flags_of(words, case.without))
+        try:
+            validate_tokenizer_args(args)
+            validate_data_args(args)
+        except ValueError as error:
+            return str(error)
+        return None
+
+    return check
+
+
+@pytest.mark.parametrize("case", OF_DATA, ids=lambda c: f"{c.flags} {c.advice}")
+def test_the_way_out_of_a_refusal_of_data_is_accepted(
+    checked_data: Callable[[Refusal, str], str | None], case: Refusal
+) -> None:
+    message = checked_data(case, case.flags)
+    assert message is not None
+    assert case.advice in message
+    assert checked_data(case, case.mended) is None
+
+
+@pytest.mark.parametrize("module", ["vpmoe/data/arguments.py", "vpmoe/tokenizer/arguments.py"])
+def test_the_sweep_of_data_has_every_refusal(
+    checked_data: Callable[[Refusal, str], str | None], module: str
+) -> None:
+    messages = [checked_data(case, case.flags) or "" for case in OF_DATA]
+    patterns = list(refusals_in(REPOSITORY / module))
+    assert [p for p in patterns if not any(re.fullmatch(p, m) for m in messages)] == []
+
+
+def test_every_module_of_flags_is_swept() -> None:
+    swept = {*CHECKED, "vpmoe/data/arguments.py", "vpmoe/tokenizer/arguments.py"}
+    found = REPOSITORY.glob("vpmoe/*/arguments.py")
+    assert {str(path.relative_to(REPOSITORY)) for path in found} == swept
 
 
 @pytest.mark.parametrize("preset", ["tiny", "dev", "6b"])

@@ -7,7 +7,10 @@ Megatron's parser closes some choices (`--tokenizer-type`, `--position-embedding
 from __future__ import annotations
 
 import argparse
+import functools
+import logging
 import re
+import warnings
 
 from vpmoe.data.arguments import add_data_args, validate_data_args
 from vpmoe.model.arguments import add_model_args, refuse_model_args, validate_model_args
@@ -16,6 +19,7 @@ from vpmoe.optimizer.arguments import (
     refuse_optimizer_args,
     validate_optimizer_args,
 )
+from vpmoe.runtime import detect_lane
 from vpmoe.tokenizer.arguments import add_tokenizer_args, validate_tokenizer_args
 
 _WIDENED_CHOICES = {
@@ -44,6 +48,24 @@ def add_vpmoe_args(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     escape_percentages(parser)
     parser.description = _DESCRIPTION
     return parser
+
+
+@functools.cache
+def training_parser() -> argparse.ArgumentParser:
+    """Returns the parser of `vpmoe pretrain`: Megatron's, with vpMoE's flags.
+
+    It raises `argparse.ArgumentError` where the command's own ends the process.
+    """
+    disabled = logging.root.manager.disable
+    # What Megatron says of libraries that it does not find is the training's to print.
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(action="ignore"), detect_lane().activate():
+            from megatron.training.arguments import add_megatron_arguments
+    finally:
+        logging.disable(disabled)
+    parser = argparse.ArgumentParser(allow_abbrev=False, exit_on_error=False)
+    return add_vpmoe_args(add_megatron_arguments(parser))
 
 
 def escape_percentages(parser: argparse.ArgumentParser) -> None:

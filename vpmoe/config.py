@@ -1,8 +1,8 @@
 """Presets: one TOML file that says what a vpMoE model is and how it is trained.
 
-A preset holds Megatron's own flag names in snake_case, grouped in tables for the reader. Loading
-checks every field's type and then the fields together; `Preset.to_flags()` renders the Megatron
-command line. Flags that a user adds on the command line come later and win.
+A preset holds the flags of `vpmoe pretrain` in snake_case, grouped in tables for the reader.
+Megatron's own parser, with vpMoE's flags, knows the fields and checks each; then they are checked
+together. `Preset.to_flags()` renders the command line. Flags that a user adds come later and win.
 
     preset = load_preset(Path("configs/vpmoe-tiny.toml"))
     preset.to_flags()        # ['--num-layers', '4', '--hidden-size', '64', ...]
@@ -10,128 +10,31 @@ command line. Flags that a user adds on the command line come later and win.
 
 from __future__ import annotations
 
-import ast
+import argparse
+import difflib
+import functools
+import itertools
+import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vpmoe.config_checks import FieldError, check_together
 from vpmoe.shipped import shipped, shipped_names
 
-PADDED_VOCAB_SIZE = 201088
+TABLES = ("model", "attention", "experts", "optimizer", "training")
 
 _NORMUON_ONLY = ("normuon_", "polar_express_")
 _TOKENIZER_ONLY = ("tokenizer_type", "padded_vocab_size")
 _RATES = (("lr", "min_lr"), ("normuon_aux_lr", "normuon_aux_min_lr"))
-
-# Table -> field -> type. A field is the Megatron (or vpMoE) flag of the same name.
-_FIELDS: dict[str, dict[str, type]] = {
-    "model": {
-        "num_layers": int,
-        "hidden_size": int,
-        "num_attention_heads": int,
-        "group_query_attention": bool,
-        "num_query_groups": int,
-        "kv_channels": int,
-        "ffn_hidden_size": int,
-        "seq_length": int,
-        "max_position_embeddings": int,
-        "normalization": str,
-        "norm_epsilon": float,
-        "qk_layernorm": bool,
-        "squared_relu": bool,
-        "disable_bias_linear": bool,
-        "untie_embeddings_and_output_weights": bool,
-        "attention_dropout": float,
-        "hidden_dropout": float,
-        "init_method_std": float,
-        "padded_vocab_size": int,
-        "tokenizer_type": str,
-    },
-    "attention": {
-        "position_embedding_type": str,
-        "rotary_base": int,
-        "grapem_log_freq_scale": float,
-        "grape_a": bool,
-        "no_rope_freq": int,
-        "window_size": int,
-        "window_attn_skip_freq": int,
-        "use_tpa": bool,
-        "tpa_rank": int,
-        "tpa_q_rank": int,
-        "softmax_type": str,
-    },
-    "experts": {
-        "num_experts": int,
-        "moe_layer_freq": str,
-        "moe_ffn_hidden_size": int,
-        "moe_shared_expert_intermediate_size": int,
-        "moe_router_topk": int,
-        "moe_router_num_groups": int,
-        "moe_router_group_topk": int,
-        "moe_router_group_score_topk": int,
-        "moe_router_score_function": str,
-        "moe_router_topk_scaling_factor": float,
-        "moe_router_load_balancing_type": str,
-        "moe_aux_loss_coeff": float,
-        "moe_router_enable_expert_bias": bool,
-        "moe_router_bias_update_rate": float,
-        "moe_router_dtype": str,
-    },
-    "optimizer": {
-        "optimizer": str,
-        "lr": float,
-        "min_lr": float,
-        "decoupled_lr": float,
-        "normuon_aux_lr": float,
-        "normuon_aux_min_lr": float,
-        "normuon_momentum": float,
-        "normuon_beta2": float,
-        "polar_express_safety_factor": float,
-        "adam_beta1": float,
-        "adam_beta2": float,
-        "adam_eps": float,
-        "weight_decay": float,
-        "clip_grad": float,
-        "lr_decay_style": str,
-        "lr_decay_iters": int,
-        "lr_warmup_iters": int,
-    },
-    "training": {
-        "micro_batch_size": int,
-        "global_batch_size": int,
-        "train_iters": int,
-        "eval_interval": int,
-        "eval_iters": int,
-        "log_interval": int,
-        "seed": int,
-        "bf16": bool,
-        "deterministic_mode": bool,
-        "ckpt_format": str,
-        "num_workers": int,
-        "reset_position_ids": bool,
-        "reset_attention_mask": bool,
-        "no_one_logger": bool,
-    },
-}
-
-_REQUIRED = (
-    "num_layers",
-    "hidden_size",
-    "num_attention_heads",
-    "num_query_groups",
-    "kv_channels",
-    "ffn_hidden_size",
-    "seq_length",
-    "max_position_embeddings",
-    "padded_vocab_size",
-    "tokenizer_type",
-)
+_TABLE_LINE = re.compile(r"\s*\[\s*[\"']?([\w-]+)[\"']?\s*\]")
+_FIELD_LINE = re.compile(r"\s*[\"']?([\w-]+)[\"']?\s*=")
 
 
 class PresetError(ValueError):
-    """A preset that cannot be used; the message names the file and the field."""
+    """A preset that cannot be used; the message names the file, the line and the field."""
 
 
 @dataclass(frozen=True)
@@ -147,15 +50,12 @@ class Preset:
     fields: Mapping[str, Any]
 
     def to_flags(self) -> list[str]:
-        """Renders the Megatron flags, in the file's order; `false` leaves a switch out."""
-        flags: list[str] = []
-        for field, value in self.fields.items():
-            flag = "--" + field.replace("_", "-")
-            if value is True:
-                flags.append(flag)
-            elif value is not False:
-                flags += [flag, repr(value) if isinstance(value, float) else str(value)]
-        return flags
+        """Renders the flags in the file's order.
+
+        `true` is the switch, `false` its `--no-` form where it has one and nothing elsewhere; a
+        list is the flag with several values.
+        """
+        return [word for field, value in self.fields.items() for word in _words(field, value)]
 
 
 def load_preset(path: Path) -> Preset:
@@ -172,18 +72,28 @@ def load_preset(path: Path) -> Preset:
             type, or contradicts another one.
     """
     try:
-        with path.open("rb") as file:
-            document = tomllib.load(file)
+        text = path.read_text(encoding="utf-8")
+        document = tomllib.loads(text)
     except FileNotFoundError as error:
         presets = [name for name in shipped_names() if name.endswith(".toml")]
-        raise PresetError(f"{path}: no such preset; vpMoE ships {', '.join(presets)}") from error
+        raise PresetError(
+            f"{path}: no such preset; give a TOML file, or of vpMoE's {', '.join(presets)}"
+        ) from error
+    except OSError as error:
+        raise PresetError(f"{path}: cannot be read: {error.strerror}; give a TOML file") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise PresetError(f"{path}: not valid TOML: {error}") from error
+    homes: dict[str, str] = {}
     try:
-        fields = _flatten(document)
-        _check_together(fields)
-    except PresetError as error:
-        raise PresetError(f"{path}: {error}") from None
+        fields = _flatten(document, homes)
+        words = [word for field, value in fields.items() for word in _words(field, value)]
+        check_together(_parser().parse_args(words), fields)
+    except FieldError as error:
+        home = homes.get(error.field)
+        line = _line_of(text, home, error.field)
+        where = f"{path}:{line}" if line else f"{path}"
+        table = f"[{home}] " if home else ""
+        raise PresetError(f"{where}: {table}{error.field}: {error}") from None
     return Preset(name=path.stem, fields=fields)
 
 
@@ -210,7 +120,7 @@ def expand_preset_flags(argv: list[str]) -> list[str]:
         if not file or file.startswith("--"):
             raise PresetError("--config needs a file, such as configs/vpmoe-tiny.toml")
         if preset is not None:
-            raise PresetError(f"--config is given twice: {preset} and {file}")
+            raise PresetError(f"--config is given twice: {preset} and {file}; leave one out")
         preset = shipped(file)
     if preset is None:
         return rest
@@ -222,6 +132,152 @@ def expand_preset_flags(argv: list[str]) -> list[str]:
         fields = {k: v for k, v in loaded.fields.items() if k not in _TOKENIZER_ONLY}
         loaded = Preset(loaded.name, fields)
     return Preset(loaded.name, _lowered_minima(loaded.fields, rest)).to_flags() + rest
+
+
+def parse_field(field: str, value: Any) -> Any:
+    """Returns what Megatron's parser makes of a field's value.
+
+    Args:
+        field: a flag of `vpmoe pretrain` in snake_case.
+        value: as a preset gives it, such as `"([0]+[1]*3)"` for `moe_layer_freq`.
+
+    Raises:
+        FieldError: there is no such flag, or it does not take the value.
+    """
+    option, action = _option(field)
+    _check_type(field, action, value)
+    words = _words(field, value)
+    try:
+        args, rest = _parser().parse_known_args(words)
+    except argparse.ArgumentError as error:
+        raise FieldError(
+            field, f"{error.message}; give what {option} takes: {_help(action)}"
+        ) from error
+    except Exception as error:  # the flags' own types raise whatever their code runs into
+        raise FieldError(
+            field,
+            f"cannot be read, found {value!r} ({error}); give what {option} takes: {_help(action)}",
+        ) from error
+    if rest:
+        raise FieldError(
+            field, f"takes no value that begins with a dash, found {value!r}; use another"
+        )
+    return getattr(args, action.dest)
+
+
+def _parser() -> argparse.ArgumentParser:
+    # Megatron is imported for the first preset that is read, not with this module.
+    from vpmoe.arguments import training_parser
+
+    return training_parser()
+
+
+@functools.cache
+def _options() -> Mapping[str, tuple[str, argparse.Action]]:
+    """Returns each field's flag, and the parser's action for it."""
+    return {
+        option[2:].replace("-", "_"): (option, action)
+        for action in _parser()._actions
+        for option in action.option_strings
+        if option.startswith("--") and action.dest != "help"
+    }
+
+
+def _option(field: str) -> tuple[str, argparse.Action]:
+    options = _options()
+    if field not in options:
+        near = _did_you_mean(field, options)
+        raise FieldError(
+            field,
+            f"unknown field{near}; use one of the flags that `vpmoe pretrain --help` lists",
+        )
+    return options[field]
+
+
+def _did_you_mean(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name.replace("-", "_"), known, n=3, cutoff=0.75)
+    return f" (did you mean {' or '.join(near)}?)" if near else ""
+
+
+def _help(action: argparse.Action) -> str:
+    """Returns a flag's help in one line, for a message."""
+    text = " ".join((action.help or "no description").split())
+    return text if len(text) <= 160 else text[:157] + "..."
+
+
+def _check_type(field: str, action: argparse.Action, value: Any) -> None:
+    kinds: tuple[type, ...] = (str, int, float)
+    if action.nargs == 0:
+        kinds = (bool,)
+    elif action.type is int:
+        kinds = (int,)
+    elif action.type is float:
+        kinds = (int, float)
+    elif action.type is str:
+        kinds = (str,)
+    several = action.nargs not in (None, 0)
+    values = value if several and isinstance(value, list) else [value]
+    for one in values:
+        if type(one) not in kinds:
+            expected = " or ".join(kind.__name__ for kind in kinds)
+            if several:
+                expected = f"{expected}, or a list of them"
+            raise FieldError(field, f"expected {expected}, found {one!r} ({type(one).__name__})")
+
+
+def _words(field: str, value: Any) -> list[str]:
+    option, action = _option(field)
+    if value is True:
+        return [option]
+    if value is False:
+        negative = "--no-" + option[2:]
+        return [negative] if negative in action.option_strings else []
+    return [option, *(str(one) for one in (value if isinstance(value, list) else [value]))]
+
+
+def _flatten(document: Mapping[str, Any], homes: dict[str, str]) -> dict[str, Any]:
+    """Returns the fields of all tables, each checked alone; notes in `homes` the table of each."""
+    fields: dict[str, Any] = {}
+    first: dict[str, tuple[str, str]] = {}
+    for table, entries in document.items():
+        is_table = isinstance(entries, Mapping)
+        if table not in TABLES:
+            near = _did_you_mean(table, TABLES)
+            what = (
+                f"no table of a preset{near}; use one of"
+                if is_table
+                else "outside of a table; put it into one of"
+            )
+            raise FieldError(f"[{table}]" if is_table else table, f"{what}: {', '.join(TABLES)}")
+        if not is_table:
+            raise FieldError(table, f"must be a table of fields, found {entries!r}")
+        for field, value in entries.items():
+            homes[field] = table
+            _, action = _option(field)
+            place = (field, table)
+            # A flag may have several names, and a field stand in several tables.
+            twin = first.setdefault(action.option_strings[0], place)
+            if twin != place:
+                raise FieldError(field, f"set twice: {twin[0]} in [{twin[1]}] is it; leave one out")
+            parse_field(field, value)
+            fields[field] = value
+    return fields
+
+
+def _line_of(text: str, table: str | None, name: str) -> int | None:
+    """Returns the line of a field in its table, or of the table that is named `[name]`.
+
+    None where it has no line of its own, as in `model = {num_layers = 4}`.
+    """
+    current: str | None = None
+    for number, line in enumerate(text.splitlines(), 1):
+        if match := _TABLE_LINE.match(line):
+            current = match[1]
+            if table is None and name == f"[{current}]":
+                return number
+        elif (match := _FIELD_LINE.match(line)) and (current, match[1]) == (table, name):
+            return number
+    return None
 
 
 def _lowered_minima(fields: Mapping[str, Any], words: list[str]) -> dict[str, Any]:
@@ -242,177 +298,8 @@ def _lowered_minima(fields: Mapping[str, Any], words: list[str]) -> dict[str, An
 
 def _last_value(words: list[str], flag: str) -> str | None:
     found = None
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in itertools.pairwise([*words, ""]):
         name, equals, value = word.partition("=")
         if name == flag:
             found = value if equals else following
     return found
-
-
-def _flatten(document: Mapping[str, Any]) -> dict[str, Any]:
-    fields: dict[str, Any] = {}
-    for table, entries in document.items():
-        known = _FIELDS.get(table)
-        if known is None or not isinstance(entries, Mapping):
-            raise PresetError(f"[{table}] is no table of a preset; tables: {', '.join(_FIELDS)}")
-        for field, value in entries.items():
-            kind = known.get(field)
-            if kind is None:
-                home = next((t for t, names in _FIELDS.items() if field in names), None)
-                hint = f"; it belongs to [{home}]" if home else ""
-                raise PresetError(f"[{table}] {field}: unknown field{hint}")
-            if kind is float and type(value) is int:
-                value = float(value)
-            if type(value) is not kind:
-                raise PresetError(
-                    f"[{table}] {field}: expected {kind.__name__}, found {value!r} "
-                    f"({type(value).__name__})"
-                )
-            fields[field] = value
-    return fields
-
-
-def _check_together(fields: Mapping[str, Any]) -> None:
-    for field in _REQUIRED:
-        if field not in fields:
-            raise PresetError(f"{field}: missing")
-    positive = (
-        name
-        for name, value in fields.items()
-        if type(value) is int and name not in ("seed", "num_workers", "lr_warmup_iters")
-    )
-    for field in positive:
-        if fields[field] < (0 if field == "eval_iters" else 1):
-            raise PresetError(f"{field}: must be positive, found {fields[field]}")
-
-    if fields["padded_vocab_size"] != PADDED_VOCAB_SIZE:
-        raise PresetError(
-            f"padded_vocab_size: locked at {PADDED_VOCAB_SIZE}, found {fields['padded_vocab_size']}"
-        )
-    if fields["tokenizer_type"] != "O200kHarmonyTokenizer":
-        raise PresetError(
-            f"tokenizer_type: must be O200kHarmonyTokenizer, found {fields['tokenizer_type']!r}"
-        )
-    _divides(fields, "num_query_groups", "num_attention_heads")
-    if fields["kv_channels"] % 2:
-        raise PresetError(f"kv_channels: must be even to rotate, found {fields['kv_channels']}")
-    if fields["num_query_groups"] < fields["num_attention_heads"] and not fields.get(
-        "group_query_attention"
-    ):
-        raise PresetError("group_query_attention: must be true with fewer groups than heads")
-    if fields["seq_length"] > fields["max_position_embeddings"]:
-        raise PresetError(
-            f"seq_length: {fields['seq_length']} exceeds max_position_embeddings "
-            f"{fields['max_position_embeddings']}"
-        )
-    _check_attention(fields)
-    _check_experts(fields)
-    if fields.get("lr", 0.0) < fields.get("min_lr", 0.0):
-        raise PresetError(f"min_lr: {fields['min_lr']} is above lr {fields.get('lr')}")
-    if "global_batch_size" in fields:
-        _divides(fields, "micro_batch_size", "global_batch_size")
-
-
-def _check_attention(fields: Mapping[str, Any]) -> None:
-    window = fields.get("window_size")
-    if window is not None and window >= fields["seq_length"]:
-        raise PresetError(
-            f"window_size: {window} must be below seq_length {fields['seq_length']}; "
-            "a window over the whole sequence is plain causal attention"
-        )
-    for field in ("window_attn_skip_freq", "no_rope_freq"):
-        if field in fields and fields[field] > fields["num_layers"]:
-            raise PresetError(
-                f"{field}: every {fields[field]}th layer, but num_layers is {fields['num_layers']}"
-            )
-    if "window_attn_skip_freq" in fields and window is None:
-        raise PresetError("window_attn_skip_freq: needs window_size")
-    if fields.get("use_tpa"):
-        for field in ("window_size", "tpa_rank", "tpa_q_rank"):
-            if field not in fields:
-                raise PresetError(f"{field}: required by use_tpa")
-        if not fields.get("disable_bias_linear"):
-            raise PresetError("disable_bias_linear: must be true, the factors of use_tpa have none")
-    elif "tpa_rank" in fields or "tpa_q_rank" in fields:
-        raise PresetError("tpa_rank, tpa_q_rank: set without use_tpa = true")
-    rotates = fields.get("position_embedding_type") in ("rope", "grapem")
-    if fields.get("grape_a") and rotates:
-        skip, glob = fields.get("no_rope_freq"), fields.get("window_attn_skip_freq")
-        if skip is None or skip != glob:
-            raise PresetError(
-                "no_rope_freq: must equal window_attn_skip_freq when grape_a is on, or global "
-                f"layers rotate as well (no_rope_freq {skip}, window_attn_skip_freq {glob})"
-            )
-
-
-def _check_experts(fields: Mapping[str, Any]) -> None:
-    if "num_experts" not in fields:
-        return
-    if "moe_shared_expert_intermediate_size" in fields and not fields.get("disable_bias_linear"):
-        raise PresetError("disable_bias_linear: must be true, shared experts have no bias")
-    groups = fields.get("moe_router_num_groups")
-    group_topk = fields.get("moe_router_group_topk")
-    if (groups is None) != (group_topk is None):
-        raise PresetError("moe_router_num_groups, moe_router_group_topk: set both or neither")
-    score_topk = fields.get("moe_router_group_score_topk")
-    if groups is not None and group_topk is not None:
-        _divides(fields, "moe_router_num_groups", "num_experts")
-        size, topk = fields["num_experts"] // groups, fields.get("moe_router_topk", 2)
-        if group_topk > groups:
-            raise PresetError(f"moe_router_group_topk: {group_topk} of only {groups} groups")
-        if topk > group_topk * size:
-            raise PresetError(
-                f"moe_router_topk: {topk} exceeds the experts in {group_topk} of {groups} groups"
-            )
-        if score_topk is None and group_topk > topk:
-            raise PresetError(
-                f"moe_router_group_topk: {group_topk} exceeds moe_router_topk {topk}, which leaves "
-                "no expert to score a group by; set moe_router_group_score_topk"
-            )
-        if score_topk is not None and score_topk > size:
-            raise PresetError(
-                f"moe_router_group_score_topk: {score_topk}, but a group has {size} experts"
-            )
-    elif score_topk is not None:
-        raise PresetError("moe_router_group_score_topk: set without groups")
-    if fields.get("moe_router_topk", 2) > fields["num_experts"]:
-        raise PresetError("moe_router_topk: more than num_experts")
-    schedule = fields.get("moe_layer_freq")
-    if schedule is not None:
-        layers = _layer_schedule(schedule)
-        if len(layers) != fields["num_layers"]:
-            raise PresetError(
-                f"moe_layer_freq: {schedule} names {len(layers)} layers, "
-                f"num_layers is {fields['num_layers']}"
-            )
-
-
-def _layer_schedule(text: str) -> list[int]:
-    """Evaluates the list arithmetic that Megatron's flag takes, `([0]+[1]*79)`, and no more."""
-
-    def value(node: ast.expr) -> Any:
-        match node:
-            case ast.List(elts=elements):
-                return [value(e) for e in elements]
-            case ast.Constant(value=int(number)):
-                return number
-            case ast.BinOp(left=left, op=ast.Add(), right=right):
-                return value(left) + value(right)
-            case ast.BinOp(left=left, op=ast.Mult(), right=right):
-                return value(left) * value(right)
-        raise ValueError(ast.dump(node))
-
-    try:
-        layers = value(ast.parse(text, mode="eval").body)
-    except (SyntaxError, ValueError, TypeError) as error:
-        raise PresetError(
-            f"moe_layer_freq: expected list arithmetic such as ([0]+[1]*79), found {text!r}"
-        ) from error
-    if not isinstance(layers, list) or any(layer not in (0, 1) for layer in layers):
-        raise PresetError(f"moe_layer_freq: expected zeros and ones, found {text!r}")
-    return layers
-
-
-def _divides(fields: Mapping[str, Any], divisor: str, number: str) -> None:
-    if divisor in fields and fields[number] % fields[divisor]:
-        raise PresetError(f"{divisor}: {fields[divisor]} does not divide {number} {fields[number]}")

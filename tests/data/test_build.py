@@ -17,6 +17,7 @@ import pyarrow.parquet
 import pytest
 
 from vpmoe.data import build as build_module
+from vpmoe.data import build_folder
 from vpmoe.data import rows as rows_module
 from vpmoe.data.build import BuildProgress, build_dataset
 from vpmoe.data.dataset_files import open_shards, read_manifest, verify_dataset
@@ -279,12 +280,12 @@ def test_messages_rows_are_built_as_they_are(
 @pytest.mark.parametrize(
     ("settings", "match"),
     [
-        ({"valid_fraction": 1.5}, "not in"),
-        ({"valid_fraction": "x"}, "no number"),
-        ({"rows_per_shard": 0}, "rows per shard"),
-        ({"workers": 0}, "workers"),
-        ({"duplicates": "x"}, "error, skip"),
-        ({"profile": "x"}, "unknown profile"),
+        ({"valid_fraction": 1.5}, "--valid-fraction 1.5: must be in"),
+        ({"valid_fraction": "x"}, "--valid-fraction x: no number"),
+        ({"rows_per_shard": 0}, "--rows-per-shard 0: must be at least 1"),
+        ({"workers": 0}, "--workers 0: must be at least 1"),
+        ({"duplicates": "x"}, "--duplicates x: choose from error, skip"),
+        ({"profile": "x"}, "--profile x: unknown profile; choose from"),
     ],
 )
 def test_settings_without_meaning_are_refused(
@@ -394,6 +395,7 @@ def test_dying_at_any_step_leaves_nothing_that_is_accepted_and_resumes(
             with monkeypatch.context() as patch:
                 write = dying(at, after)
                 patch.setattr(build_module, "write_atomically", write)
+                patch.setattr(build_folder, "write_atomically", write)
                 patch.setattr(shard_writer, "write_atomically", write)
                 try:
                     build_dataset([path], output, **settings)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
+
+import psutil
 
 from vpmoe.data.build import build_dataset
 from vpmoe.data.dataset_files import verify_dataset
@@ -47,6 +50,37 @@ def test_killed_20_times_and_resumed_gives_the_same_bytes(
         folder = tmp_path / f"build-{number}"
         assert _files(folder) == _files(clean)
         list(verify_dataset(folder))
+
+
+def test_workers_end_with_a_build_that_is_killed(
+    tmp_path: Path,
+    make_rows: Callable[..., list[dict[str, str]]],
+    write_rows: Callable[..., Path],
+    vocabulary: Path,
+) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", make_rows(4000, most=2000))
+    words = ["--input", str(rows), "--output", str(tmp_path / "out"), "--workers", "3"]
+    command = [sys.executable, "-m", "vpmoe.cli", "data", "build", *words]
+    build = subprocess.Popen([*command, "--vocabulary", str(vocabulary)])
+    try:
+        workers = _wait_for(lambda: _workers_of(build.pid, 3), 60.0)
+    finally:
+        build.kill()
+        build.wait()
+    _wait_for(lambda: not any(psutil.pid_exists(pid) for pid in workers), 5.0)
+
+
+def _workers_of(build: int, count: int) -> list[int]:
+    children = [child.pid for child in psutil.Process(build).children()]
+    return children if len(children) >= count else []
+
+
+def _wait_for[T](condition: Callable[[], T], seconds: float) -> T:
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+    return found
 
 
 def _files(folder: Path) -> dict[str, bytes]:

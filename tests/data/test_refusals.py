@@ -16,7 +16,7 @@ import pyarrow.parquet
 import pytest
 
 from vpmoe.cli import main
-from vpmoe.data import build as build_module
+from vpmoe.data import encode_pool
 from vpmoe.data.errors import DataError
 from vpmoe.data.rows import Block, Position, open_input, read_blocks
 
@@ -297,7 +297,7 @@ def test_a_killed_worker_is_named_with_its_rows(tmp_path: Path) -> None:
         def submit(self, *_: Any) -> Any:
             raise BrokenProcessPool
 
-    results = build_module._in_order(_Pool(), 2, blocks)  # type: ignore[arg-type]
+    results = encode_pool._in_order(_Pool(), 2, blocks)  # type: ignore[arg-type]
     with pytest.raises(DataError, match=r"rows\.jsonl:1: a worker was killed.*--workers"):
         next(results)
 

@@ -22,9 +22,9 @@ from vpmoe.model import cross_entropy_kernel
 from vpmoe.model.grape import rotate
 from vpmoe.model.moe import permutation_kernel, routing_kernel
 from vpmoe.model.moe.permutation_kernel import (
-    collect,
+    permute,
     plan_permutation,
-    spread,
+    unpermute,
     weighted_squared_relu,
 )
 from vpmoe.model.moe.routing_kernel import RoutingRule, route
@@ -113,9 +113,9 @@ def permutation(n: int, experts: int, topk: int, width: int) -> dict[str, float]
     probs = (torch.rand(n, experts) * routing_map).requires_grad_()
     tokens = torch.randn(n, width).requires_grad_()
     plan, permuted = plan_permutation(probs, routing_map, topk)
-    rows = spread(tokens, plan.positions)
+    rows = permute(tokens, plan.positions)
     activated = weighted_squared_relu(rows, permuted)
-    result = collect(activated, plan.positions)
+    result = unpermute(activated, plan.positions)
 
     expert, token = routing_map.t().nonzero(as_tuple=True)
     expected_rows = tokens[token]

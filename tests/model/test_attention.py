@@ -131,7 +131,7 @@ def test_reasons(
     monkeypatch.setattr(backends, "_installed", lambda _: True)
     backend = next(b for b in _BACKENDS if b.name == name)
     ids = torch.zeros(1, 4, dtype=torch.int32) if documents else None
-    found = backend.refusal(pattern, OnCuda(channels, dtype), ids)  # type: ignore[arg-type]
+    found = backend.unsupported_reason(pattern, OnCuda(channels, dtype), ids)  # type: ignore[arg-type]
     assert found is not None
     assert reason in found
 

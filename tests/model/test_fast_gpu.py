@@ -118,9 +118,9 @@ def test_experts_agree_with_fp32_and_wait_for_nothing() -> None:
     """Permutation, grouped products and weighted squares; an expert gets no token."""
     from vpmoe.model.experts import grouped_linear
     from vpmoe.model.moe.permutation_kernel import (
-        collect,
+        permute,
         plan_permutation,
-        spread,
+        unpermute,
         weighted_squared_relu,
     )
 
@@ -140,9 +140,9 @@ def test_experts_agree_with_fp32_and_wait_for_nothing() -> None:
     ) -> list[torch.Tensor]:
         plan, permuted = plan_permutation(p, routing_map, topk)
         ends = plan.tokens_per_expert.cumsum(0, dtype=torch.int32)
-        hidden = grouped_linear(spread(x, plan.positions), w1, ends)
+        hidden = grouped_linear(permute(x, plan.positions), w1, ends)
         rows = grouped_linear(weighted_squared_relu(hidden, permuted), w2, ends)
-        return [collect(rows, plan.positions)]
+        return [unpermute(rows, plan.positions)]
 
     def reference(
         x: torch.Tensor, p: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor

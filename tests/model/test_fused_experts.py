@@ -30,9 +30,9 @@ def on_a_gpu(megatron: None, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_cannot_be_fused_is_refused_with_the_reason(
     small_config: Callable[..., Any], changes: dict[str, Any], reason: str
 ) -> None:
-    from vpmoe.model.moe.layer import local_refusal
+    from vpmoe.model.moe.layer import local_unsupported_reason
 
-    assert reason in str(local_refusal(small_config(**changes)))
+    assert reason in str(local_unsupported_reason(small_config(**changes)))
 
 
 def test_without_a_gpu_fusing_is_refused(small_model: Callable[..., Any]) -> None:

@@ -65,7 +65,9 @@ def test_losses_gradients_and_loads_are_the_reference_models(
     results = []
     for fused in (False, True):
         if fused:
-            monkeypatch.setattr("vpmoe.model.moe.layer.local_refusal", lambda config: None)
+            monkeypatch.setattr(
+                "vpmoe.model.moe.layer.local_unsupported_reason", lambda config: None
+            )
             monkeypatch.setattr(TPASelfAttention, "_fuses", lambda self, x: True)
         model = small_model(
             expert_kernel="fused" if fused else "sequential",

@@ -47,7 +47,7 @@ def test_backend_agrees_with_eager_fp32(
     ids = None
     if resets:
         ids = (torch.arange(length, device="cuda") // 300).int().expand(2, length).contiguous()
-    reason = backend.refusal(pattern, tensors[0], ids)  # type: ignore[attr-defined]
+    reason = backend.unsupported_reason(pattern, tensors[0], ids)  # type: ignore[attr-defined]
     if reason is not None:
         pytest.skip(f"refused: {reason}")
     grad = torch.randn(length, 2, HEADS * CHANNELS, device="cuda", dtype=torch.bfloat16)

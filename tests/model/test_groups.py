@@ -115,13 +115,13 @@ def test_a_model_trains_with_the_rule(small_model: Callable[..., Any]) -> None:
 def test_routers_that_cannot_are_refused_by_name(
     small_config: Callable[..., Any], changes: dict[str, Any], message: str
 ) -> None:
-    from vpmoe.model.moe.groups import group_score_refusal
+    from vpmoe.model.moe.groups import group_score_unsupported_reason
 
     config = small_config(**SIX_B, moe_router_group_score_topk=2)
-    assert group_score_refusal(config) is None
+    assert group_score_unsupported_reason(config) is None
     for name, value in changes.items():
         setattr(config, name, value)
-    assert message in str(group_score_refusal(config))
+    assert message in str(group_score_unsupported_reason(config))
 
 
 def test_the_router_itself_refuses(small_model: Callable[..., Any]) -> None:

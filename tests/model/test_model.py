@@ -40,7 +40,7 @@ def fields_of(config: Any) -> dict[str, Any]:
     if config.num_moe_experts is not None:
         fields |= {
             "num_experts": config.num_moe_experts,
-            "moe_layer_freq": str(config.moe_layer_freq),
+            "moe_layer_freq": config.moe_layer_freq,
             "moe_ffn_hidden_size": config.moe_ffn_hidden_size,
             "moe_shared_expert_intermediate_size": config.moe_shared_expert_intermediate_size or 0,
             "moe_router_topk": config.moe_router_topk,

@@ -169,7 +169,7 @@ CASES = (
     ),
     Case(
         name="laws",
-        description="what the built model owes itself: permutation, causality, padding, packing, "
+        description="invariants of the built model: permutation, causality, padding, packing, "
         "shift, window, loss scale, accumulation",
         lanes=("cpu",),
         target="vpmoe.cases.laws:run",

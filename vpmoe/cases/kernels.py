@@ -53,7 +53,7 @@ def _record(
 ) -> None:
     heads, groups, channels = (settings[n] for n in ("heads", "groups", "channels"))
     inputs = _inputs(settings["length"], heads, groups, channels, settings.get("perturb_seed"))
-    reason = backend.refusal(pattern, inputs[0], None)
+    reason = backend.unsupported_reason(pattern, inputs[0], None)
     recorder.discrete(name, reason, tensor="refusal")
     if reason is not None:
         return

@@ -1,4 +1,4 @@
-"""The target of the case `laws`: what the built model owes itself, whatever its weights are.
+"""The target of the case `laws`: invariants of the built model, whatever its weights are.
 
 No golden knows the right answer here: two ways to compute the same thing must agree. Bounds are
 multiples of fp32's rounding error: 2^-23 times the square root of the longest sum, over the
@@ -23,13 +23,13 @@ from vpmoe.cases.training import build_data, share_cores, train
 
 _EPSILON = 2.0**-23
 _SEQUENCES = 4
-# Ids that the laws are tried on: any will do, the embedding rows of a few thousand are enough.
+# Ids that the invariants are checked on: any will do, embedding rows of a few thousand are enough.
 _IDS = 4096
 _SEED = 20
 
 
 def run(recorder: Recorder, settings: Mapping[str, Any]) -> None:
-    """Builds the model as a training does, and tries every law on it instead of training.
+    """Builds the model as a training does, and checks every invariant on it instead of training.
 
     Args:
         recorder: of this process.
@@ -50,7 +50,9 @@ def run(recorder: Recorder, settings: Mapping[str, Any]) -> None:
             def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
                 def setup_model_and_optimizer(*args: Any, **kwargs: Any) -> Any:
                     model, _, _ = original(*args, **kwargs)
-                    try_laws(recorder, unwrap(model[0]), int(settings.get("perturb_seed", 0)))
+                    check_invariants(
+                        recorder, unwrap(model[0]), int(settings.get("perturb_seed", 0))
+                    )
                     raise SystemExit(0)  # as Megatron ends a run
 
                 return setup_model_and_optimizer
@@ -81,11 +83,11 @@ class Inputs:
 _FIELDS = ("tokens", "labels", "positions", "documents")
 
 
-def try_laws(recorder: Recorder, model: Any, seed: int) -> None:
-    """Records each law's error against its bound.
+def check_invariants(recorder: Recorder, model: Any, seed: int) -> None:
+    """Records each invariant's error against its bound.
 
     Args:
-        recorder: receives a law for each.
+        recorder: receives each as a law.
         model: a `VpmoeModel` of one process; its norms, offsets and frequencies are moved away
             from where they start, since many a bug shows only in weights that have learnt.
         seed: of inputs and weights.

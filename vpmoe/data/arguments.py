@@ -48,8 +48,9 @@ _PLAIN = (
 
 
 def validate_data_args(args: argparse.Namespace) -> None:
-    """Checks the data flags, and that there is a dataset; without valid documents there is no
-    evaluation.
+    """Checks the data flags, and that there is a dataset.
+
+    Without valid documents there is no evaluation.
 
     Raises:
         ValueError: no data, several sources of it, a damaged manifest, missing files, weights that
@@ -76,7 +77,7 @@ def validate_data_args(args: argparse.Namespace) -> None:
     if args.dataloader_type == "external" or args.hybrid_context_parallel:
         raise ValueError(
             "--dataloader-type external and --hybrid-context-parallel bring batches of their own; "
-            "vpMoE's data is read through Megatron's samplers"
+            "vpMoE's data is read through Megatron's samplers; leave them out"
         )
     if args.multiple_validation_sets:
         raise ValueError("--multiple-validation-sets: vpMoE evaluates on one set; leave it out")
@@ -115,7 +116,9 @@ def _validate_plain(args: argparse.Namespace, source: str, weights: tuple[float,
         raise ValueError(f"{source}: leaves nothing to train on; see --train-data-path, --split")
     if not evaluates:
         if args.full_validation:
-            raise ValueError(f"--full-validation: {source} leaves nothing to evaluate on")
+            raise ValueError(
+                f"--full-validation: {source} leaves nothing to evaluate on; leave it out"
+            )
         # Megatron would evaluate all the same, and find no batches.
         args.eval_iters = 0
 
@@ -127,8 +130,12 @@ def _check_files(prefix: str, source: str) -> None:
     for ending in (".idx", ".bin"):
         if not Path(prefix + ending).is_file():
             suffix = Path(prefix).suffix
-            hint = f"; give the path without {suffix}" if suffix in (".idx", ".bin") else ""
-            raise ValueError(f"{source} {prefix}: there is no file {prefix}{ending}{hint}")
+            remedy = (
+                f"give the path without {suffix}"
+                if suffix in (".idx", ".bin")
+                else "give another path"
+            )
+            raise ValueError(f"{source} {prefix}: there is no file {prefix}{ending}; {remedy}")
 
 
 def _validate_synth(args: argparse.Namespace) -> None:

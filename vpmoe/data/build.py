@@ -2,21 +2,10 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import hashlib
 import json
-import multiprocessing
-import os
-import signal
-import sys
-import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
@@ -24,8 +13,17 @@ from typing import Any
 
 import numpy as np
 
+from vpmoe.data.build_folder import (
+    STATE,
+    discard_temporaries,
+    disk_errors,
+    existing_dataset,
+    load_state,
+    locked,
+)
 from vpmoe.data.encode import Documents
 from vpmoe.data.encode_block import BlockEncoder, EncodedBlock
+from vpmoe.data.encode_pool import encoded_blocks
 from vpmoe.data.errors import DataError
 from vpmoe.data.layout import (
     MANIFEST,
@@ -46,8 +44,6 @@ from vpmoe.files import write_atomically
 from vpmoe.tokenizer.asset import ensure_asset
 
 DUPLICATES = ("error", "skip")
-_STATE = ".build.json"
-_BLOCKS_IN_FLIGHT = 4  # per worker
 
 
 @dataclass(frozen=True)
@@ -120,9 +116,9 @@ def build_dataset(
         valid_fraction, rows_per_shard, profile, duplicates, supervise_eod, chat_format
     )
     if workers < 1:
-        raise DataError(f"workers must be at least 1, found {workers}")
+        raise DataError(f"--workers {workers}: must be at least 1")
     if not inputs:
-        raise DataError("no input file")
+        raise DataError("--input: no file; give JSONL or Parquet files")
     asset = ensure_asset(vocabulary)
     files = [open_input(Path(path)) for path in inputs]
     chat = ChatOptions(chat_format, tuple(ignore_columns))
@@ -134,14 +130,14 @@ def build_dataset(
         "tokenizer": encoder.tokenizer.provenance,
         "inputs": [{"bytes": file.size, "sha256": file.sha256} for file in files],
     }
-    with _locked(folder) as lock, _disk_errors(folder):
-        existing = _existing(folder, identity)
+    with locked(folder) as lock, disk_errors(folder):
+        existing = existing_dataset(folder, identity)
         if existing is not None:
             return BuildResult(existing, existed=True)
-        state = _load_state(folder, identity)
+        state = load_state(folder, identity)
         job = _Build(folder, identity, files, state, rows_per_shard, duplicates)
         try:
-            with _encoded_blocks(encoder, workers, job.blocks(), lock) as results:
+            with encoded_blocks(encoder, workers, job.blocks(), lock) as results:
                 job.run(results, checkpoint_seconds, progress)
             manifest = job.finish()
         except BaseException:
@@ -211,9 +207,10 @@ class _Build:
         for file in self._files:
             file.check_unchanged()
         if not any(writer.rows for writer in self._writers.values()):
+            names = ", ".join(str(file.path) for file in self._files)
             raise DataError(
-                f"no usable row in {', '.join(str(file.path) for file in self._files)} "
-                f"({self._empty} with an empty field)"
+                f"{names}: no usable row ({self._empty} with an empty field); give rows whose "
+                "fields all hold text"
             )
         shards = {split: writer.close() for split, writer in self._writers.items()}
         manifest = dict(self._identity) | {
@@ -228,9 +225,9 @@ class _Build:
             },
         }
         content = seal(manifest)
-        _discard_temporaries(self._folder)
+        discard_temporaries(self._folder)
         write_atomically(self._folder / MANIFEST, content)
-        (self._folder / _STATE).unlink(missing_ok=True)
+        (self._folder / STATE).unlink(missing_ok=True)
         result: dict[str, Any] = json.loads(content)
         return result
 
@@ -274,7 +271,7 @@ class _Build:
             "tokens": self._tokens,
             "splits": {split: writer.checkpoint() for split, writer in self._writers.items()},
         }
-        write_atomically(self._folder / _STATE, json.dumps(state).encode())
+        write_atomically(self._folder / STATE, json.dumps(state).encode())
 
     def _progress(self) -> BuildProgress:
         before = sum(file.extent for file in self._files[: self._file])
@@ -294,15 +291,17 @@ def _settings(
     try:
         fraction = Decimal(str(valid_fraction))
     except InvalidOperation as error:
-        raise DataError(f"valid fraction {valid_fraction!r} is no number") from error
+        raise DataError(
+            f"--valid-fraction {valid_fraction}: no number; use one in [0, 1]"
+        ) from error
     if not 0 <= fraction <= 1:
-        raise DataError(f"valid fraction {valid_fraction} is not in [0, 1]")
+        raise DataError(f"--valid-fraction {valid_fraction}: must be in [0, 1]")
     if rows_per_shard is not None and rows_per_shard < 1:
-        raise DataError(f"rows per shard must be at least 1, found {rows_per_shard}")
+        raise DataError(f"--rows-per-shard {rows_per_shard}: must be at least 1")
     if duplicates not in DUPLICATES:
-        raise DataError(f"duplicates {duplicates!r}: choose from {', '.join(DUPLICATES)}")
+        raise DataError(f"--duplicates {duplicates}: choose from {', '.join(DUPLICATES)}")
     if chat_format not in CHAT_FORMATS:
-        raise DataError(f"chat format {chat_format!r}: choose from {', '.join(CHAT_FORMATS)}")
+        raise DataError(f"--chat-format {chat_format}: choose from {', '.join(CHAT_FORMATS)}")
     # Datasets of Harmony rows have the identity that they had before there was another form.
     form = {} if chat_format == CHAT_FORMATS[0] else {"chat_format": chat_format}
     return form | {
@@ -325,91 +324,6 @@ def _select(documents: Documents, wanted: Any) -> Documents:
     )
 
 
-@contextmanager
-def _locked(folder: Path) -> Iterator[int]:
-    """One build a folder; the lock goes with the process. Yields its descriptor."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise DataError(f"{folder}: cannot be made or opened: {error.strerror}") from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(descriptor)
-        raise DataError(f"{folder}: another build is writing there") from error
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def _disk_errors(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS):
-            raise
-        raise DataError(
-            f"{error.filename or folder}: {error.strerror}. Nothing unfinished is accepted as a "
-            "dataset; make room and run the same command again, it goes on where it stopped"
-        ) from error
-
-
-def _existing(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
-    from vpmoe.data.dataset_files import read_manifest, verify_sizes
-
-    if not (folder / MANIFEST).exists():
-        return None
-    manifest = read_manifest(folder)
-    if any(manifest.get(name) != value for name, value in identity.items()):
-        raise DataError(
-            f"{folder}: holds a dataset of other input or settings; choose another folder"
-        )
-    verify_sizes(folder, manifest)
-    _discard_temporaries(folder)
-    (folder / _STATE).unlink(missing_ok=True)
-    return manifest
-
-
-def _discard_temporaries(folder: Path) -> None:
-    """Removes what a kill in the middle of an atomic write left."""
-    for name in (_STATE, MANIFEST):
-        for path in folder.glob(f".{name}.*"):
-            path.unlink()
-
-
-def _load_state(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
-    path = folder / _STATE
-    if not path.exists():
-        leftovers = [split for split in SPLITS if any((folder / split).glob("*"))]
-        if leftovers:
-            raise DataError(
-                f"{folder / leftovers[0]}: holds files and no manifest; choose another folder, or "
-                "remove them"
-            )
-        # From here on the files in the folder are this build's.
-        first = {"identity": identity, "file": None}
-        write_atomically(path, json.dumps(first).encode())
-        return None
-    try:
-        state: dict[str, Any] = json.loads(path.read_bytes())
-        same = state["identity"] == json.loads(json.dumps(identity))
-        if state["file"] is not None:
-            Position(**state["position"])
-            _ = [state[name] for name in ("skipped_empty", "skipped_duplicate", "tokens")]
-            _ = [state["splits"][split] for split in SPLITS]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DataError(f"{path}: damaged; remove the folder and build again") from error
-    if not same:
-        raise DataError(
-            f"{folder}: holds an unfinished build of other input or settings; choose another "
-            "folder, or remove it"
-        )
-    return state if state["file"] is not None else None
-
-
 def _ids_on_disk(folder: Path, writers: Mapping[str, ShardWriter]) -> set[bytes]:
     seen: set[bytes] = set()
     for split in writers:
@@ -418,79 +332,3 @@ def _ids_on_disk(folder: Path, writers: Mapping[str, ShardWriter]) -> set[bytes]
             seen.update(np.fromfile(path, RECORD)["id"].tolist())
             number += 1
     return seen
-
-
-_worker_encoder: BlockEncoder
-
-
-@contextmanager
-def _encoded_blocks(
-    encoder: BlockEncoder, workers: int, blocks: Iterator[tuple[int, Block]], lock: int
-) -> Iterator[Iterator[tuple[int, Block, EncodedBlock]]]:
-    """Encoded blocks in the order of the input."""
-    if workers == 1:
-        yield ((number, block, encoder.encode(block)) for number, block in blocks)
-        return
-    # Forking a process with torch's or anybody's threads is unsafe; without them it is free.
-    alone = threading.active_count() == 1 and "torch" not in sys.modules
-    context = multiprocessing.get_context("fork" if alone else "spawn")
-    # A forked worker that outlives a killed parent for a moment must not keep its lock.
-    inherited = lock if alone else None
-    pool = ProcessPoolExecutor(
-        workers,
-        mp_context=context,
-        initializer=_start_worker,
-        initargs=(encoder, os.getpid(), inherited),
-    )
-    try:
-        yield _in_order(pool, workers, blocks)
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _in_order(
-    pool: ProcessPoolExecutor, workers: int, blocks: Iterator[tuple[int, Block]]
-) -> Iterator[tuple[int, Block, EncodedBlock]]:
-    pending: deque[tuple[int, Block, Future[EncodedBlock]]] = deque()
-    try:
-        for number, block in blocks:
-            pending.append((number, block, pool.submit(_encode_in_worker, block)))
-            if len(pending) >= _BLOCKS_IN_FLIGHT * workers:
-                yield _first_result(pending)
-        while pending:
-            yield _first_result(pending)
-    except BrokenProcessPool as error:
-        first = pending[0][1] if pending else block
-        raise DataError(
-            f"{first.path}:{first.first_line}: a worker was killed at the rows from here on (out "
-            "of memory?); run the same command again with fewer --workers"
-        ) from error
-
-
-def _first_result(
-    pending: deque[tuple[int, Block, Future[EncodedBlock]]],
-) -> tuple[int, Block, EncodedBlock]:
-    number, block, future = pending[0]
-    encoded = future.result()
-    pending.popleft()
-    return number, block, encoded
-
-
-def _start_worker(encoder: BlockEncoder, parent: int, lock: int | None) -> None:
-    global _worker_encoder
-    if lock is not None:
-        os.close(lock)
-    _worker_encoder = encoder
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_exit_with, args=(parent,), daemon=True).start()
-
-
-def _exit_with(parent: int) -> None:
-    """Ends the worker when its parent was killed and can't say so."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)
-
-
-def _encode_in_worker(block: Block) -> EncodedBlock:
-    return _worker_encoder.encode(block)

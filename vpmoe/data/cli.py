@@ -200,7 +200,10 @@ def _inspect(options: argparse.Namespace) -> None:
             _show(options, arrays["tokens"][part], arrays["lossmask"][part], arrays["span"][part])
             return
         number -= shard.rows
-    raise DataError(f"{options.dataset}: {options.split} has no document {options.document}")
+    raise DataError(
+        f"--document {options.document}: {options.dataset}: {options.split} has no document "
+        f"{options.document}; give a smaller number, counted from 0"
+    )
 
 
 def _render(options: argparse.Namespace) -> None:
@@ -224,7 +227,10 @@ def _render(options: argparse.Namespace) -> None:
             _show(options, document.tokens, document.loss_mask, document.span)
             return
         seen += len(rows)
-    raise DataError(f"{options.input}: no usable row {options.row}; it has {seen}")
+    raise DataError(
+        f"--row {options.row}: {options.input}: no usable row {options.row}; it has {seen}; give a "
+        "smaller number, counted from 1"
+    )
 
 
 def _show(options: argparse.Namespace, tokens: Any, mask: Any, span: Any) -> None:

@@ -12,15 +12,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from megatron.core import parallel_state
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 from megatron.core.datasets.utils import Split
-from megatron.training import get_args, get_tokenizer, print_rank_0
+from megatron.training import get_args, print_rank_0
 
 from vpmoe.data.dataset_files import read_manifest
 from vpmoe.data.documents import DocumentStore, verify_files
 from vpmoe.data.errors import DataError
+from vpmoe.data.samples import reads_samples, sample_settings
 
 _SPLITS = {"train": Split.train, "valid": Split.valid}
 
@@ -135,18 +135,7 @@ def train_valid_test_datasets_provider(
     del vp_stage
     args = get_args()
     folder = Path(args.synth_kd_data)
-    config = GPTDatasetConfig(
-        random_seed=args.seed,
-        sequence_length=args.seq_length,
-        path_to_cache=args.data_cache_path,
-        fast_cache_load=args.dataloader_fast_cache_load,
-        defer_npy_index_mmap=args.dataloader_defer_npy_index_mmap,
-        tokenizer=get_tokenizer(),
-        reset_position_ids=args.reset_position_ids,
-        reset_attention_mask=args.reset_attention_mask,
-        eod_mask_loss=False,
-        create_attention_mask=False,
-    )
+    config = GPTDatasetConfig(**sample_settings(args), eod_mask_loss=False)
     print_rank_0(f"> building SYNTH train and valid datasets from {folder} ...")
     _verify_together(folder)
     rows = {split: facts["rows"] for split, facts in read_manifest(folder)["splits"].items()}
@@ -168,7 +157,7 @@ def _build(
 
     # Rank 0 first, so that the others find the cache of indices, if one was asked for.
     dataset: SynthKDDataset | None = BlendedMegatronDatasetBuilder.build_generic_dataset(
-        build, lambda: parallel_state.get_tensor_model_parallel_rank() == 0, True
+        build, reads_samples, True
     )
     return dataset
 
@@ -189,4 +178,4 @@ def _verify_together(folder: Path) -> None:
     if damage is not None:
         raise damage
     if found.item():
-        raise DataError(f"{folder}: damaged; another rank's message names the file")
+        raise DataError(f"{folder}: damaged; see the message of another rank, which names the file")

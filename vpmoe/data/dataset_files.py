@@ -50,7 +50,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             "`vpmoe data build` again)"
         ) from error
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+        raise DataError(
+            f"{path}: cannot be read: {error.strerror}; "
+            "give a dataset that `vpmoe data build` wrote"
+        ) from error
     try:
         manifest: dict[str, Any] = json.loads(content)
         body = {name: value for name, value in manifest.items() if name != "digest"}

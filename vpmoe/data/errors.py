@@ -6,4 +6,8 @@ class DataError(ValueError):
 
 
 class CorruptDatasetError(DataError):
-    """A dataset that is not what its manifest says."""
+    """A dataset that is not what its manifest says; its message ends with what to do."""
+
+    def __str__(self) -> str:
+        """Returns what is damaged, and what to do."""
+        return f"{super().__str__()}; restore the file from a copy, or build the data again"

@@ -13,15 +13,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from megatron.core import parallel_state
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig, MockGPTDataset
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 from megatron.core.datasets.utils import Split
-from megatron.training import get_args, get_tokenizer
+from megatron.training import get_args
 from megatron.training.utils import get_blend_and_blend_per_split
 
 from vpmoe.data.errors import CorruptDatasetError, DataError
+from vpmoe.data.samples import reads_samples, sample_settings
 
 
 @dataclass
@@ -103,7 +103,7 @@ class PlainDataset(GPTDataset):
             raise DataError(
                 f"{self.dataset_path}: sample {index} of the {self.index_split.name} split holds "
                 f"the id {foreign[0].item()}, outside the vocabulary 0..{last}: it was written "
-                "with another tokenizer"
+                "with another tokenizer; train with that one under --legacy-tokenizer"
             )
 
     @staticmethod
@@ -151,30 +151,22 @@ def train_valid_test_datasets_provider(
     args = get_args()
     blend, blend_per_split = get_blend_and_blend_per_split(args)
     config = PlainConfig(
-        random_seed=args.seed,
-        sequence_length=args.seq_length,
+        **sample_settings(args),
         blend=blend,
         blend_per_split=blend_per_split,
         split=args.split,
         full_validation=args.full_validation,
         num_dataset_builder_threads=args.num_dataset_builder_threads,
-        path_to_cache=args.data_cache_path,
         mmap_bin_files=args.mmap_bin_files,
         object_storage_cache_path=args.object_storage_cache_path,
         mid_level_dataset_surplus=args.mid_level_dataset_surplus,
-        fast_cache_load=args.dataloader_fast_cache_load,
-        defer_npy_index_mmap=args.dataloader_defer_npy_index_mmap,
-        tokenizer=get_tokenizer(),
-        reset_position_ids=args.reset_position_ids,
-        reset_attention_mask=args.reset_attention_mask,
         eod_mask_loss=args.eod_mask_loss,
-        create_attention_mask=False,
         vocabulary=args.padded_vocab_size,
     )
     builder = BlendedMegatronDatasetBuilder(
         MockDataset if args.mock_data else PlainDataset,
         list(train_val_test_num_samples),
-        lambda: parallel_state.get_tensor_model_parallel_rank() == 0,
+        reads_samples,
         config,
     )
     datasets: list[Any] = builder.build()

@@ -77,5 +77,7 @@ def get_profile(name: str) -> Profile:
         ValueError: no such profile; the message lists them.
     """
     if name not in PROFILES:
-        raise ValueError(f"unknown profile {name!r}; there are {', '.join(sorted(PROFILES))}")
+        raise ValueError(
+            f"--profile {name}: unknown profile; choose from {', '.join(sorted(PROFILES))}"
+        )
     return PROFILES[name]

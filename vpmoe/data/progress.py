@@ -34,6 +34,7 @@ class ProgressDisplay:
             print(file=sys.stderr)
 
     def __call__(self, progress: BuildProgress) -> None:
+        """Shows how far the build is, not more often than can be read."""
         now = time.monotonic()
         if self._start is None:
             self._start, self._began = progress, now

@@ -104,7 +104,9 @@ def open_input(path: Path) -> InputFile:
             stream.seek(0)
             start = stream.read(8)
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+        raise DataError(
+            f"{path}: cannot be read: {error.strerror}; give a file that can"
+        ) from error
     for magic, name in _PACKED.items():
         if start.startswith(magic):
             raise DataError(f"{path}: is packed with {name}; unpack it first")
@@ -126,7 +128,9 @@ def read_blocks(file: InputFile, start: Position) -> Iterator[Block]:
     try:
         yield from (_parquet_blocks if file.arrow else _jsonl_blocks)(file, start)
     except OSError as error:
-        raise DataError(f"{file.path}: cannot be read: {error.strerror or error}") from error
+        raise DataError(
+            f"{file.path}: cannot be read: {error.strerror or error}; give a file that can"
+        ) from error
 
 
 def _status(path: Path) -> os.stat_result:
@@ -134,9 +138,13 @@ def _status(path: Path) -> os.stat_result:
         return path.stat()
     except OSError as error:
         link = f" (a link to {path.readlink()})" if path.is_symlink() else ""
-        raise DataError(f"{path}: cannot be read: {error.strerror}{link}") from error
+        raise DataError(
+            f"{path}: cannot be read: {error.strerror}{link}; give JSONL or Parquet files"
+        ) from error
     except ValueError as error:  # a NUL in the name
-        raise DataError(f"{str(path)!r}: cannot be read: {error}") from error
+        raise DataError(
+            f"{str(path)!r}: cannot be read: {error}; give JSONL or Parquet files"
+        ) from error
 
 
 def _jsonl_blocks(file: InputFile, start: Position) -> Iterator[Block]:
@@ -160,7 +168,7 @@ def _open_parquet(path: Path) -> Any:
     try:
         return pyarrow.parquet.ParquetFile(path)
     except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path}: no whole Parquet file: {error}") from error
+        raise DataError(f"{path}: no whole Parquet file: {error}; write it again") from error
 
 
 def _parquet_columns(path: Path, parquet: Any) -> list[str]:
@@ -168,7 +176,7 @@ def _parquet_columns(path: Path, parquet: Any) -> list[str]:
     names = parquet.schema_arrow.names
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
-        raise DataError(f"{path}: the column `{twice[0]}` occurs twice")
+        raise DataError(f"{path}: the column `{twice[0]}` occurs twice; leave one out")
     if any(name in names for name in CONVERSATION_FIELDS):
         unread = set(METADATA_FIELDS) - set(ID_FIELDS)
         return [name for name in names if name not in unread]
@@ -205,7 +213,9 @@ def _parquet_blocks(file: InputFile, start: Position) -> Iterator[Block]:
                 first = row - batch.num_rows + skip + 1
                 yield Block(file.path, first, payload, True, Position(row, row + 1))
         except (pyarrow.ArrowException, OSError) as error:
-            raise DataError(f"{file.path}:{row + 1}: broken near this row: {error}") from error
+            raise DataError(
+                f"{file.path}:{row + 1}: broken near this row: {error}; write the file again"
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -255,7 +265,8 @@ def _json_rows(block: Block) -> Iterator[tuple[int, Mapping[str, Any]]]:
             value = parse_json(raw.decode("utf-8"))
         except UnicodeDecodeError as error:
             raise DataError(
-                f"{block.path}:{number}: invalid UTF-8 at byte {error.start} of the line"
+                f"{block.path}:{number}: invalid UTF-8 at byte {error.start} of the line; "
+                "rows must be UTF-8"
             ) from error
         except DataError as error:
             raise DataError(f"{block.path}:{number}: {error}") from error

@@ -93,7 +93,9 @@ class Checkpoint:
         try:
             metadata = self._reader.read_metadata()
         except _DAMAGE as error:
-            raise ExportError(f"{self.folder / '.metadata'}: {_words(error)}") from error
+            raise ExportError(
+                f"{self.folder / '.metadata'}: {_words(error)}; give another checkpoint"
+            ) from error
         entries = {
             name: entry
             for name, entry in metadata.state_dict_metadata.items()
@@ -103,15 +105,18 @@ class Checkpoint:
         self.dtypes = {name: entry.properties.dtype for name, entry in entries.items()}
         if COMMON not in metadata.state_dict_metadata:
             raise ExportError(
-                f"{self.folder}: holds no training arguments ({COMMON}); vpMoE's `pretrain` saves "
-                "them"
+                f"{self.folder}: holds no training arguments ({COMMON}); give a checkpoint that "
+                "`vpmoe pretrain` saved"
             )
         common = self._load({COMMON: io.BytesIO()})[COMMON]
         # Megatron wraps an object in a list of one.
         common = common[0] if isinstance(common, list) and common else common
         args = common.get("args") if isinstance(common, dict) else None
         if not isinstance(args, argparse.Namespace):
-            raise ExportError(f"{self.folder}: {COMMON} holds no training arguments")
+            raise ExportError(
+                f"{self.folder}: {COMMON} holds no training arguments; give a "
+                "checkpoint that `vpmoe pretrain` saved"
+            )
         self.args = args
         self.iteration = int(common.get("iteration", 0))
 
@@ -135,7 +140,7 @@ class Checkpoint:
             with warnings.catch_warnings(action="ignore"):
                 load(state, storage_reader=self._reader, planner=_Planner(), no_dist=True)
         except _DAMAGE as error:
-            raise ExportError(f"{self.folder}: {_words(error)}") from error
+            raise ExportError(f"{self.folder}: {_words(error)}; give another checkpoint") from error
         return state
 
 
@@ -156,10 +161,15 @@ def find_checkpoint(path: Path) -> Path:
             "`--save`, or one checkpoint in it, of --ckpt-format torch_dist"
         ) from error
     if latest != RELEASE and not latest.isdecimal():
-        raise ExportError(f"{tracker}: expected a number of steps, found {latest[:40]!r}")
+        raise ExportError(
+            f"{tracker}: expected a number of steps, found {latest[:40]!r}; "
+            "give one checkpoint's folder"
+        )
     folder = path / (RELEASE if latest == RELEASE else f"iter_{int(latest):07d}")
     if not (folder / ".metadata").is_file():
-        raise ExportError(f"{folder}: no torch_dist checkpoint, though {tracker} names it")
+        raise ExportError(
+            f"{folder}: no torch_dist checkpoint, though {tracker} names it; give another"
+        )
     return folder
 
 

@@ -159,7 +159,9 @@ def _generate(options: argparse.Namespace) -> None:
     stored = export.tokenizer
     if stored is None or (stored.name, stored.asset_sha256) != (TOKENIZER, ASSET_SHA256):
         raise ExportError(
-            f"{export.folder}: its ids are not {TOKENIZER}'s, so that it cannot read a --prompt"
+            f"{export.folder}: its ids are not {TOKENIZER}'s, so that it cannot read a --prompt; "
+            "give "
+            "an export of a training without --legacy-tokenizer"
         )
     tokenizer = O200kHarmonyTokenizer(ensure_asset(options.vocabulary))
     prompt = tokenizer.encode(options.prompt, allowed_special="all" if options.special else ())

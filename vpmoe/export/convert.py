@@ -54,10 +54,15 @@ def _check_tensors(checkpoint: Checkpoint, model: Architecture) -> None:
     expected = tensor_shapes(model)
     for name in expected:
         if name not in checkpoint.shapes:
-            raise ExportError(f"tensor {name}: missing")
+            raise ExportError(
+                f"tensor {name}: missing; give a checkpoint that `vpmoe pretrain` saved"
+            )
     for name, shape in checkpoint.shapes.items():
         if name not in expected:
-            raise ExportError(f"tensor {name}: an export does not describe a model that has it")
+            raise ExportError(
+                f"tensor {name}: an export does not describe a model that has it; "
+                "see docs/export.md"
+            )
         if shape != expected[name]:
             raise ExportError(
                 f"tensor {name}: shape {list(shape)}, but the training arguments give "
@@ -65,7 +70,9 @@ def _check_tensors(checkpoint: Checkpoint, model: Architecture) -> None:
             )
         if checkpoint.dtypes[name] not in DTYPES.values():
             raise ExportError(
-                f"tensor {name}: {checkpoint.dtypes[name]} is none of {', '.join(DTYPES)}"
+                f"tensor {name}: {checkpoint.dtypes[name]} is none of {', '.join(DTYPES)}; "
+                "export a "
+                "checkpoint of one of these"
             )
 
 
@@ -103,7 +110,8 @@ def _save(folder: Path, export: Export, tensors: dict[str, torch.Tensor]) -> Non
 
         if architecture_of(args) != export.architecture:
             raise ExportError(
-                f"{export.folder}: architecture: no flags of `vpmoe pretrain` build these layers"
+                f"{export.folder}: architecture: no flags of `vpmoe pretrain` build these layers; "
+                "see docs/export.md"
             )
         if export.tokenizer is None:
             args.tokenizer_type = "NullTokenizer"

@@ -66,7 +66,8 @@ def architecture_of(args: argparse.Namespace) -> Architecture:
     for name, value in {**ASSUMED, **(ASSUMED_OF_ROPE if rope else {})}.items():
         if given.get(name, value) != value and not (value is None and not given[name]):
             raise ExportError(
-                f"{_flag(name)}: {given[name]!r} is outside what an export describes ({value!r})"
+                f"{_flag(name)}: {given[name]!r} is outside what an export describes; "
+                f"train with {value!r}"
             )
     if args.num_experts:
         balancing = args.moe_router_load_balancing_type
@@ -74,13 +75,14 @@ def architecture_of(args: argparse.Namespace) -> Architecture:
             if kind not in _BALANCING:
                 raise ExportError(
                     f"--moe-router-load-balancing-type: {kind!r} is outside what an export "
-                    f"describes ({', '.join(_BALANCING)})"
+                    f"describes; train with one of {', '.join(_BALANCING)}"
                 )
     try:
         return parse_architecture(_document(args))
     except AttributeError as error:
         raise ExportError(
-            f"the training arguments have no {error.name}: no training of vpMoE saved them"
+            f"the training arguments have no {error.name}: no training of vpMoE saved them; "
+            "give one that did"
         ) from error
 
 

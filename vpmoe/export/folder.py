@@ -99,20 +99,22 @@ class Export:
                 _refuse_others(path, names, set(stored))
                 tensors = {name: content.get_tensor(name) for name in stored}
         except FileNotFoundError as error:
-            raise ExportError(f"{path}: missing") from error
+            raise ExportError(f"{path}: missing; export again") from error
         except (SafetensorError, OSError) as error:
-            raise ExportError(f"{path}: damaged or unreadable: {error}") from error
+            raise ExportError(f"{path}: damaged or unreadable: {error}; export again") from error
         for name, tensor in tensors.items():
             expected = stored[name]
             shape, dtype = tuple(tensor.shape), _dtype_name(tensor.dtype)
             if shape != expected.shape or dtype != expected.dtype:
                 raise ExportError(
                     f"{path}: tensor {name}: {dtype} {list(shape)}, but {CONFIG} says "
-                    f"{expected.dtype} {list(expected.shape)}"
+                    f"{expected.dtype} {list(expected.shape)}; export again"
                 )
             refuse_non_finite(f"{path}: tensor {name}", tensor)
             if tensor_sha256(tensor) != expected.sha256:
-                raise ExportError(f"{path}: tensor {name}: its bytes are not those of {CONFIG}")
+                raise ExportError(
+                    f"{path}: tensor {name}: its bytes are not those of {CONFIG}; export again"
+                )
         return tensors
 
 
@@ -178,9 +180,11 @@ def open_export(folder: Path) -> Export:
     try:
         document = json.loads(path.read_bytes())
     except FileNotFoundError as error:
-        raise ExportError(f"{folder}: no export: it has no {CONFIG}") from error
+        raise ExportError(
+            f"{folder}: no export: it has no {CONFIG}; give a folder that `vpmoe export` wrote"
+        ) from error
     except (OSError, ValueError, RecursionError) as error:
-        raise ExportError(f"{path}: unreadable: {error}") from error
+        raise ExportError(f"{path}: unreadable: {error}; export again") from error
     try:
         return _parse(folder, document)
     except ExportError as error:
@@ -198,7 +202,7 @@ def refuse_non_finite(what: str, tensor: torch.Tensor) -> None:
         bad = (~finite).nonzero()
         raise ExportError(
             f"{what}: {len(bad)} of {tensor.numel()} entries are not finite, the first at "
-            f"{bad[0].tolist()}"
+            f"{bad[0].tolist()}; export a step whose weights are finite"
         )
 
 
@@ -227,9 +231,9 @@ def _groups(
 def _refuse_others(path: Path, found: Iterable[str], expected: Iterable[str]) -> None:
     found, expected = set(found), set(expected)
     for name in sorted(expected - found):
-        raise ExportError(f"{path}: tensor {name}: missing")
+        raise ExportError(f"{path}: tensor {name}: missing; export again")
     for name in sorted(found - expected):
-        raise ExportError(f"{path}: tensor {name}: not in {CONFIG}")
+        raise ExportError(f"{path}: tensor {name}: not in {CONFIG}; export again")
 
 
 def _body(
@@ -260,7 +264,7 @@ def _digest(body: Mapping[str, Any]) -> str:
 
 def _parse(folder: Path, document: Any) -> Export:
     if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise ExportError(f"format: no {FORMAT}")
+        raise ExportError(f"format: no {FORMAT}; give a folder that `vpmoe export` wrote")
     if document.get("version") != VERSION:
         raise ExportError(
             f"version: {document.get('version')!r}; this vpMoE reads version {VERSION}"
@@ -274,7 +278,7 @@ def _parse(folder: Path, document: Any) -> Export:
     for name in shapes.keys() - entries.keys():
         raise ExportError(f"tensors.{name}: missing")
     for name in entries.keys() - shapes.keys():
-        raise ExportError(f"tensors.{name}: unknown to this architecture")
+        raise ExportError(f"tensors.{name}: unknown to this architecture; leave it out")
     tensors = {name: _parse_tensor(name, entries[name], shape) for name, shape in shapes.items()}
     if type(document["iteration"]) is not int or document["iteration"] < 0:
         raise ExportError(f"iteration: expected a number of steps, found {document['iteration']!r}")
@@ -295,7 +299,9 @@ def _parse_tensor(name: str, entry: Any, shape: tuple[int, ...]) -> StoredTensor
     if entry["shape"] != list(shape):
         raise ExportError(f"{where}.shape: {entry['shape']!r}, expected {list(shape)}")
     if entry["dtype"] not in DTYPES:
-        raise ExportError(f"{where}.dtype: {entry['dtype']!r} is none of {', '.join(DTYPES)}")
+        raise ExportError(
+            f"{where}.dtype: {entry['dtype']!r} is none of {', '.join(DTYPES)}; use one"
+        )
     if not isinstance(entry["file"], str) or not _FILE.fullmatch(entry["file"]):
         raise ExportError(f"{where}.file: {entry['file']!r} is no file of an export")
     if not isinstance(entry["sha256"], str):

@@ -30,14 +30,14 @@ def generate(
             longest sequence.
     """
     if not prompt:
-        raise ValueError("the prompt has no token; at least one")
+        raise ValueError("--prompt: it has no token; give at least one")
     if count < 1:
-        raise ValueError(f"{count} tokens to generate; at least 1")
+        raise ValueError(f"--tokens {count}: must be at least 1")
     longest = model.architecture.max_sequence_length
     if len(prompt) + count > longest:
         raise ValueError(
-            f"a prompt of {len(prompt)} tokens and {count} new ones: the model's longest sequence "
-            f"has {longest}"
+            f"--tokens {count}: with a prompt of {len(prompt)} tokens they exceed the model's "
+            f"longest sequence of {longest}; use at most {max(longest - len(prompt), 0)}"
         )
     output = model.weights["output_layer.weight"]
     ids = list(prompt)

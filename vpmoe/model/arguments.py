@@ -135,7 +135,7 @@ def refuse_model_args(args: argparse.Namespace) -> None:
     if args.add_bias_linear and args.num_experts and args.moe_shared_expert_intermediate_size:
         raise ValueError(
             "--moe-shared-expert-intermediate-size: Megatron's shared experts have no bias, which "
-            "every linear layer has unless --disable-bias-linear is passed"
+            "every linear layer has unless --disable-bias-linear is passed; pass it"
         )
     if args.fp8 or getattr(args, "fp4", None):
         raise ValueError("--fp8-format, --fp4-format: vpMoE trains in fp32 or bf16; use --bf16")
@@ -145,7 +145,7 @@ def _validate_graphs(args: argparse.Namespace) -> None:
     if args.cuda_graph_impl not in ("none", "full_iteration"):
         raise ValueError(
             f"--cuda-graph-impl {args.cuda_graph_impl}: it graphs Megatron's layers, not vpMoE's; "
-            "full_iteration graphs forward and backward as a whole"
+            "use none, or full_iteration: full_iteration graphs forward and backward as a whole"
         )
     if args.cuda_graph_impl == "none":
         return
@@ -166,7 +166,8 @@ def _validate_positions(args: argparse.Namespace) -> None:
     kind = args.position_embedding_type
     if kind not in ("grapem", "rope", "none"):
         raise ValueError(
-            f"--position-embedding-type {kind}: vpMoE has grapem, rope (Megatron's) and none"
+            f"--position-embedding-type {kind}: vpMoE has grapem, rope (Megatron's) and none; "
+            "use one of them"
         )
     if kind == "grapem":
         if args.flash_decode:
@@ -257,9 +258,9 @@ def _validate_routing(args: argparse.Namespace) -> None:
             raise ValueError("--moe-router-group-score-topk: needs --num-experts")
         return
     if score_topk is not None:
-        from vpmoe.model.moe.groups import group_score_refusal
+        from vpmoe.model.moe.groups import group_score_unsupported_reason
 
-        refusal = group_score_refusal(args)
+        refusal = group_score_unsupported_reason(args)
         if refusal is not None:
             raise ValueError(f"--moe-router-group-score-topk: {refusal}")
     groups, group_topk = args.moe_router_num_groups, args.moe_router_group_topk

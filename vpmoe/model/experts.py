@@ -40,7 +40,7 @@ class GroupedExperts(MegatronModule):
     ) -> None:
         super().__init__(config=config)
         del name
-        refusal = grouping_refusal(config)
+        refusal = grouping_unsupported_reason(config)
         if refusal is not None:
             raise ValueError(
                 f"--expert-kernel {config.expert_kernel}: {refusal}; use --expert-kernel sequential"
@@ -141,7 +141,7 @@ class GroupedExperts(MegatronModule):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
-def grouping_refusal(config: VpmoeConfig) -> str | None:
+def grouping_unsupported_reason(config: VpmoeConfig) -> str | None:
     """Why the routed experts of a configuration cannot be `GroupedExperts`, or None."""
     if config.gated_linear_unit:
         return "grouped experts have no gate (--swiglu)"

@@ -127,6 +127,7 @@ def rotation_angles(phi: torch.Tensor, position_ids: torch.Tensor, scale: float)
     Args:
         phi: [g, d/2], fp32 or fp64.
         position_ids: [b, s] integers.
+        scale: s of phi = s ln(frequency).
 
     Returns:
         [s, b, g, d/2] in phi's dtype.

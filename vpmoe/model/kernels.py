@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from vpmoe.model.config import VpmoeConfig
-from vpmoe.model.moe.layer import local_refusal
+from vpmoe.model.moe.layer import local_unsupported_reason
 
 
 def resolve_kernels(config: VpmoeConfig) -> VpmoeConfig:
@@ -22,7 +22,7 @@ def resolve_kernels(config: VpmoeConfig) -> VpmoeConfig:
             chunked loss in fp16.
     """
     fast = torch.cuda.is_available() and not config.deterministic_mode
-    refusal = local_refusal(config) if config.num_moe_experts else None
+    refusal = local_unsupported_reason(config) if config.num_moe_experts else None
     if fast and config.expert_kernel == "auto" and config.num_moe_experts and refusal is None:
         config.expert_kernel = "fused"
     if config.loss_kernel == "auto":

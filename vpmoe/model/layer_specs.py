@@ -28,7 +28,7 @@ from megatron.core.transformer.transformer_layer import (
 
 from vpmoe.model.attention.core import CoreAttention
 from vpmoe.model.config import VpmoeConfig
-from vpmoe.model.experts import GroupedExperts, grouping_refusal
+from vpmoe.model.experts import GroupedExperts, grouping_unsupported_reason
 from vpmoe.model.moe.groups import GroupScoreRouter
 from vpmoe.model.moe.layer import LocalMoELayer
 from vpmoe.model.moe.router import FusedRouter
@@ -93,7 +93,7 @@ def is_moe_layer(config: VpmoeConfig, layer_number: int) -> bool:
 def groups_experts(config: VpmoeConfig) -> bool:
     """Whether the routed experts are one grouped product: `--expert-kernel`, auto on a GPU."""
     if config.expert_kernel == "auto":
-        return torch.cuda.is_available() and grouping_refusal(config) is None
+        return torch.cuda.is_available() and grouping_unsupported_reason(config) is None
     return config.expert_kernel in ("grouped", "fused")
 
 

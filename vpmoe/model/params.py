@@ -33,7 +33,8 @@ def count_parameters(fields: Mapping[str, Any]) -> ParameterTable:
     """Counts the parameters of a model.
 
     Args:
-        fields: a preset's flat fields (`vpmoe.config.Preset.fields`), named as Megatron's flags.
+        fields: a preset's flat fields (`vpmoe.config.Preset.fields`), named as Megatron's flags;
+            schedules of layers may be parsed already.
 
     Returns:
         The table; `embeddings` are input and output together, `norms` the layers' and the final
@@ -65,7 +66,7 @@ def count_parameters(fields: Mapping[str, Any]) -> ParameterTable:
         * fields.get("moe_shared_expert_intermediate_size", 0),
         "norms": (2 * len(layers) + 1) * hidden,
     }
-    idle = experts - len(moe) * fields.get("moe_router_topk", 0)
+    idle = experts - len(moe) * fields.get("moe_router_topk", 2)
     return ParameterTable(components, sum(components.values()) - idle * expert)
 
 
@@ -102,18 +103,28 @@ def _grapem(fields: Mapping[str, Any]) -> int:
 def _is_local(fields: Mapping[str, Any], layer_number: int) -> bool:
     if fields.get("window_size") is None:
         return False
-    skip = fields.get("window_attn_skip_freq")
+    skip = _schedule(fields, "window_attn_skip_freq")
+    if isinstance(skip, list):
+        return bool(skip[layer_number - 1])
     return skip is None or layer_number % skip != 0
 
 
 def _moe_layers(fields: Mapping[str, Any]) -> list[int]:
-    from vpmoe.config import _layer_schedule
-
-    if "num_experts" not in fields:
+    if fields.get("num_experts") is None:
         return []
-    schedule = fields.get("moe_layer_freq")
-    flags = [1] * fields["num_layers"] if schedule is None else _layer_schedule(schedule)
-    return [number for number, flag in enumerate(flags, 1) if flag]
+    schedule = _schedule(fields, "moe_layer_freq")
+    numbers = range(1, fields["num_layers"] + 1)
+    if isinstance(schedule, list):
+        return [number for number in numbers if schedule[number - 1]]
+    return [number for number in numbers if (number - 1) % (schedule or 1) == 0]
+
+
+def _schedule(fields: Mapping[str, Any], name: str) -> Any:
+    """Returns a schedule of layers: None, an n of every n-th, or a list with 0 or 1 of each."""
+    from vpmoe.config import parse_field
+
+    value = fields.get(name)
+    return parse_field(name, value) if isinstance(value, str) else value
 
 
 def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -141,6 +141,7 @@ def _validate_rates(args: argparse.Namespace) -> None:
         if high is not None and not 0.0 <= (low or 0.0) <= high:
             flag = "--" + prefix.replace("_", "-")
             raise ValueError(
-                f"the {kind} would have a minimum learning rate of {low} and a maximum of {high}; "
-                f"set {flag}-min-lr to at most {high}, or {flag}-lr to at least {low}"
+                f"{flag}-min-lr: the {kind} would have a minimum learning rate of {low} and a "
+                f"maximum of {high}; set {flag}-min-lr to at most {high}, or {flag}-lr to at least "
+                f"{low}"
             )

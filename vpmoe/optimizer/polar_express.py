@@ -73,9 +73,11 @@ def load_coefficients(path: Path) -> Coefficients:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
+        raise ValueError(f"{path}: cannot be read: {error.strerror}; give a JSON file") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not valid JSON: {error}") from error
+        raise ValueError(
+            f"{path}: not valid JSON: {error}; give a list of triples [a, b, c]"
+        ) from error
     if not isinstance(content, list) or not content:
         raise ValueError(f"{path}: expected a non-empty list of triples [a, b, c]")
     for index, triple in enumerate(content):

@@ -170,8 +170,11 @@ def _cuda_replacements() -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _without_dynamo() -> Iterator[None]:
-    """Megatron's `jit_fuser` is torch.compile: on a CPU it needs a C++ compiler and changes results
-    with `ATEN_CPU_CAPABILITY`. `--disable-jit-fuser` alone does not stop it."""
+    """Keeps torch from compiling.
+
+    Megatron's `jit_fuser` is torch.compile: on a CPU it needs a C++ compiler and changes results
+    with `ATEN_CPU_CAPABILITY`. `--disable-jit-fuser` alone does not stop it.
+    """
     import torch._dynamo.config as dynamo
 
     name = "TORCHDYNAMO_DISABLE"

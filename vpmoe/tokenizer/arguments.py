@@ -49,16 +49,17 @@ def validate_tokenizer_args(args: argparse.Namespace) -> None:
     if args.padded_vocab_size not in (None, PADDED_VOCAB_SIZE):
         raise ValueError(
             f"--padded-vocab-size {args.padded_vocab_size}: o200k Harmony's is locked to "
-            f"{PADDED_VOCAB_SIZE}"
+            f"{PADDED_VOCAB_SIZE}; leave it out"
         )
     if args.vocab_size not in (None, PADDED_VOCAB_SIZE):
         raise ValueError(
-            f"--vocab-size {args.vocab_size}: o200k Harmony's is locked to {PADDED_VOCAB_SIZE}"
+            f"--vocab-size {args.vocab_size}: o200k Harmony's is locked to "
+            f"{PADDED_VOCAB_SIZE}; leave it out"
         )
     if PADDED_VOCAB_SIZE % args.tensor_model_parallel_size:
         raise ValueError(
             f"--tensor-model-parallel-size {args.tensor_model_parallel_size} does not divide the "
-            f"vocabulary {PADDED_VOCAB_SIZE} = 2^7 * 1571"
+            f"vocabulary {PADDED_VOCAB_SIZE} = 2^7 * 1571; use a power of 2 of at most 128"
         )
     # Megatron pads to a multiple of 128 * TP (201,216 at TP=2) unless the size is set already.
     args.padded_vocab_size = PADDED_VOCAB_SIZE

@@ -84,7 +84,9 @@ def _read_source(origin: Path) -> bytes:
         content = origin.read_bytes()
         return gzip.decompress(content) if content.startswith(b"\x1f\x8b") else content
     except (OSError, EOFError, zlib.error) as error:
-        raise AssetError(f"{origin}: the vocabulary cannot be read: {error}") from error
+        raise AssetError(
+            f"{origin}: the vocabulary cannot be read: {error}; give another --source"
+        ) from error
 
 
 def _verify(content: bytes, name: str) -> None:

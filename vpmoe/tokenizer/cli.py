@@ -103,7 +103,9 @@ def _encode(options: argparse.Namespace) -> int:
         try:
             text = sys.stdin.buffer.read().decode("utf-8")
         except UnicodeDecodeError as error:
-            raise ValueError(f"standard input: invalid UTF-8 at byte {error.start}") from error
+            raise ValueError(
+                f"standard input: invalid UTF-8 at byte {error.start}; give UTF-8"
+            ) from error
     tokenizer = _load(options.path)
     ids = tokenizer.encode(text, allowed_special="all" if options.special else ())
     if options.json:
@@ -115,11 +117,12 @@ def _encode(options: argparse.Namespace) -> int:
 
 
 def _decode(options: argparse.Namespace) -> int:
+    where = "the ids" if options.ids else "standard input"
     words = options.ids or sys.stdin.read().replace(",", " ").strip("[] \n").split()
     try:
         ids = [int(word) for word in words]
     except ValueError as error:
-        raise ValueError(f"decode takes integer ids: {error}") from error
+        raise ValueError(f"{where}: no integer ids: {error}; give whole numbers") from error
     sys.stdout.buffer.write(_load(options.path).decode_bytes(ids))
     sys.stdout.flush()
     return 0

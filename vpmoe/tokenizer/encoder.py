@@ -141,9 +141,9 @@ class Encoder:
         return parts
 
     def _encode_exactly(self, text: str) -> list[int]:
-        """Ids of a text by tiktoken, but for its long runs of blanks.
+        r"""Ids of a text by tiktoken, but for its long runs of blanks.
 
-        tiktoken's regex engine takes a stack entry for every blank of `\\s+(?!\\S)`, and panics on
+        tiktoken's regex engine takes a stack entry for every blank of `\s+(?!\S)`, and panics on
         some hundred thousand (https://github.com/openai/tiktoken/issues/15).
         """
         ids: list[int] = []

@@ -30,8 +30,8 @@ def install() -> None:
             return original(args, **kwargs)
         if args.padded_vocab_size not in (None, PADDED_VOCAB_SIZE):
             raise ValueError(
-                f"padded_vocab_size {args.padded_vocab_size}: o200k Harmony's is locked to "
-                f"{PADDED_VOCAB_SIZE}"
+                f"--padded-vocab-size {args.padded_vocab_size}: o200k Harmony's is locked to "
+                f"{PADDED_VOCAB_SIZE}; leave it out"
             )
         args.padded_vocab_size = PADDED_VOCAB_SIZE
         return O200kHarmonyTokenizer(args.tokenizer_model)

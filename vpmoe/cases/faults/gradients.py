@@ -58,7 +58,6 @@ def _before_clipping(act: Callable[[Any, Any], Any]) -> Planted:
 )
 def gradient_halved() -> Planted:
     """Gradients are halved before they are clipped."""
-
     return _before_clipping(lambda gradient, parameter: gradient.mul_(0.5))
 
 

@@ -23,7 +23,6 @@ def _attention(wrap: Callable[[Any], Any]) -> Planted:
 @harmless("attention-by-einsum", "logits and context by einsum over grouped heads")
 def attention_by_einsum() -> Planted:
     """Keys and values are not repeated."""
-
     return _attention(lambda original: einsum_attention)
 
 

@@ -27,7 +27,7 @@ class AttentionBackend(ABC):
     name: str
 
     @abstractmethod
-    def refusal(
+    def unsupported_reason(
         self, pattern: AttentionPattern, query: torch.Tensor, document_ids: torch.Tensor | None
     ) -> str | None:
         """Why this backend cannot do it exactly, or None when it can."""
@@ -50,7 +50,7 @@ class EagerBackend(AttentionBackend):
 
     name = "eager"
 
-    def refusal(
+    def unsupported_reason(
         self, pattern: AttentionPattern, query: torch.Tensor, document_ids: torch.Tensor | None
     ) -> str | None:
         """Refuses nothing."""
@@ -79,7 +79,7 @@ class TritonBackend(AttentionBackend):
 
     name = "triton"
 
-    def refusal(
+    def unsupported_reason(
         self, pattern: AttentionPattern, query: torch.Tensor, document_ids: torch.Tensor | None
     ) -> str | None:
         """Needs CUDA, Triton, fp32, fp16 or bf16, and a head dimension that is a power of two."""
@@ -114,7 +114,7 @@ class TransformerEngineBackend(AttentionBackend):
 
     name = "te"
 
-    def refusal(
+    def unsupported_reason(
         self, pattern: AttentionPattern, query: torch.Tensor, document_ids: torch.Tensor | None
     ) -> str | None:
         """Refuses ALiBi (TE would materialise a bf16 bias), documents, fp32 and the CPU."""
@@ -193,26 +193,26 @@ def choose_backend(
     Raises:
         ValueError: the requested backend cannot do it; the message says why.
     """
-    refusals: list[str] = []
+    reasons: list[str] = []
     for backend in _BACKENDS:
         if requested not in ("auto", backend.name):
             continue
-        reason = backend.refusal(pattern, query, document_ids)
+        reason = backend.unsupported_reason(pattern, query, document_ids)
         if reason is None:
-            _announce(backend.name, requested, pattern, tuple(refusals))
+            _announce(backend.name, requested, pattern, tuple(reasons))
             return backend
-        refusals.append(f"{backend.name}: {reason}")
+        reasons.append(f"{backend.name}: {reason}")
     raise ValueError(
-        f"--attention-kernel {requested} cannot compute this layer ({'; '.join(refusals)}); "
+        f"--attention-kernel {requested} cannot compute this layer ({'; '.join(reasons)}); "
         "auto takes a backend that can"
     )
 
 
 @functools.cache
 def _announce(
-    name: str, requested: str, pattern: AttentionPattern, refusals: tuple[str, ...]
+    name: str, requested: str, pattern: AttentionPattern, reasons: tuple[str, ...]
 ) -> None:
     where = "global layers" if pattern.window is None else f"local layers (W={pattern.window})"
-    why = f"; {'; '.join(refusals)}" if refusals and requested == "auto" else ""
+    why = f"; {'; '.join(reasons)}" if reasons and requested == "auto" else ""
     if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
         print(f" > attention backend of {where}: {name}{why}", flush=True)

@@ -61,7 +61,8 @@ class GroupScoreRouter(TopKRouter):
         is_mtp_layer: of Megatron's interface.
 
     Raises:
-        ValueError: Megatron would choose experts without asking, see `group_score_refusal`.
+        ValueError: Megatron would choose experts without asking, see
+            `group_score_unsupported_reason`.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class GroupScoreRouter(TopKRouter):
         pg_collection: ProcessGroupCollection | None = None,
         is_mtp_layer: bool = False,
     ) -> None:
-        refusal = group_score_refusal(config)
+        refusal = group_score_unsupported_reason(config)
         if refusal is not None:
             raise ValueError(f"--moe-router-group-score-topk: {refusal}")
         super().__init__(config, pg_collection, is_mtp_layer)
@@ -94,15 +95,17 @@ class _GroupScores:
         group_topk: int | None,
         compute_topk: Any,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Scores and numbers of the chosen experts, [tokens, topk]; `compute_topk` is Megatron's
-        own choice, taken where no groups are asked for."""
+        """Returns scores and numbers of the chosen experts, [tokens, topk].
+
+        `compute_topk` is Megatron's own choice, taken where no groups are asked for.
+        """
         if not num_groups or not group_topk:
             chosen: tuple[torch.Tensor, torch.Tensor] = compute_topk(scores, topk)
             return chosen
         return choose_in_groups(scores, topk, num_groups, group_topk, self.group_score_topk)
 
 
-def group_score_refusal(config: Any) -> str | None:
+def group_score_unsupported_reason(config: Any) -> str | None:
     """Why Megatron's router would not ask how groups are scored, or None when it does.
 
     Args:

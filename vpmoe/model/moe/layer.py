@@ -12,7 +12,7 @@ from megatron.core.transformer.moe.moe_layer import MoELayer
 from megatron.core.transformer.moe.token_dispatcher import MoETokenDispatcher
 
 from vpmoe.model.config import VpmoeConfig
-from vpmoe.model.moe.router import routing_refusal
+from vpmoe.model.moe.router import routing_unsupported_reason
 
 
 class LocalMoELayer(MoELayer):
@@ -26,7 +26,7 @@ class LocalMoELayer(MoELayer):
         pg_collection: ProcessGroupCollection | None = None,
         **kwargs: Any,
     ) -> None:
-        refusal = local_refusal(config)
+        refusal = local_unsupported_reason(config)
         if refusal is not None:
             raise ValueError(f"--expert-kernel fused: {refusal}")
         super().__init__(config, submodules, layer_number, pg_collection, **kwargs)
@@ -63,19 +63,19 @@ class LocalTokenDispatcher(MoETokenDispatcher):
         self, hidden_states: torch.Tensor, probs: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Tokens sorted by expert [n * topk, hidden], their numbers, and their probabilities."""
-        from vpmoe.model.moe.permutation_kernel import spread
+        from vpmoe.model.moe.permutation_kernel import permute
 
         return (
-            spread(hidden_states, self.permutation.positions),
+            permute(hidden_states, self.permutation.positions),
             self.permutation.tokens_per_expert,
             probs,
         )
 
     def combine_preprocess(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Adds up each token's results: [s * b, hidden]."""
-        from vpmoe.model.moe.permutation_kernel import collect
+        from vpmoe.model.moe.permutation_kernel import unpermute
 
-        return collect(hidden_states, self.permutation.positions)
+        return unpermute(hidden_states, self.permutation.positions)
 
     def token_combine(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Nothing travels."""
@@ -86,7 +86,7 @@ class LocalTokenDispatcher(MoETokenDispatcher):
         return hidden_states.view(self.shape)
 
 
-def local_refusal(config: VpmoeConfig) -> str | None:
+def local_unsupported_reason(config: VpmoeConfig) -> str | None:
     """Why experts cannot be computed locally in fused kernels, or None when they can."""
     expert_tp = config.expert_tensor_parallel_size
     if expert_tp is None:
@@ -101,4 +101,4 @@ def local_refusal(config: VpmoeConfig) -> str | None:
         "experts are not activated by squared ReLU": config.activation_func is not squared_relu,
     }
     reason = next((reason for reason, refused in checks.items() if refused), None)
-    return reason or routing_refusal(config)
+    return reason or routing_unsupported_reason(config)

@@ -84,7 +84,7 @@ def _probs_gradient_kernel(
 
 
 @triton.jit
-def _spread_kernel(x_ptr, positions_ptr, out_ptr, width, TOPK: tl.constexpr, BLOCK: tl.constexpr):
+def _permute_kernel(x_ptr, positions_ptr, out_ptr, width, TOPK: tl.constexpr, BLOCK: tl.constexpr):
     """Copies one token's row to each of its places."""
     token = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
@@ -95,7 +95,9 @@ def _spread_kernel(x_ptr, positions_ptr, out_ptr, width, TOPK: tl.constexpr, BLO
 
 
 @triton.jit
-def _collect_kernel(x_ptr, positions_ptr, out_ptr, width, TOPK: tl.constexpr, BLOCK: tl.constexpr):
+def _unpermute_kernel(
+    x_ptr, positions_ptr, out_ptr, width, TOPK: tl.constexpr, BLOCK: tl.constexpr
+):
     """Adds up, in fp32 and in order of the experts, the rows at one token's places."""
     token = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
@@ -219,30 +221,30 @@ class _Plan(torch.autograd.Function):
         return d_probs, None, None
 
 
-class _Spread(torch.autograd.Function):
-    """Forward and backward of `spread`."""
+class _Permute(torch.autograd.Function):
+    """Forward and backward of `permute`."""
 
     @staticmethod
     def forward(ctx: Any, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(positions)
-        return _spread(tokens, positions)
+        return _permute(tokens, positions)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return _collect(grads[0], *ctx.saved_tensors), None
+        return _unpermute(grads[0], *ctx.saved_tensors), None
 
 
-class _Collect(torch.autograd.Function):
-    """Forward and backward of `collect`."""
+class _Unpermute(torch.autograd.Function):
+    """Forward and backward of `unpermute`."""
 
     @staticmethod
     def forward(ctx: Any, rows: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(positions)
-        return _collect(rows, positions)
+        return _unpermute(rows, positions)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return _spread(grads[0], *ctx.saved_tensors), None
+        return _permute(grads[0], *ctx.saved_tensors), None
 
 
 class _WeightedSquare(torch.autograd.Function):
@@ -285,15 +287,15 @@ def plan_permutation(
     return Permutation(positions, tokens_per_expert), permuted
 
 
-def spread(tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+def permute(tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     """Copies tokens [n, width] to their places, [n * topk, width]."""
-    out: torch.Tensor = _Spread.apply(tokens, positions)
+    out: torch.Tensor = _Permute.apply(tokens, positions)
     return out
 
 
-def collect(rows: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+def unpermute(rows: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     """Adds up the rows [n * topk, width] at each token's places, in fp32: [n, width]."""
-    out: torch.Tensor = _Collect.apply(rows, positions)
+    out: torch.Tensor = _Unpermute.apply(rows, positions)
     return out
 
 
@@ -303,19 +305,19 @@ def weighted_squared_relu(x: torch.Tensor, probs: torch.Tensor) -> torch.Tensor:
     return out
 
 
-def _spread(tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+def _permute(tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     (n, topk), width = positions.shape, tokens.shape[-1]
     out = torch.empty((n * topk, width), dtype=tokens.dtype, device=tokens.device)
-    _spread_kernel[(n,)](
+    _permute_kernel[(n,)](
         tokens.contiguous(), positions, out, width, TOPK=topk, BLOCK=triton.next_power_of_2(width)
     )
     return out
 
 
-def _collect(rows: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+def _unpermute(rows: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     (n, topk), width = positions.shape, rows.shape[-1]
     out = torch.empty((n, width), dtype=rows.dtype, device=rows.device)
-    _collect_kernel[(n,)](
+    _unpermute_kernel[(n,)](
         rows.contiguous(), positions, out, width, TOPK=topk, BLOCK=triton.next_power_of_2(width)
     )
     return out

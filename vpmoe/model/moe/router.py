@@ -23,7 +23,7 @@ class FusedRouter(TopKRouter):
     their gradient, fp32, is multiplied as two bf16 numbers, which keep 16 of its 24 bits.
 
     Args:
-        config: vpMoE's configuration; see `routing_refusal` for what is taken.
+        config: vpMoE's configuration; see `routing_unsupported_reason` for what is taken.
         pg_collection: process groups.
         is_mtp_layer: of Megatron's interface.
     """
@@ -34,7 +34,7 @@ class FusedRouter(TopKRouter):
         pg_collection: ProcessGroupCollection | None = None,
         is_mtp_layer: bool = False,
     ) -> None:
-        refusal = routing_refusal(config)
+        refusal = routing_unsupported_reason(config)
         if refusal is not None:
             raise ValueError(f"fused routing: {refusal}")
         super().__init__(config, pg_collection, is_mtp_layer)
@@ -130,7 +130,7 @@ class _Gating(torch.autograd.Function):
         return d_x, d_weight.view(2, *weight.shape).sum(0).to(weight.dtype)
 
 
-def routing_refusal(config: VpmoeConfig) -> str | None:
+def routing_unsupported_reason(config: VpmoeConfig) -> str | None:
     """Why `FusedRouter` cannot route as configured, or None when it can."""
     experts = config.num_moe_experts or 0
     aux_kinds = config.moe_router_load_balancing_type
