@@ -18,8 +18,8 @@ import pytest
 import torch
 
 from vpmoe.config import Preset, expand_preset_flags, load_preset
+from vpmoe.megatron.repairs import skip_helper_build
 from vpmoe.runtime import cpu_lane
-from vpmoe.runtime.patches import skip_helper_build
 
 pytestmark = pytest.mark.skipif(
     torch.cuda.is_available(), reason="the CPU lane is for machines without CUDA"

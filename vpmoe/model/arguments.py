@@ -294,7 +294,7 @@ def global_layers(args: argparse.Namespace) -> list[int]:
 
 
 def _is_local(args: argparse.Namespace, layer_number: int) -> bool:
-    from megatron.core.transformer.utils import is_layer_window_attention
+    from vpmoe.megatron.helpers import is_layer_window_attention
 
     return is_layer_window_attention(args.window_size, args.window_attn_skip_freq, layer_number)
 

@@ -8,7 +8,6 @@ on a GPU: `activate()` refuses to start where CUDA is available.
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -211,12 +210,7 @@ def activate() -> Iterator[None]:
                 stack.enter_context(replaced(torch.cuda.random, name, value))
         stack.enter_context(_CpuDeviceMode())
 
-        import megatron.core.tensor_parallel.random as parallel_random
-        import megatron.training.initialize as initialize
-        import megatron.training.training as training
+        from vpmoe.megatron.cpu import without_cuda
 
-        allow_no_cuda = functools.partial(initialize.initialize_megatron, allow_no_cuda=True)
-        stack.enter_context(replaced(training, "initialize_megatron", allow_no_cuda))
-        stack.enter_context(replaced(parallel_random, "_get_cuda_rng_state", _get_rng_state))
-        stack.enter_context(replaced(parallel_random, "_set_cuda_rng_state", _set_rng_state))
+        stack.enter_context(without_cuda(_get_rng_state, _set_rng_state))
         yield
