@@ -63,6 +63,7 @@ REFUSALS = (
     Refusal("--context-parallel-size 2", "use 1", "--context-parallel-size 1"),
     Refusal("--multi-latent-attention", "leave it out"),
     Refusal("--mtp-num-layers 1", "leave it out"),
+    Refusal("--use-grouped-gemm-for-shared-expert", "leave it out"),
     Refusal("--normalization LayerNorm", "use --normalization RMSNorm"),
     Refusal(
         "",

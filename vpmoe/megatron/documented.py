@@ -47,19 +47,17 @@ DOCUMENTED: dict[str, frozenset[str]] = {
 OVERRIDDEN: dict[str, frozenset[str]] = {
     base: frozenset(names.split())
     for base, names in {
-        "Module": "forward",
         "MegatronModule": "sharded_state_dict",
         "SelfAttention": "get_query_key_value_tensors",
         "TransformerConfig": "__post_init__",
-        "TopKRouter": "gating routing",
-        "Router": "gating routing",
+        "Router": "gating",
+        "TopKRouter": "routing",
         "MoETokenDispatcher": (
             "dispatch_preprocess token_dispatch dispatch_postprocess combine_preprocess "
             "token_combine combine_postprocess"
         ),
-        "GPTDataset": "__getitem__ build_low_level_dataset",
-        "MegatronDataset": "__getitem__ build_low_level_dataset",
-        "Dataset": "__getitem__",
+        "GPTDataset": "build_low_level_dataset",
     }.items()
 }
-"""By the class that defines them, whatever subclass of it vpMoE extends; constructors besides."""
+"""Methods that a subclass may override, by the class it extends; what torch's modules and Python's
+classes have, such as `forward` and `__init__`, besides."""

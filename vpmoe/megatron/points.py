@@ -91,7 +91,7 @@ _LAYERS = "megatron.core.tensor_parallel.layers"
 _MOE = "megatron.core.transformer.moe"
 
 # The loop.
-SETUP = _point(_TRAINING, "setup_model_and_optimizer", ("model_type", "model_provider_func"))
+SETUP = _point(_TRAINING, "setup_model_and_optimizer")
 TRAIN_STEP = _point(
     _TRAINING,
     "train_step",

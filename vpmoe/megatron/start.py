@@ -35,7 +35,7 @@ LOOP = Contract(
     (
         Takes(
             "megatron.training.training:pretrain",
-            (
+            keywords=(
                 "cfg_container",
                 "train_valid_test_dataset_provider",
                 "model_type",
@@ -150,11 +150,12 @@ def run_pretrain(
         set_global_variables(args)
         # Megatron's fault tolerance parses the command line again, without vpMoE's choices.
         with replaced(sys, "argv", [program]):
+            # By name: their order changed in 0.19.
             pretrain(
-                pretrain_cfg_container_from_args(args),
-                datasets,
-                ModelType.encoder_or_decoder,
-                forward_step,
+                cfg_container=pretrain_cfg_container_from_args(args),
+                train_valid_test_dataset_provider=datasets,
+                model_type=ModelType.encoder_or_decoder,
+                forward_step_func=forward_step,
                 model_provider=model_provider,
             )
     finally:

@@ -7,7 +7,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from vpmoe.megatron.contract import Contract, Reads, Takes
+from vpmoe.megatron.contract import Contract, Exists, Reads, Takes
 
 TOKENIZERS = Contract(
     "tokenizers",
@@ -19,7 +19,7 @@ TOKENIZERS = Contract(
     (
         Takes("megatron.core.tokenizers.utils.build_tokenizer:build_tokenizer", ("args",)),
         Reads("megatron.training.global_vars:_build_tokenizer", names=("build_tokenizer",)),
-        Takes("megatron.core.tokenizers:MegatronTokenizerBase.register", ("subclass",)),
+        Exists("megatron.core.tokenizers:MegatronTokenizerBase"),
     ),
 )
 
