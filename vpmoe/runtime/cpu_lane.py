@@ -8,6 +8,7 @@ on a GPU: `activate()` refuses to start where CUDA is available.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -167,6 +168,16 @@ def _cuda_replacements() -> dict[str, Any]:
     }
 
 
+def _copied(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of its own for each name: torch 2.15's compiler has one rule for each function."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+    return call
+
+
 @contextlib.contextmanager
 def _without_dynamo() -> Iterator[None]:
     """Megatron's `jit_fuser` is torch.compile: on a CPU it needs a C++ compiler and changes results
@@ -205,6 +216,8 @@ def activate() -> Iterator[None]:
         stack.enter_context(hidden_libraries())
         stack.enter_context(_without_dynamo())
         for name, value in _cuda_replacements().items():
+            if not isinstance(value, type):
+                value = _copied(value)
             stack.enter_context(replaced(torch.cuda, name, value))
             if hasattr(torch.cuda.random, name):
                 stack.enter_context(replaced(torch.cuda.random, name, value))
