@@ -19,8 +19,8 @@ import pytest
 import torch
 
 from vpmoe.config import Preset, expand_preset_flags, load_preset
+from vpmoe.megatron.repairs import skip_helper_build
 from vpmoe.runtime import cpu_lane
-from vpmoe.runtime.patches import skip_helper_build
 
 pytestmark = pytest.mark.skipif(
     torch.cuda.is_available(), reason="the CPU lane is for machines without CUDA"
@@ -66,6 +66,7 @@ REFUSALS = (
     Refusal("--context-parallel-size 2", "use 1", "--context-parallel-size 1"),
     Refusal("--multi-latent-attention", "leave it out"),
     Refusal("--mtp-num-layers 1", "leave it out"),
+    Refusal("--use-grouped-gemm-for-shared-expert", "leave it out"),
     Refusal("--normalization LayerNorm", "use --normalization RMSNorm"),
     Refusal(
         "",

@@ -13,6 +13,7 @@ import re
 import warnings
 
 from vpmoe.data.arguments import add_data_args, validate_data_args
+from vpmoe.megatron.start import widen_choices
 from vpmoe.model.arguments import add_model_args, refuse_model_args, validate_model_args
 from vpmoe.optimizer.arguments import (
     add_optimizer_args,
@@ -40,7 +41,7 @@ _PERCENT = re.compile(r"%%|%\(\w+\)[a-z]|%")
 def add_vpmoe_args(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Adds vpMoE's flags to Megatron's parser; Megatron's `extra_args_provider`."""
     for flag, choice in _WIDENED_CHOICES.items():
-        _widen_choices(parser, flag, choice)
+        widen_choices(parser, flag, choice)
     add_tokenizer_args(parser)
     add_data_args(parser)
     add_model_args(parser)
@@ -101,13 +102,3 @@ def validate_vpmoe_args(args: argparse.Namespace) -> None:
     validate_data_args(args)
     validate_model_args(args)
     validate_optimizer_args(args)
-
-
-def _widen_choices(parser: argparse.ArgumentParser, flag: str, choice: str) -> None:
-    action = parser._option_string_actions.get(flag)
-    if action is None or action.choices is None:
-        raise RuntimeError(
-            f"megatron-core no longer has a closed choice {flag}; remove its widening"
-        )
-    if choice not in action.choices:
-        action.choices = (*action.choices, choice)

@@ -12,21 +12,17 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 
 from vpmoe.config import PresetError, expand_preset_flags
+from vpmoe.megatron.repairs import interval_means, resumable_schedule, skip_helper_build
 from vpmoe.runtime import detect_lane
 from vpmoe.runtime.lane import in_words
-from vpmoe.runtime.patches import (
-    interval_means,
-    replaced,
-    resumable_schedule,
-    skip_helper_build,
-)
+
+_PROGRAM = "vpmoe pretrain"
 
 # A preset is enough to start: what Megatron insists on and a user has no reason to choose.
 _DEFAULT_FLAGS = ("--eval-interval", "1000000", "--no-one-logger", "--ckpt-format", "torch_dist")
@@ -41,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         ValueError: a combination of flags that vpMoE or Megatron refuses.
         AssertionError: one that Megatron refuses with a message of its own.
+        MegatronChangedError: the installed megatron-core is not what vpMoE relies on.
         SystemExit: Megatron's parser refused a flag.
     """
     given = list(sys.argv[1:] if argv is None else argv)
@@ -48,11 +45,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         flags = [*_DEFAULT_FLAGS, *lane.default_flags, *expand_preset_flags(given)]
     except PresetError as error:
-        print(f"vpmoe pretrain: {error}", file=sys.stderr)
+        print(f"{_PROGRAM}: {error}", file=sys.stderr)
         return 2
     with _process_environment(), _determinism_restored():
         if os.environ["RANK"] == "0":
-            print(f"vpmoe pretrain: {in_words(lane)}", file=sys.stderr, flush=True)
+            print(f"{_PROGRAM}: {in_words(lane)}", file=sys.stderr, flush=True)
         with lane.activate(), skip_helper_build(), interval_means(), resumable_schedule():
             _train(flags)
     return 0
@@ -60,15 +57,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _train(flags: list[str]) -> None:
     """Parses the flags and runs Megatron's loop; imports Megatron only now, inside the lane."""
-    from megatron.core.enums import ModelType
-    from megatron.training import pretrain
-    from megatron.training.argument_utils import pretrain_cfg_container_from_args
-    from megatron.training.arguments import parse_args, validate_args
-    from megatron.training.global_vars import set_global_variables
-    from megatron.training.training import destroy_global_state
+    from vpmoe.megatron.contracts import check_training
 
+    check_training()
     from vpmoe.arguments import add_vpmoe_args, refuse_vpmoe_args, validate_vpmoe_args
     from vpmoe.data import dataset, plain
+    from vpmoe.megatron.start import parse_flags, run_pretrain, validate_flags
     from vpmoe.model.builder import model_provider
     from vpmoe.model.limits import limits_without_effect
     from vpmoe.optimizer.megatron import install as install_optimizer
@@ -76,37 +70,21 @@ def _train(flags: list[str]) -> None:
 
     install_tokenizer()
     install_optimizer()
-    with replaced(sys, "argv", ["vpmoe pretrain", *flags]):
-        args = parse_args(add_vpmoe_args)
+    args = parse_flags(_PROGRAM, flags, add_vpmoe_args)
     refuse_vpmoe_args(args)
-    try:
-        validate_args(args, {})
-    except AssertionError as error:
-        if error.args:
-            raise
-        # Some of Megatron's assertions have no message: what is asserted names the flag.
-        asserted = traceback.extract_tb(error.__traceback__)[-1].line
-        raise ValueError(f"Megatron refuses the flags: it has `{asserted}`") from error
+    validate_flags(args, {})
     validate_vpmoe_args(args)
     if args.rank == 0:
         for limit in limits_without_effect(args):
-            print(f"vpmoe pretrain: warning: {limit}", file=sys.stderr, flush=True)
+            print(f"{_PROGRAM}: warning: {limit}", file=sys.stderr, flush=True)
     source = plain if args.synth_kd_data is None else dataset
-    try:
-        set_global_variables(args)
-        # Megatron's fault tolerance parses the command line again, without vpMoE's choices.
-        with replaced(sys, "argv", ["vpmoe pretrain"]):
-            pretrain(
-                pretrain_cfg_container_from_args(args),
-                source.train_valid_test_datasets_provider,
-                ModelType.encoder_or_decoder,
-                forward_step,
-                model_provider=model_provider,
-            )
-    finally:
-        destroy_global_state()
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+    run_pretrain(
+        _PROGRAM,
+        args,
+        source.train_valid_test_datasets_provider,
+        forward_step,
+        model_provider,
+    )
 
 
 def forward_step(
@@ -125,11 +103,11 @@ def forward_step(
     """
     if return_schedule_plan:
         raise ValueError("--overlap-moe-expert-parallel-comm is not supported by vpmoe")
-    from megatron.core.utils import unwrap_model
     from megatron.training import get_args
 
     from vpmoe.data.batch import get_batch
     from vpmoe.data.loss import loss_function, loss_weights, span_weights
+    from vpmoe.megatron.helpers import unwrap_model
 
     batch = get_batch(data_iterator)
     weights = None

@@ -78,7 +78,7 @@ def test_freeze_of_a_runner_is_read_and_a_strange_line_named(tmp_path: Path) -> 
 
 def test_requirements_expand_the_projects_own_extras() -> None:
     gpu = wheelhouse.requirements("gpu")
-    assert any(r.startswith("megatron-core==") for r in gpu)
+    assert any(r.startswith("megatron-core") for r in gpu)
     assert not any(r.startswith("vpmoe") for r in gpu)
     with pytest.raises(ValueError, match="no extra 'cpu'"):
         wheelhouse.requirements("cpu")

@@ -23,8 +23,9 @@ from typing import Any
 import torch
 
 from validation.running.ports import reserved_port
+from vpmoe.megatron.repairs import skip_helper_build
 from vpmoe.runtime import detect_lane
-from vpmoe.runtime.patches import replaced, skip_helper_build
+from vpmoe.runtime.patches import replaced
 
 _MEGATRON_FLAGS = """
 --eval-iters 0 --eval-interval 1000000 --no-one-logger --ckpt-format torch_dist --log-interval 1

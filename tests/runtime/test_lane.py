@@ -11,9 +11,10 @@ import torch
 from torch.overrides import _get_current_function_mode_stack
 
 from vpmoe import pretrain
+from vpmoe.megatron.repairs import skip_helper_build
 from vpmoe.runtime import cpu_lane, detect_lane
 from vpmoe.runtime.lane import CPU, GPU, in_words
-from vpmoe.runtime.patches import replaced, skip_helper_build
+from vpmoe.runtime.patches import replaced
 
 no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="maps a machine without CUDA")
 

@@ -11,6 +11,7 @@ fair use of a CPU.
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import importlib.util
 import os
@@ -146,7 +147,8 @@ def _answer_no(mps: ModuleType) -> None:
     def no() -> bool:
         return False
 
-    mps.is_available = no  # type: ignore[attr-defined]
+    # Cached, as torch's own is: from torch 2.15 on its compiler looks behind the cache.
+    mps.is_available = functools.cache(no)  # type: ignore[attr-defined]
     mps.is_built = no  # type: ignore[attr-defined]
     # What torch.mps and torch.accelerator ask.
     core = sys.modules.get("torch._C")

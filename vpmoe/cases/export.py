@@ -79,9 +79,7 @@ class _Logits:
 
 def _train(flags: list[str], checkpoint: Path) -> _Logits:
     """Trains and saves; the logits of the model that is saved."""
-    import megatron.training.training as training
-
-    from vpmoe.runtime.patches import replaced
+    from vpmoe.megatron.points import SAVE_CHECKPOINT
 
     found: list[_Logits] = []
 
@@ -92,8 +90,7 @@ def _train(flags: list[str], checkpoint: Path) -> _Logits:
 
         return save_checkpoint
 
-    save = training.save_checkpoint
-    with replaced(training, "save_checkpoint", wrap(save)):
+    with SAVE_CHECKPOINT.wrapped(wrap):
         saving = ["--save", str(checkpoint), "--save-interval", "1000000"]
         train([*flags, *saving, "--no-save-optim", "--no-save-rng"])
     return found[-1]

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,8 +35,8 @@ def run(recorder: Recorder, settings: Mapping[str, Any]) -> None:
         settings: `preset` (file), `conversations` (JSONL file, which the start-up reads),
             `perturb_seed` (moves the seed of the inputs).
     """
+    from vpmoe.megatron.points import SETUP
     from vpmoe.runtime import detect_lane
-    from vpmoe.runtime.patches import replaced
     from vpmoe.tokenizer.asset import ensure_asset
 
     share_cores()
@@ -45,7 +44,6 @@ def run(recorder: Recorder, settings: Mapping[str, Any]) -> None:
     with tempfile.TemporaryDirectory(prefix="golden-data-") as folder:
         data = build_data(recorder, settings, Path(folder) / "data")
         with detect_lane().activate():
-            import megatron.training.training as training
 
             def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
                 def setup_model_and_optimizer(*args: Any, **kwargs: Any) -> Any:
@@ -57,8 +55,7 @@ def run(recorder: Recorder, settings: Mapping[str, Any]) -> None:
 
                 return setup_model_and_optimizer
 
-            setup = training.setup_model_and_optimizer
-            with replaced(training, "setup_model_and_optimizer", wrap(setup)):
+            with SETUP.wrapped(wrap):
                 train(["--config", settings["preset"], "--synth-kd-data", str(data)])
 
 
@@ -150,24 +147,14 @@ def _gradients(
     model: Any, inputs: Inputs, scale: float, auxiliary: float
 ) -> dict[str, torch.Tensor]:
     """Gradients of `scale` times the summed losses; the routers' losses weigh `auxiliary`."""
-    with _auxiliary_scale(auxiliary):
+    from vpmoe.megatron.moe import auxiliary_loss_scale
+
+    with auxiliary_loss_scale(auxiliary):
         named = dict(model.named_parameters())
         total = _forward(model, inputs).sum() * scale
         # Not backward(): that would fill Megatron's gradient buffers.
         found = torch.autograd.grad(total, list(named.values()), allow_unused=True)
     return {n: g for n, g in zip(named, found, strict=True) if g is not None}
-
-
-@contextmanager
-def _auxiliary_scale(scale: float) -> Iterator[None]:
-    from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
-
-    before = MoEAuxLossAutoScaler.main_loss_backward_scale
-    MoEAuxLossAutoScaler.set_loss_scale(torch.tensor(scale))
-    try:
-        yield
-    finally:
-        MoEAuxLossAutoScaler.main_loss_backward_scale = before
 
 
 def _error(found: torch.Tensor, expected: torch.Tensor) -> float:

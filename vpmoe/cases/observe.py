@@ -41,23 +41,23 @@ def observe_training(recorder: Recorder, perturb_seed: int | None = None) -> Ite
         recorder: receives curves on every step, and tensors of the steps it asks for.
         perturb_seed: moves every initial weight by one unit in the last place, up or down.
     """
-    import megatron.training.training as training
-    from megatron.core.transformer.moe import moe_logging
-
     import vpmoe.data.batch as data_batch
+    from vpmoe.megatron import points
+    from vpmoe.megatron.moe import observed_metrics
 
     run = _Observation(recorder, perturb_seed)
     with ExitStack() as stack:
-        for owner, name, wrap in (
-            (training, "setup_model_and_optimizer", run.wrap_setup),
-            (training, "train_step", run.wrap_train_step),
-            (training, "training_log", run.wrap_training_log),
-            (training, "finalize_model_grads", run.wrap_finalize),
-            (data_batch, "get_batch", run.wrap_get_batch),
+        for point, wrap in (
+            (points.SETUP, run.wrap_setup),
+            (points.TRAIN_STEP, run.wrap_train_step),
+            (points.TRAINING_LOG, run.wrap_training_log),
+            (points.FINALIZE_GRADS, run.wrap_finalize),
         ):
-            stack.enter_context(replaced(owner, name, wrap(getattr(owner, name))))
-        tracker = _moe_tracker(run)
-        stack.enter_context(replaced(moe_logging, "_MOE_METRICS_TRACKER", tracker))
+            stack.enter_context(point.wrapped(wrap))
+        stack.enter_context(
+            replaced(data_batch, "get_batch", run.wrap_get_batch(data_batch.get_batch))
+        )
+        stack.enter_context(observed_metrics(run.keep_moe_metrics))
         stack.callback(run.close)
         yield
 
@@ -247,11 +247,13 @@ class _Observation:
             )
 
     def wrap_training_log(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        def training_log(loss_dict: Any, total_loss_dict: Any, *args: Any, **kwargs: Any) -> Any:
-            losses = {name: value.float().item() for name, value in loss_dict.items()}
-            grad_norm = _argument(args, kwargs, "grad_norm")
-            learning_rate = _argument(args, kwargs, "learning_rate")
-            result = original(loss_dict, total_loss_dict, *args, **kwargs)
+        from vpmoe.megatron.points import TRAINING_LOG
+
+        def training_log(*args: Any, **kwargs: Any) -> Any:
+            given = TRAINING_LOG.arguments(args, kwargs)
+            losses = {name: value.float().item() for name, value in given["loss_dict"].items()}
+            grad_norm, learning_rate = given["grad_norm"], given["learning_rate"]
+            result = original(*args, **kwargs)
             self._record_curves(losses, grad_norm, learning_rate)
             return result
 
@@ -303,37 +305,11 @@ class _Observation:
 
         return hook
 
+    def keep_moe_metrics(self, metrics: dict[str, list[float]]) -> None:
+        """Keeps a step's router losses, by layer, for its curves."""
+        self.moe_metrics = metrics
+
     def close(self) -> None:
         """Takes the hooks off."""
         for handle in self._handles:
             handle.remove()
-
-
-def _moe_tracker(run: _Observation) -> Any:
-    """Megatron's tracker of per-layer router losses, which also tells them to the observation."""
-    from megatron.core.transformer.moe.moe_logging import MoEMetricsTracker
-
-    class ObservedMetrics(MoEMetricsTracker):
-        """Keeps a step's values, reduced over ranks, when the original clears them."""
-
-        def clear(self) -> None:
-            run.moe_metrics = {name: entry.values.tolist() for name, entry in self.metrics.items()}
-            super().clear()
-
-    return ObservedMetrics()
-
-
-# Positional order of Megatron's training_log after (loss_dict, total_loss_dict).
-_LOG_ARGUMENTS = (
-    "learning_rate",
-    "iteration",
-    "loss_scale",
-    "report_memory_flag",
-    "skipped_iter",
-    "grad_norm",
-)
-
-
-def _argument(args: tuple[Any, ...], kwargs: Mapping[str, Any], name: str) -> Any:
-    position = _LOG_ARGUMENTS.index(name)
-    return args[position] if position < len(args) else kwargs[name]

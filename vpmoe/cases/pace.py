@@ -52,9 +52,7 @@ def run(pacer: Pacer, settings: Mapping[str, Any]) -> None:
 
 def _attach(pacer: Pacer, stack: ExitStack) -> None:
     """Puts the pacer into Megatron's loop until the stack is closed."""
-    import megatron.training.training as training
-
-    from vpmoe.runtime.patches import replaced
+    from vpmoe.megatron.points import SETUP, TRAIN_STEP
 
     def wrap_setup(original: Callable[..., Any]) -> Callable[..., Any]:
         def setup_model_and_optimizer(*args: Any, **kwargs: Any) -> Any:
@@ -79,11 +77,8 @@ def _attach(pacer: Pacer, stack: ExitStack) -> None:
 
         return train_step
 
-    for owner, name, wrap in (
-        (training, "setup_model_and_optimizer", wrap_setup),
-        (training, "train_step", wrap_train_step),
-    ):
-        stack.enter_context(replaced(owner, name, wrap(getattr(owner, name))))
+    stack.enter_context(SETUP.wrapped(wrap_setup))
+    stack.enter_context(TRAIN_STEP.wrapped(wrap_train_step))
 
 
 def tokens_of_step() -> int:

@@ -76,14 +76,11 @@ class _Log:
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
         """Takes the place of TensorBoard's writer, and hears what the last rank prints."""
-        import megatron.training.training as training
+        from vpmoe.megatron.points import PRINT_LAST, TENSORBOARD
 
-        from vpmoe.runtime.patches import replaced
-
-        heard = self._heard(training.print_rank_last)
         with (
-            replaced(training, "get_tensorboard_writer", lambda: self),
-            replaced(training, "print_rank_last", heard),
+            TENSORBOARD.wrapped(lambda original: lambda: self),
+            PRINT_LAST.wrapped(self._heard),
         ):
             yield
 

@@ -24,7 +24,10 @@ def warm() -> None:
 
     shared_encoder(read_asset(ensure_asset()))
     with detect_lane().activate():
-        for module in ("megatron.training", "vpmoe.arguments", "vpmoe.cases.observe"):
+        from vpmoe.megatron.contracts import check_training
+
+        check_training()  # which imports all that a training does
+        for module in ("vpmoe.arguments", "vpmoe.cases.observe"):
             importlib.import_module(module)
 
 

@@ -99,8 +99,7 @@ def _validate_plain(args: argparse.Namespace, source: str, weights: tuple[float,
             raise ValueError(f"--{name}: vpMoE has no such samples; leave it out")
     if args.mock_data:
         return
-    from megatron.core.datasets.blended_megatron_dataset_config import parse_and_normalize_split
-    from megatron.training.utils import get_blend_and_blend_per_split
+    from vpmoe.megatron.datasets import get_blend_and_blend_per_split, parse_and_normalize_split
 
     blend, per_split = get_blend_and_blend_per_split(args)
     for prefixes, _ in filter(None, (blend, *(per_split or ()))):

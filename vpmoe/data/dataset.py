@@ -21,6 +21,7 @@ from vpmoe.data.dataset_files import read_manifest
 from vpmoe.data.documents import DocumentStore, verify_files
 from vpmoe.data.errors import DataError
 from vpmoe.data.samples import reads_samples, sample_settings
+from vpmoe.megatron.datasets import on_all_ranks, pieces_of_sample
 
 _SPLITS = {"train": Split.train, "valid": Split.valid}
 
@@ -59,18 +60,7 @@ class SynthKDDataset(GPTDataset):
 
     def pieces(self, index: int) -> list[Piece]:
         """Where the `sequence_length + 1` tokens of a sample come from, in order."""
-        if self.shuffle_index is None:  # --dataloader-defer-npy-index-mmap: Megatron maps it now
-            self._query_document_sample_shuffle_indices(index)
-        position = self.shuffle_index[index]
-        first, offset = (int(n) for n in self.sample_index[position])
-        last, last_offset = (int(n) for n in self.sample_index[position + 1])
-        pieces = []
-        for slot in range(first, last + 1):
-            document = int(self.document_index[slot])
-            start = offset if slot == first else 0
-            end = last_offset + 1 if slot == last else int(self.dataset.sequence_lengths[document])
-            pieces.append(Piece(document, start, end - start))
-        return pieces
+        return [Piece(*piece) for piece in pieces_of_sample(self, index)]
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         """One sample of s tokens.
@@ -113,6 +103,7 @@ class SynthKDDataset(GPTDataset):
         return positions
 
 
+@on_all_ranks
 def train_valid_test_datasets_provider(
     train_val_test_num_samples: Sequence[int | None], vp_stage: int | None = None
 ) -> tuple[SynthKDDataset | None, SynthKDDataset | None, None]:
@@ -144,9 +135,6 @@ def train_valid_test_datasets_provider(
         for split, count in zip(("train", "valid"), train_val_test_num_samples, strict=False)
     )
     return train, valid, None
-
-
-train_valid_test_datasets_provider.is_distributed = True  # type: ignore[attr-defined]
 
 
 def _build(

@@ -33,8 +33,9 @@ def loss_function(batch: Batch) -> LossFunction:
         `final loss`, each as [sum, count] of this micro-batch: plain means, without weights. Data
         without spans has `lm loss` alone.
     """
-    from megatron.core.rerun_state_machine import get_rerun_state_machine
     from megatron.training import get_args
+
+    from vpmoe.megatron.helpers import get_rerun_state_machine
 
     args = get_args()
     weights = span_weights(args)

@@ -18,10 +18,10 @@ from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig, Moc
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 from megatron.core.datasets.utils import Split
 from megatron.training import get_args
-from megatron.training.utils import get_blend_and_blend_per_split
 
 from vpmoe.data.errors import CorruptDatasetError, DataError
 from vpmoe.data.samples import reads_samples, sample_settings
+from vpmoe.megatron.datasets import get_blend_and_blend_per_split, on_all_ranks
 
 
 @dataclass
@@ -130,6 +130,7 @@ class MockDataset(MockGPTDataset, PlainDataset):
     """The same of Megatron's mock data: documents 1, 2, 3 ... EOD of 1 to 4,095 tokens."""
 
 
+@on_all_ranks
 def train_valid_test_datasets_provider(
     train_val_test_num_samples: Sequence[int | None], vp_stage: int | None = None
 ) -> list[Any]:
@@ -171,6 +172,3 @@ def train_valid_test_datasets_provider(
     )
     datasets: list[Any] = builder.build()
     return datasets
-
-
-train_valid_test_datasets_provider.is_distributed = True  # type: ignore[attr-defined]

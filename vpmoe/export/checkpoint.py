@@ -209,9 +209,9 @@ class _Planner(DefaultLoadPlanner):
     """torch's planner, whose objects are loaded with torch's restricted unpickler."""
 
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
-        from megatron.core.safe_globals import SAFE_GLOBALS
+        from vpmoe.megatron.unpickling import safe_classes
 
-        with torch.serialization.safe_globals(SAFE_GLOBALS):
+        with torch.serialization.safe_globals(safe_classes()):
             loaded = torch.load(value, map_location="cpu", weights_only=True)
         self.original_state_dict[read_item.dest_index.fqn] = loaded
 

@@ -137,6 +137,11 @@ def refuse_model_args(args: argparse.Namespace) -> None:
             "--moe-shared-expert-intermediate-size: Megatron's shared experts have no bias, which "
             "every linear layer has unless --disable-bias-linear is passed; pass it"
         )
+    if getattr(args, "use_grouped_gemm_for_shared_expert", False):
+        raise ValueError(
+            "--use-grouped-gemm-for-shared-expert: it is Transformer Engine's SwiGLU, and vpMoE's "
+            "shared experts are Megatron's own layers; leave it out"
+        )
     if args.fp8 or getattr(args, "fp4", None):
         raise ValueError("--fp8-format, --fp4-format: vpMoE trains in fp32 or bf16; use --bf16")
 
@@ -295,7 +300,7 @@ def global_layers(args: argparse.Namespace) -> list[int]:
 
 
 def _is_local(args: argparse.Namespace, layer_number: int) -> bool:
-    from megatron.core.transformer.utils import is_layer_window_attention
+    from vpmoe.megatron.helpers import is_layer_window_attention
 
     return is_layer_window_attention(args.window_size, args.window_attn_skip_freq, layer_number)
 

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
 
+from vpmoe.megatron.contracts import check_model
+from vpmoe.megatron.start import config_from_flags
 from vpmoe.model.config import VpmoeConfig
 from vpmoe.model.gpt_model import VpmoeModel
 from vpmoe.model.initialization import initialize_weights
@@ -22,8 +24,6 @@ def config_from_args(args: argparse.Namespace) -> VpmoeConfig:
     Megatron's fusions for other activations and its Apex extension are left out where they don't
     apply, since its defaults assume both.
     """
-    from megatron.training.argument_utils import core_transformer_config_from_args
-
     fusions = argparse.Namespace(**vars(args))
     if args.squared_relu:
         fusions.bias_gelu_fusion = False
@@ -31,7 +31,7 @@ def config_from_args(args: argparse.Namespace) -> VpmoeConfig:
         fusions.gradient_accumulation_fusion = False
     # Drawn by initialize_weights, after the modules exist.
     fusions.perform_initialization = False
-    return resolve_kernels(core_transformer_config_from_args(fusions, VpmoeConfig))
+    return resolve_kernels(config_from_flags(fusions, VpmoeConfig))
 
 
 def model_provider(
@@ -90,7 +90,11 @@ def build_model(
         vp_stage: the chunk of a virtual pipeline.
         pg_collection: Megatron's process groups when None.
         kwargs: of `VpmoeModel`.
+
+    Raises:
+        MegatronChangedError: the installed megatron-core is not what the model relies on.
     """
+    check_model()
     if pg_collection is None:
         pg_collection = ProcessGroupCollection.use_mpu_process_groups()
     model = VpmoeModel(

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from megatron.core.transformer.transformer_config import TransformerConfig
-from megatron.core.utils import init_method_normal
+
+from vpmoe.megatron.helpers import init_method_normal
+from vpmoe.megatron.marks import save_layers_separately
 
 
 @dataclass
@@ -50,7 +52,7 @@ class VpmoeConfig(TransformerConfig):
         self.output_layer_init_method = init_method_normal(self.init_method_std)
         super().__post_init__()
         # Local and global layers hold different weights: none is a slice of a common stack.
-        self.hetereogenous_dist_checkpoint = True
+        save_layers_separately(self)
 
     def rotates(self, layer_number: int) -> bool:
         """Whether the layer (counted from 1) rotates its queries and keys."""

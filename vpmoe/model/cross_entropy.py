@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
-from megatron.core.tensor_parallel.mappings import (
+from megatron.core.tensor_parallel import (
     copy_to_tensor_model_parallel_region,
     gather_from_sequence_parallel_region,
 )
 from megatron.core.transformer.module import MegatronModule
-from megatron.core.utils import get_pg_rank, get_pg_size
 
+from vpmoe.megatron.helpers import get_pg_rank, get_pg_size
 from vpmoe.model.config import VpmoeConfig
 
 # Logits of a chunk, in bytes: enough tokens that the products over them fill a GPU.

@@ -9,10 +9,11 @@ from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTenso
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel import set_tensor_model_parallel_attributes
 from megatron.core.transformer.module import MegatronModule
-from megatron.core.transformer.utils import ensure_metadata_has_dp_cp_group
-from megatron.core.utils import divide, get_pg_rank, get_pg_size
 from torch.nn import functional
 
+from vpmoe.megatron.checkpoint import ensure_metadata_has_dp_cp_group
+from vpmoe.megatron.helpers import divide, get_pg_rank, get_pg_size
+from vpmoe.megatron.marks import mark_expert
 from vpmoe.model.config import VpmoeConfig
 
 
@@ -57,8 +58,7 @@ class GroupedExperts(MegatronModule):
     def _weight(self, shape: tuple[int, int, int], partition_dim: int) -> torch.nn.Parameter:
         weight = torch.nn.Parameter(torch.empty(shape, dtype=self.config.params_dtype))
         set_tensor_model_parallel_attributes(weight, is_parallel=True, dim=partition_dim, stride=1)
-        # Megatron: reduced over the data-parallel group of the experts.
-        weight.allreduce = self.config.expert_model_parallel_size == 1  # type: ignore[attr-defined]
+        mark_expert(weight, self.config.expert_model_parallel_size > 1)
         return weight
 
     def forward(

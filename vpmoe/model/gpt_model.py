@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 
+from vpmoe.megatron.model import RotatedGPTModel
 from vpmoe.model.config import VpmoeConfig
 from vpmoe.model.cross_entropy import ChunkedCrossEntropy
 from vpmoe.model.grape import GrapeM
 
 
-class VpmoeModel(GPTModel):
+class VpmoeModel(RotatedGPTModel):
     """A pipeline stage of vpMoE.
 
     Args:
@@ -92,8 +92,7 @@ class VpmoeModel(GPTModel):
                 "output_processor": self._chunked_loss,
                 "output_processor_context": loss_weights,
             }
-        # The mask's slot is the one tensor that reaches every layer and recomputation.
-        return super().forward(input_ids, position_ids, document_ids, *args, **kwargs)
+        return self.forward_documents(input_ids, position_ids, document_ids, *args, **kwargs)
 
     def _chunked_loss(
         self,
@@ -110,11 +109,9 @@ class VpmoeModel(GPTModel):
         )
         return losses
 
-    def _preprocess(
-        self, input_ids: torch.Tensor, position_ids: torch.Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[Any, ...]:
-        output = super()._preprocess(input_ids, position_ids, *args, **kwargs)
-        if self.position_embedding_type == "grapem":
-            decoder_input, _, *rest = output
-            output = (decoder_input, self.grapem(position_ids), *rest)
-        return output
+    def rotations(self, position_ids: torch.Tensor) -> torch.Tensor | None:
+        """GRAPE-M's cos and sin, see `GrapeM.forward`; None for other position embeddings."""
+        if self.position_embedding_type != "grapem":
+            return None
+        found: torch.Tensor = self.grapem(position_ids)
+        return found

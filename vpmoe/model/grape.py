@@ -14,12 +14,18 @@ from typing import Any
 
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
-from megatron.core.tensor_parallel import set_tensor_model_parallel_attributes
-from megatron.core.tensor_parallel.mappings import copy_to_tensor_model_parallel_region
+from megatron.core.tensor_parallel import (
+    copy_to_tensor_model_parallel_region,
+    set_tensor_model_parallel_attributes,
+)
 from megatron.core.transformer.module import MegatronModule
-from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
-from megatron.core.utils import get_pg_rank, get_pg_size
 
+from vpmoe.megatron.checkpoint import (
+    ensure_metadata_has_dp_cp_group,
+    make_sharded_tensors_for_checkpoint,
+)
+from vpmoe.megatron.helpers import get_pg_rank, get_pg_size
+from vpmoe.megatron.marks import mark_copy_of_stage
 from vpmoe.model.config import VpmoeConfig
 
 
@@ -61,10 +67,7 @@ class GrapeM(MegatronModule):
         if self.per_head:
             set_tensor_model_parallel_attributes(self.phi, is_parallel=True, dim=0, stride=1)
         if stages > 1:
-            self.phi.pipeline_parallel = True  # type: ignore[attr-defined]
-            self.phi.shared = self.copy > 0  # type: ignore[attr-defined]
-            # Megatron's switch for parameters that every stage holds a copy of.
-            config.has_cond_embedder = True
+            mark_copy_of_stage(self.phi, config, counted=self.copy == 0)
 
     def forward(self, position_ids: torch.Tensor | None) -> torch.Tensor:
         """Computes the rotations.
@@ -99,10 +102,8 @@ class GrapeM(MegatronModule):
         metadata: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
         """One copy of phi in the checkpoint, from the first pipeline stage."""
-        from megatron.core.transformer.utils import ensure_metadata_has_dp_cp_group
-
         metadata = ensure_metadata_has_dp_cp_group(metadata)
-        state = make_sharded_tensors_for_checkpoint(
+        state: dict[str, Any] = make_sharded_tensors_for_checkpoint(
             {"phi": self.phi},
             prefix,
             {"phi": 0} if self.per_head else {},

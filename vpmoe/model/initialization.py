@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.transformer_layer import TransformerLayer
-from megatron.core.utils import get_pg_rank, get_pg_size
 
+from vpmoe.megatron.helpers import get_pg_rank, get_pg_size
 from vpmoe.model.config import VpmoeConfig
 
 _LAYER = re.compile(r"decoder\.layers\.(\d+)\.")

@@ -7,25 +7,22 @@ from typing import Any
 
 import torch
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
-from megatron.core.models.gpt.moe_module_specs import _build_shared_experts
-from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.attention import SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.moe.experts import SequentialMLP
 from megatron.core.transformer.moe.moe_layer import MoELayer, MoESubmodules
 from megatron.core.transformer.moe.router import TopKRouter
+from megatron.core.transformer.moe.shared_experts import SharedExpertMLP
 from megatron.core.transformer.spec_utils import ModuleSpec
-from megatron.core.transformer.transformer_block import (
-    TransformerBlockSubmodules,
-    get_num_layers_to_build,
-)
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_layer import (
     TransformerLayer,
     TransformerLayerSubmodules,
-    get_transformer_layer_offset,
 )
 
+from vpmoe.megatron.helpers import get_num_layers_to_build, get_transformer_layer_offset
 from vpmoe.model.attention.core import CoreAttention
 from vpmoe.model.config import VpmoeConfig
 from vpmoe.model.experts import GroupedExperts, grouping_unsupported_reason
@@ -122,7 +119,7 @@ def _moe(config: VpmoeConfig) -> Any:
     experts = (
         GroupedExperts if groups_experts(config) else partial(SequentialMLP, submodules=submodules)
     )
-    shared = partial(_build_shared_experts, submodules=submodules)
+    shared = partial(SharedExpertMLP, submodules=submodules)
     if config.expert_kernel == "fused":
         return partial(
             LocalMoELayer,

@@ -7,14 +7,13 @@ import contextlib
 import io
 import logging
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 
+from vpmoe.megatron.repairs import skip_helper_build
 from vpmoe.runtime import detect_lane
-from vpmoe.runtime.patches import replaced, skip_helper_build
 
 
 @contextlib.contextmanager
@@ -57,16 +56,14 @@ def meta_model(flags: Sequence[str]) -> Iterator[tuple[argparse.Namespace, Any]]
 
 
 def _arguments(flags: list[str]) -> argparse.Namespace:
-    from megatron.training.arguments import parse_args, validate_args
-
     from vpmoe.arguments import add_vpmoe_args, refuse_vpmoe_args
+    from vpmoe.megatron.start import parse_flags, validate_flags
     from vpmoe.model.arguments import validate_model_args
     from vpmoe.optimizer.arguments import validate_optimizer_args
 
-    with replaced(sys, "argv", ["vpmoe params", *flags]):
-        args: argparse.Namespace = parse_args(add_vpmoe_args)
+    args = parse_flags("vpmoe params", flags, add_vpmoe_args)
     refuse_vpmoe_args(args)
-    validate_args(args, {"eval_interval": 1})
+    validate_flags(args, {"eval_interval": 1})
     # Data is not needed, so its flags are not checked.
     validate_model_args(args)
     validate_optimizer_args(args)

@@ -10,6 +10,8 @@ import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.nn import functional
 
+from vpmoe.megatron.marks import mark_sequence
+
 
 class RMSNorm(torch.nn.Module):
     """Root-mean-square normalisation over the last dimension.
@@ -28,7 +30,7 @@ class RMSNorm(torch.nn.Module):
         super().__init__()
         self.eps = eps
         self.weight = torch.nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
-        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+        mark_sequence(self.weight, config.sequence_parallel)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Normalises x [..., hidden_size]; same shape and dtype."""

@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from megatron.core.models.common.embeddings.rope_utils import apply_rotary_pos_emb
-from megatron.core.transformer.attention import SelfAttention
-from megatron.core.typed_torch import apply_module
 
+from vpmoe.megatron.attention import TrainingSelfAttention
+from vpmoe.megatron.helpers import apply_module
 from vpmoe.model.grape import rotate
 
 
-class VpmoeSelfAttention(SelfAttention):
+class VpmoeSelfAttention(TrainingSelfAttention):
     """Megatron's self-attention for training, with rotations in fp32 and document resets.
 
     Order: QKV (or a subclass's factors), QK-norm, rotation, core attention, output projection.
@@ -65,21 +64,16 @@ class VpmoeSelfAttention(SelfAttention):
                 "flash decode and flashinfer rotations are not supported by vpMoE's attention"
             )
         query, key, value = self._attention_inputs(hidden_states, key_value_states, rotary_pos_emb)
-        attend = (
-            self._checkpointed_attention_forward
-            if self.checkpoint_core_attention and self.training
-            else self._run_core_attention
-        )
-        context = attend(
+        context = self.run_core(
             query,
             key,
             value,
             attention_mask,
-            attn_mask_type=self.attn_mask_type,
             attention_bias=attention_bias,
             packed_seq_params=packed_seq_params,
         )
-        return apply_module(self.linear_proj)(context)
+        output: tuple[torch.Tensor, torch.Tensor | None] = apply_module(self.linear_proj)(context)
+        return output
 
     def _attention_inputs(
         self,
@@ -96,6 +90,4 @@ class VpmoeSelfAttention(SelfAttention):
     def _rotate(self, x: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
         if self.config.position_embedding_type == "grapem":
             return rotate(x, rotation)
-        return apply_rotary_pos_emb(
-            x, rotation, config=self.config, cu_seqlens=None, cp_group=self.pg_collection.cp
-        )
+        return self.rotate_megatron(x, rotation)

@@ -11,22 +11,21 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from megatron.core.tensor_parallel import set_tensor_model_parallel_attributes
-from megatron.core.tensor_parallel.mappings import (
+from megatron.core.tensor_parallel import (
     copy_to_tensor_model_parallel_region,
     gather_from_sequence_parallel_region,
+    set_tensor_model_parallel_attributes,
 )
 from megatron.core.transformer.attention import SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
-from megatron.core.transformer.utils import (
+from torch.nn import functional
+
+from vpmoe.megatron.checkpoint import (
     ensure_metadata_has_dp_cp_group,
     make_sharded_tensors_for_checkpoint,
 )
-from megatron.core.typed_torch import apply_module
-from megatron.core.utils import get_pg_size
-from torch.nn import functional
-
+from vpmoe.megatron.helpers import apply_module, get_pg_size
 from vpmoe.model.config import VpmoeConfig
 from vpmoe.model.norm import RMSNorm
 from vpmoe.model.self_attention import VpmoeSelfAttention

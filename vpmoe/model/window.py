@@ -59,7 +59,7 @@ def layer_window(config: VpmoeConfig, layer_number: int) -> int | None:
             n-th layer global, None makes none of them global, a list says 1 for a local layer.
         layer_number: counted from 1 over the whole model.
     """
-    from megatron.core.transformer.utils import is_layer_window_attention
+    from vpmoe.megatron.helpers import is_layer_window_attention
 
     if config.window_size is None or not is_layer_window_attention(
         config.window_size, config.window_attn_skip_freq, layer_number

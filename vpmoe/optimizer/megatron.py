@@ -1,44 +1,25 @@
 """NorMuon in Megatron's optimizer construction: `--optimizer normuon`.
 
-Megatron's registry of further optimizers insists on the emerging-optimizers package, so the
-function that builds the optimizer is replaced where Megatron's training loop calls it. Everything
-around the step is Megatron's: mixed precision, clipping, schedules, checkpoints.
+Which parameters it steps, and how. Everything around the step is Megatron's: mixed precision,
+clipping, schedules, checkpoints; `vpmoe.megatron.optimizer` puts NorMuon there.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
-import functools
-import math
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from megatron.core import optimizer as megatron_optimizer
-from megatron.core.dist_checkpointing.mapping import ShardedTensor
-from megatron.core.dist_checkpointing.optimizer import get_param_id_to_sharded_param_map
-from megatron.core.optimizer.optimizer import (
-    ChainedOptimizer,
-    Float16OptimizerWithFloat16Params,
-    FP32Optimizer,
-    MegatronOptimizer,
-)
-from megatron.core.optimizer.optimizer_config import (
-    OptimizerConfig,
-    ParamKey,
-    ParamWithNamePredicate,
-)
+from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, ParamKey
 from megatron.core.process_groups_config import ProcessGroupCollection
-from megatron.core.utils import get_model_config, get_pg_size
 
+from vpmoe.megatron.helpers import get_model_config, get_pg_size
+from vpmoe.megatron.optimizer import build_chain, install_optimizer, key_of, wrap_with_row_state
 from vpmoe.optimizer.chunks import MatrixLayout
 from vpmoe.optimizer.normuon import NorMuon
 from vpmoe.optimizer.polar_express import load_coefficients, polar_express_coefficients
-
-_SECOND = "second_momentum"
 
 
 @dataclass(frozen=True)
@@ -134,36 +115,7 @@ def matrix_layout(
 
 def install() -> None:
     """Makes Megatron's training loop build NorMuon for `--optimizer normuon`; idempotent."""
-    import megatron.training.training as training
-
-    original = training.get_megatron_optimizer
-    if getattr(original, "builds_normuon", False):
-        return
-
-    @functools.wraps(original)
-    def get_megatron_optimizer(
-        config: OptimizerConfig, model_chunks: list[Any], *args: Any, **kwargs: Any
-    ) -> MegatronOptimizer:
-        if config.optimizer != "normuon":
-            built: MegatronOptimizer = original(config, model_chunks, *args, **kwargs)
-            return built
-        from megatron.training import get_args
-
-        return build_optimizer(config, model_chunks, get_args(), kwargs.get("pg_collection"))
-
-    get_megatron_optimizer.builds_normuon = True  # type: ignore[attr-defined]
-    training.get_megatron_optimizer = get_megatron_optimizer
-    graph_whole_step = training.OptimizerCudaGraphWrapper
-
-    def graph_step(step: Any, *args: Any, **kwargs: Any) -> Any:
-        from megatron.training import get_args
-
-        # NorMuon graphs its own part: the whole step's graph would step on NaN, and keep the decay.
-        if get_args().optimizer == "normuon":
-            return step
-        return graph_whole_step(step, *args, **kwargs)
-
-    training.OptimizerCudaGraphWrapper = graph_step
+    install_optimizer("normuon", build_optimizer)
 
 
 def build_optimizer(
@@ -194,109 +146,12 @@ def build_optimizer(
     merged = argparse.Namespace(**vars(options))
     for field in ("lr", "min_lr", "decoupled_lr", "decoupled_min_lr"):
         setattr(merged, field, getattr(config, field))
-    param_groups = megatron_optimizer._get_param_groups(
-        list(model_chunks), config, _overrides(names, merged)
-    )
-    buckets: defaultdict[tuple[str, bool], list[dict[str, Any]]] = defaultdict(list)
-    for group in param_groups:
-        key = (group.get("optimizer", "normuon"), group["is_expert_parallel"])
-        buckets[key].append(group)
     model_config = get_model_config(model_chunks[0])
-    optimizers = []
-    for (kind, is_expert), members in buckets.items():
-        stats_group = groups.tp_ep_pp if is_expert else groups.mp
-        if kind == "normuon":
-            optimizers.append(
-                _wrap_normuon(config, members, names, merged, model_config, groups, stats_group)
-            )
-            continue
-        adam = copy.copy(config)
-        adam.optimizer = "adam"
-        # A few launches, for which a graph would round the bias correction otherwise.
-        adam.optimizer_cuda_graph = False
-        wrapped = megatron_optimizer._get_megatron_optimizer_based_on_param_groups(
-            config=adam,
-            model_chunks=list(model_chunks),
-            param_groups=members,
-            model_parallel_group=stats_group,
-            pg_collection=groups,
-        )
-        # The chain insists on one configuration.
-        wrapped.config = config
-        optimizers.append(wrapped)
-    return FiniteChain(optimizers)
 
+    def wrap(members: list[dict[str, Any]]) -> MegatronOptimizer:
+        return _wrap_normuon(config, members, names, merged, model_config, groups)
 
-class FiniteChain(ChainedOptimizer):
-    """Megatron's chain, which leaves weights and state alone when the gradient norm is not finite.
-
-    Megatron counts such a step as a skipped iteration. The norm is one that its loop reads anyway.
-    """
-
-    def get_grad_norm(self) -> Any:
-        """Norm over all chained optimizers' gradients, before clipping."""
-        self._last_norm = super().get_grad_norm()
-        return self._last_norm
-
-    def step_with_ready_grads(self) -> bool:
-        """Steps all optimizers; False, and nothing changed, for a NaN or infinite gradient."""
-        if not math.isfinite(self._last_norm):
-            return False
-        return bool(super().step_with_ready_grads())
-
-
-class _ShardedRowState:
-    """Adds v [..., m, 1] to a Megatron optimizer's checkpoint, whose other state is weight-shaped.
-
-    v is sharded as its weight's rows are. Ranks that share rows, since columns are sharded, hold
-    the same v.
-    """
-
-    optimizer: Any
-
-    def sharded_state_dict(
-        self,
-        model_sharded_state_dict: Any,
-        is_loading: bool = False,
-        metadata: dict[str, Any] | None = None,
-    ) -> Any:
-        """State for `megatron.core.dist_checkpointing`."""
-        self.optimizer.init_state()
-        params = [param for group in self.optimizer.param_groups for param in group["params"]]
-        seconds = [self.optimizer.state[param].pop(_SECOND) for param in params]
-        try:
-            result = super().sharded_state_dict(  # type: ignore[misc]
-                model_sharded_state_dict, False, metadata
-            )
-        finally:
-            for param, second in zip(params, seconds, strict=True):
-                self.optimizer.state[param][_SECOND] = second
-        sharded = get_param_id_to_sharded_param_map(
-            model_sharded_state_dict, self._model_parameters()
-        )
-        state = result.get("optimizer", result)["state"]
-        for index, second in enumerate(seconds):
-            state[index][_SECOND] = _sharded_rows(sharded[index], second)
-        return result
-
-    def _model_parameters(self) -> Iterable[torch.Tensor]:
-        """The model's parameters, in the order of the optimizer's."""
-        raise NotImplementedError
-
-
-class _FP32NorMuon(_ShardedRowState, FP32Optimizer):
-    def _model_parameters(self) -> Iterable[torch.Tensor]:
-        parameters: list[torch.Tensor] = self.get_parameters()
-        return parameters
-
-
-class _BF16NorMuon(_ShardedRowState, Float16OptimizerWithFloat16Params):
-    def _model_parameters(self) -> Iterable[torch.Tensor]:
-        return [
-            param
-            for bf16, fp32 in zip(self.float16_groups, self.fp32_from_fp32_groups, strict=True)
-            for param in (*bf16, *fp32)
-        ]
+    return build_chain(config, model_chunks, _overrides(names, merged), groups, wrap)
 
 
 def _wrap_normuon(
@@ -306,7 +161,6 @@ def _wrap_normuon(
     options: argparse.Namespace,
     model_config: Any,
     groups: ProcessGroupCollection,
-    stats_group: torch.distributed.ProcessGroup,
 ) -> MegatronOptimizer:
     sf = options.polar_express_safety_factor
     path = options.polar_express_coeffs_path
@@ -322,19 +176,7 @@ def _wrap_normuon(
         graph_after=options.cuda_graph_warmup_steps if config.optimizer_cuda_graph else None,
         layout=lambda param: matrix_layout(names[param], param, model_config, groups),
     )
-
-    def init_state(optimizer: NorMuon, _: OptimizerConfig | None = None) -> None:
-        optimizer.init_state()
-
-    wrapped: MegatronOptimizer = (
-        _BF16NorMuon(normuon, config, None, init_state)
-        if config.bf16
-        else _FP32NorMuon(normuon, config, init_state)
-    )
-    wrapped.grad_stats_parallel_group = stats_group
-    wrapped.tp_group = groups.tp
-    wrapped.expert_tp_group = groups.expt_tp
-    return wrapped
+    return wrap_with_row_state(normuon, config, "second_momentum")
 
 
 def _overrides(
@@ -362,32 +204,10 @@ def _overrides(
         def applies(param: torch.Tensor, name: str, wanted: ParameterPolicy = policy) -> bool:
             return policy_of(param, name) == wanted
 
-        key = ParamKey(with_name_predicate=ParamWithNamePredicate(name=str(policy), fn=applies))
-        result[key] = override
+        result[key_of(str(policy), applies)] = override
     return result
 
 
 def _is_routed_expert(name: str) -> bool:
     parts = name.split(".")
     return "experts" in parts and "shared_experts" not in parts
-
-
-def _sharded_rows(weight: ShardedTensor, second: torch.Tensor) -> ShardedTensor:
-    """v's place in a checkpoint, from its weight's: one column, and rows where the weight has."""
-    if not isinstance(weight, ShardedTensor):
-        raise TypeError(f"NorMuon's weight is saved as {type(weight).__name__}, not ShardedTensor")
-    replica = weight.replica_id if isinstance(weight.replica_id, tuple) else (weight.replica_id,)
-    columns = weight.local_shape[-1]
-    sharded = replace(
-        weight,
-        key=f"optimizer.state.{_SECOND}.{weight.key}",
-        data=second,
-        dtype=second.dtype,
-        local_shape=tuple(second.shape),
-        global_shape=(*weight.global_shape[:-1], 1),
-        global_offset=(*weight.global_offset[:-1], 0),
-        axis_fragmentations=(*weight.axis_fragmentations[:-1], 1),
-        replica_id=(*replica, weight.global_offset[-1] // columns),
-    )
-    sharded.validate_metadata_integrity()
-    return sharded

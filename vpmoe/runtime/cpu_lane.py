@@ -168,6 +168,16 @@ def _cuda_replacements() -> dict[str, Any]:
     }
 
 
+def _copied(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of its own for each name: torch 2.15's compiler has one rule for each function."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+    return call
+
+
 @contextlib.contextmanager
 def _without_dynamo() -> Iterator[None]:
     """Keeps torch from compiling.
@@ -209,17 +219,14 @@ def activate() -> Iterator[None]:
         stack.enter_context(hidden_libraries())
         stack.enter_context(_without_dynamo())
         for name, value in _cuda_replacements().items():
+            if not isinstance(value, type):
+                value = _copied(value)
             stack.enter_context(replaced(torch.cuda, name, value))
             if hasattr(torch.cuda.random, name):
                 stack.enter_context(replaced(torch.cuda.random, name, value))
         stack.enter_context(_CpuDeviceMode())
 
-        import megatron.core.tensor_parallel.random as parallel_random
-        import megatron.training.initialize as initialize
-        import megatron.training.training as training
+        from vpmoe.megatron.cpu import without_cuda
 
-        allow_no_cuda = functools.partial(initialize.initialize_megatron, allow_no_cuda=True)
-        stack.enter_context(replaced(training, "initialize_megatron", allow_no_cuda))
-        stack.enter_context(replaced(parallel_random, "_get_cuda_rng_state", _get_rng_state))
-        stack.enter_context(replaced(parallel_random, "_set_cuda_rng_state", _set_rng_state))
+        stack.enter_context(without_cuda(_get_rng_state, _set_rng_state))
         yield

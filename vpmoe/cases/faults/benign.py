@@ -22,6 +22,7 @@ from vpmoe.cases.faults.planting import (
     result,
     with_flags,
 )
+from vpmoe.megatron import points
 
 _declared: defaultdict[str, list[Benign]] = defaultdict(list)
 
@@ -227,8 +228,7 @@ def internal_renamed() -> Planted:
 def no_op_added() -> Planted:
     """Another node in the graph."""
     return result(
-        "megatron.core.transformer.mlp",
-        "MLP.forward",
+        *points.DENSE.place,
         lambda found: (found[0] * 1.0, *found[1:]),
     )
 

@@ -13,8 +13,8 @@ from vpmoe.cases.faults.planting import (
     result,
     rounded,
 )
+from vpmoe.megatron import points
 
-_ROUTER = "megatron.core.transformer.moe.router"
 _GROUPS = "vpmoe.model.moe.groups"
 
 
@@ -23,7 +23,7 @@ _GROUPS = "vpmoe.model.moe.groups"
 )
 def topk_scaling_missing() -> Planted:
     """Routing weights are not scaled by 2.5."""
-    return keywords(_ROUTER, "topk_routing_with_score_function", scaling_factor=None)
+    return keywords(*points.ROUTING.place, scaling_factor=None)
 
 
 @fault(
@@ -35,7 +35,7 @@ def topk_scaling_missing() -> Planted:
 )
 def router_groups_ignored() -> Planted:
     """Experts are chosen without their groups."""
-    return keywords(_ROUTER, "topk_routing_with_score_function", num_groups=None, group_topk=None)
+    return keywords(*points.ROUTING.place, num_groups=None, group_topk=None)
 
 
 @fault(
@@ -95,7 +95,7 @@ def router_groups_by_two() -> Planted:
 
         return choose
 
-    return patched("megatron.core.transformer.moe.moe_utils", "group_limited_topk", wrap)
+    return patched(*points.GROUP_LIMITED.place, wrap)
 
 
 @fault(
@@ -107,7 +107,7 @@ def router_groups_by_two() -> Planted:
 )
 def router_group_too_few() -> Planted:
     """A token may use three groups, not four."""
-    return keywords(_ROUTER, "topk_routing_with_score_function", group_topk=3)
+    return keywords(*points.ROUTING.place, group_topk=3)
 
 
 @fault("router-top-1", "experts", "router", "one expert too few")
@@ -117,7 +117,7 @@ def router_top_1() -> Planted:
     def wrap(original: Any) -> Any:
         return lambda logits, topk, **kwargs: original(logits, topk - 1, **kwargs)
 
-    return patched(_ROUTER, "topk_routing_with_score_function", wrap)
+    return patched(*points.ROUTING.place, wrap)
 
 
 @fault(
@@ -128,7 +128,7 @@ def router_top_1() -> Planted:
 )
 def router_in_bf16() -> Planted:
     """Router logits are rounded to bf16."""
-    return result(_ROUTER, "TopKRouter.gating", rounded)
+    return result(*points.GATING.place, rounded)
 
 
 @fault("expert-bias-sign", "experts", "router", "overloaded experts made more likely", steps=2)
@@ -141,17 +141,14 @@ def expert_bias_sign() -> Planted:
 
         return get_updated_expert_bias
 
-    return patched(
-        "megatron.core.distributed.finalize_model_grads", "get_updated_expert_bias", wrap
-    )
+    return patched(*points.UPDATE_EXPERT_BIAS.place, wrap)
 
 
 @fault("shared-expert-off", "experts", "mlp", "a shared expert that is gated away", gpu=True)
 def shared_expert_off() -> Planted:
     """The shared expert contributes nothing."""
     return result(
-        "megatron.core.transformer.moe.shared_experts",
-        "SharedExpertMLP.forward",
+        *points.SHARED_EXPERT.place,
         lambda output: output * 0.0,
     )
 
@@ -176,17 +173,13 @@ def expert_bias_rate_tenfold() -> Planted:
 
         return get_updated_expert_bias
 
-    return patched(
-        "megatron.core.distributed.finalize_model_grads", "get_updated_expert_bias", wrap
-    )
+    return patched(*points.UPDATE_EXPERT_BIAS.place, wrap)
 
 
 @fault("router-softmax-for-sigmoid", "experts", "router", "the default score function")
 def router_softmax_for_sigmoid() -> Planted:
     """Experts are scored by a softmax."""
-    return keywords(
-        _ROUTER, "topk_routing_with_score_function", score_function="softmax", expert_bias=None
-    )
+    return keywords(*points.ROUTING.place, score_function="softmax", expert_bias=None)
 
 
 @fault("router-weights-detached", "experts", "mlp", "routing weights outside the graph")
@@ -197,7 +190,7 @@ def router_weights_detached() -> Planted:
         probabilities, chosen = found
         return probabilities.detach() + 0.0 * probabilities, chosen
 
-    return result(_ROUTER, "topk_routing_with_score_function", change)
+    return result(*points.ROUTING.place, change)
 
 
 @fault(
@@ -217,13 +210,13 @@ def router_bias_in_the_weights() -> Planted:
 
         return route
 
-    return patched(_ROUTER, "topk_routing_with_score_function", wrap)
+    return patched(*points.ROUTING.place, wrap)
 
 
 @fault("auxiliary-loss-doubled", "experts", "mlp", "a coefficient applied twice")
 def auxiliary_loss_doubled() -> Planted:
     """The load balancing loss counts twice."""
-    return result(_ROUTER, "TopKRouter.get_aux_loss_coeff", lambda coefficient: 2 * coefficient)
+    return result(*points.BALANCE_COEFFICIENT.place, lambda coefficient: 2 * coefficient)
 
 
 @fault("last-token-dropped", "experts", "router", "a capacity that drops tokens")
@@ -236,7 +229,7 @@ def last_token_dropped() -> Planted:
         kept[-1] = 0.0
         return probabilities * kept, chosen
 
-    return result(_ROUTER, "topk_routing_with_score_function", change)
+    return result(*points.ROUTING.place, change)
 
 
 @fault(
@@ -256,15 +249,14 @@ def experts_in_another_order() -> Planted:
 
         return forward
 
-    return patched("megatron.core.transformer.moe.experts", "SequentialMLP.forward", wrap)
+    return patched(*points.EXPERTS.place, wrap)
 
 
 @fault("shared-expert-halved", "experts", "mlp", "a width taken for one of two shared experts")
 def shared_expert_halved() -> Planted:
     """The shared expert contributes half."""
     return result(
-        "megatron.core.transformer.moe.shared_experts",
-        "SharedExpertMLP.forward",
+        *points.SHARED_EXPERT.place,
         lambda output: output * 0.5,
     )
 
@@ -278,4 +270,4 @@ def relu_not_squared() -> Planted:
 
         return torch.nn.functional.relu
 
-    return patched("megatron.core.activations", "squared_relu", wrap)
+    return patched(*points.SQUARED_RELU.place, wrap)

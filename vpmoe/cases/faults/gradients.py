@@ -15,8 +15,7 @@ from vpmoe.cases.faults.planting import (
     result,
     with_flags,
 )
-
-_OPTIMIZER = "megatron.core.optimizer.optimizer"
+from vpmoe.megatron import points
 
 
 @fault(
@@ -46,7 +45,7 @@ def _before_clipping(act: Callable[[Any, Any], Any]) -> Planted:
 
         return prepare_grads
 
-    return patched(_OPTIMIZER, "FP32Optimizer.prepare_grads", wrap)
+    return patched(*points.PREPARE_GRADS.place, wrap)
 
 
 @fault(
@@ -65,8 +64,7 @@ def gradient_halved() -> Planted:
 def clipping_disabled() -> Planted:
     """Gradients are not clipped."""
     return patched(
-        _OPTIMIZER,
-        "clip_grad_by_total_norm_fp32",
+        *points.CLIP.place,
         lambda original: lambda *args, **kwargs: None,
     )
 
@@ -180,7 +178,7 @@ def clipped_before_reduction() -> Planted:
 
         return finalize_model_grads
 
-    return patched("megatron.training.training", "finalize_model_grads", wrap)
+    return patched(*points.FINALIZE_GRADS.place, wrap)
 
 
 @fault("clipped-at-half-the-norm", "gradients", "optimizer", "another --clip-grad")

@@ -12,6 +12,7 @@ from vpmoe.cases.faults.planting import (
     result,
     rounded,
 )
+from vpmoe.megatron import points
 
 
 @fault("attention-in-bf16", "numerics", "core_attention", "a kernel that rounds its inputs")
@@ -44,15 +45,14 @@ def linear_in_tf32() -> Planted:
 
         return forward
 
-    return patched("megatron.core.tensor_parallel.layers", "ColumnParallelLinear.forward", wrap)
+    return patched(*points.COLUMN_LINEAR.place, wrap)
 
 
 @fault("logits-in-bf16", "numerics", "model", "an LM head in the model's dtype")
 def logits_in_bf16() -> Planted:
     """The loss sees logits rounded to bf16."""
     return arguments(
-        "megatron.core.models.gpt.gpt_model",
-        "GPTModel.compute_language_model_loss",
+        *points.MODEL_LOSS.place,
         lambda self, labels, logits: (self, labels, rounded(logits)),
     )
 
@@ -80,7 +80,7 @@ def gradients_accumulated_in_bf16() -> Planted:
 
         return finalize_model_grads
 
-    return patched("megatron.training.training", "finalize_model_grads", wrap)
+    return patched(*points.FINALIZE_GRADS.place, wrap)
 
 
 @fault("master-weights-in-bf16", "numerics", "replay", "weights without an fp32 copy")
@@ -97,7 +97,7 @@ def master_weights_in_bf16() -> Planted:
 
         return step
 
-    return patched("megatron.core.optimizer.optimizer", "FP32Optimizer.step_with_ready_grads", wrap)
+    return patched(*points.STEP_READY.place, wrap)
 
 
 @fault("polar-express-in-bf16", "numerics", "replay", "Muon's bf16 iterations, without its rescue")

@@ -13,6 +13,7 @@ from vpmoe.cases.faults.planting import (
     result,
     with_flags,
 )
+from vpmoe.megatron import points
 
 _MEGATRON = "vpmoe.optimizer.megatron"
 
@@ -81,8 +82,7 @@ def decay_on_norms() -> Planted:
 def learning_rate_1_percent() -> Planted:
     """Every learning rate is 1 % too high."""
     return result(
-        "megatron.core.optimizer_param_scheduler",
-        "OptimizerParamScheduler.get_lr",
+        *points.LEARNING_RATE.place,
         lambda rate: rate * 1.01,
     )
 
@@ -167,8 +167,7 @@ def embedding_rate_halved() -> Planted:
 def decay_doubled() -> Planted:
     """Weight decay is 0.2."""
     return result(
-        "megatron.core.optimizer_param_scheduler",
-        "OptimizerParamScheduler.get_wd",
+        *points.WEIGHT_DECAY.place,
         lambda decay: 2 * decay,
     )
 

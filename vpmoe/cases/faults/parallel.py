@@ -12,8 +12,7 @@ from vpmoe.cases.faults.planting import (
     result,
     skipped,
 )
-
-_FINALIZE = "megatron.core.distributed.finalize_model_grads"
+from vpmoe.megatron import points
 
 
 @fault(
@@ -27,8 +26,7 @@ _FINALIZE = "megatron.core.distributed.finalize_model_grads"
 def data_parallel_reduction_missing() -> Planted:
     """Gradients are not averaged over data-parallel ranks."""
     return skipped(
-        "megatron.core.distributed.distributed_data_parallel",
-        "DistributedDataParallel.finish_grad_sync",
+        *points.FINISH_SYNC.place,
     )
 
 
@@ -66,8 +64,7 @@ def data_parallel_sum_for_mean() -> Planted:
             parameter.main_grad.mul_(2.0)
 
     return after(
-        "megatron.core.distributed.distributed_data_parallel",
-        "DistributedDataParallel.finish_grad_sync",
+        *points.FINISH_SYNC.place,
         act,
     )
 
@@ -88,8 +85,7 @@ def ranks_read_the_same_samples() -> Planted:
         return 0, end - start
 
     return result(
-        "megatron.training.datasets.data_samplers",
-        "MegatronPretrainingSampler.get_start_end_idx",
+        *points.SAMPLES_OF_RANK.place,
         change,
     )
 
@@ -131,7 +127,7 @@ def token_counts_not_reduced() -> Planted:
 )
 def norm_gradients_not_reduced() -> Planted:
     """Gradients of weights that see a part of the sequence are not summed."""
-    return skipped(_FINALIZE, "_allreduce_non_tensor_model_parallel_grads")
+    return skipped(*points.REDUCE_REPLICATED.place)
 
 
 @fault(
@@ -148,7 +144,7 @@ def router_gradient_not_reduced() -> Planted:
     def act(router: Any, *_: Any) -> None:
         router.weight.sequence_parallel = False
 
-    return after("megatron.core.transformer.moe.router", "TopKRouter.__init__", act)
+    return after(*points.ROUTER_INIT.place, act)
 
 
 @fault(
@@ -189,7 +185,7 @@ def norm_of_one_rank() -> Planted:
 
         return get_grad_norm_fp32
 
-    return patched("megatron.core.optimizer.optimizer", "get_grad_norm_fp32", wrap)
+    return patched(*points.GRAD_NORM.place, wrap)
 
 
 @fault(
@@ -261,8 +257,7 @@ def expert_gradients_doubled() -> Planted:
                 parameter.main_grad.mul_(2.0)
 
     return after(
-        "megatron.core.distributed.distributed_data_parallel",
-        "DistributedDataParallel.finish_grad_sync",
+        *points.FINISH_SYNC.place,
         act,
     )
 
@@ -289,7 +284,7 @@ def expert_bias_of_one_rank() -> Planted:
 
         return update
 
-    return patched(_FINALIZE, "get_updated_expert_bias", wrap)
+    return patched(*points.UPDATE_EXPERT_BIAS.place, wrap)
 
 
 @fault(
@@ -323,7 +318,7 @@ def layers_counted_from_the_stage() -> Planted:
 )
 def phi_not_summed_over_stages() -> Planted:
     """phi's gradient stays each pipeline stage's own."""
-    return skipped(_FINALIZE, "_allreduce_conditional_embedding_grads")
+    return skipped(*points.REDUCE_OVER_STAGES.place)
 
 
 @fault(

@@ -96,11 +96,19 @@ def _twin(plant: Callable[[], Planted]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def patched(module: str, name: str, wrap: Callable[[Any], Any]) -> Iterator[None]:
-    """Replaces `module.name` (dots in `name` go into classes) by `wrap(original)`, in the lane."""
+    """Replaces `module.name` (dots in `name` go into classes) by `wrap(original)`, in the lane.
+
+    Raises:
+        MegatronChangedError: a point of `vpmoe.megatron.points` is not what it says.
+        KeyError: Megatron's, and no such point.
+    """
+    from vpmoe.megatron.points import POINTS
     from vpmoe.runtime import detect_lane
     from vpmoe.runtime.patches import replaced
 
     with detect_lane().activate():
+        if module.partition(".")[0] == "megatron":
+            POINTS[module, name].contract.check()
         owner: Any = importlib.import_module(module)
         *outer, attribute = name.split(".")
         for part in outer:

@@ -13,6 +13,7 @@ from vpmoe.cases.faults.planting import (
     skipped,
     with_flags,
 )
+from vpmoe.megatron import points
 
 
 def _after_loading(act: Callable[[Any, Any], None]) -> Planted:
@@ -26,7 +27,7 @@ def _after_loading(act: Callable[[Any, Any], None]) -> Planted:
 
         return load_checkpoint
 
-    return patched("megatron.training.training", "load_checkpoint", wrap)
+    return patched(*points.LOAD_CHECKPOINT.place, wrap)
 
 
 def _states(optimizer: Any) -> Any:
@@ -120,9 +121,7 @@ def expert_bias_dropped() -> Planted:
 )
 def schedule_restarted() -> Planted:
     """The learning rate begins again after a resume."""
-    return skipped(
-        "megatron.core.optimizer_param_scheduler", "OptimizerParamScheduler.load_state_dict"
-    )
+    return skipped(*points.LOAD_SCHEDULE.place)
 
 
 @fault(

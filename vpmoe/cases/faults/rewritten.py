@@ -8,11 +8,7 @@ from typing import Any
 from vpmoe.cases.faults.benign import harmless
 from vpmoe.cases.faults.einsum import einsum_attention
 from vpmoe.cases.faults.planting import Planted, arguments, keywords, patched, result
-
-_LINEAR = (
-    "megatron.core.tensor_parallel.layers",
-    "linear_with_grad_accumulation_and_async_allreduce",
-)
+from vpmoe.megatron import points
 
 
 def _attention(wrap: Callable[[Any], Any]) -> Planted:
@@ -124,7 +120,7 @@ def router_in_fp64() -> Planted:
 
         return gating
 
-    return patched("megatron.core.transformer.moe.router", "TopKRouter.gating", wrap)
+    return patched(*points.GATING.place, wrap)
 
 
 @harmless("normuon-in-small-chunks", "matrices orthogonalised in smaller stacks")
@@ -280,7 +276,7 @@ def linear_in_fp64() -> Planted:
 
         return linear
 
-    return patched(*_LINEAR, wrap)
+    return patched(*points.LINEAR.place, wrap)
 
 
 @harmless("linear-by-plain-autograd", "linear layers by torch's own product and gradient")
@@ -290,7 +286,7 @@ def linear_by_plain_autograd() -> Planted:
     def wrap(original: Any) -> Any:
         return lambda x, weight, *args, **kwargs: x.matmul(weight.t())
 
-    return patched(*_LINEAR, wrap)
+    return patched(*points.LINEAR.place, wrap)
 
 
 @harmless("linear-in-two-halves", "linear layers sum two halves of their inputs")
@@ -305,7 +301,7 @@ def linear_in_two_halves() -> Planted:
 
         return linear
 
-    return patched(*_LINEAR, wrap)
+    return patched(*points.LINEAR.place, wrap)
 
 
 @harmless("logits-in-fp64", "the cross entropy of logits widened to fp64")
@@ -318,9 +314,7 @@ def logits_in_fp64() -> Planted:
 
         return compute
 
-    return patched(
-        "megatron.core.models.gpt.gpt_model", "GPTModel.compute_language_model_loss", wrap
-    )
+    return patched(*points.MODEL_LOSS.place, wrap)
 
 
 @harmless("cross-entropy-by-torch", "torch's cross entropy, not Megatron's vocabulary-parallel one")
@@ -338,9 +332,7 @@ def cross_entropy_by_torch() -> Planted:
 
         return compute
 
-    return patched(
-        "megatron.core.models.gpt.gpt_model", "GPTModel.compute_language_model_loss", wrap
-    )
+    return patched(*points.MODEL_LOSS.place, wrap)
 
 
 @harmless("square-by-product", "squared ReLU as a product, not a power")
@@ -354,7 +346,7 @@ def square_by_product() -> Planted:
 
         return squared_relu
 
-    return patched("megatron.core.activations", "squared_relu", wrap)
+    return patched(*points.SQUARED_RELU.place, wrap)
 
 
 @harmless("router-scores-in-fp64", "routing weights computed in fp64 and rounded")
@@ -368,7 +360,7 @@ def router_scores_in_fp64() -> Planted:
 
         return route
 
-    return patched("megatron.core.transformer.moe.router", "topk_routing_with_score_function", wrap)
+    return patched(*points.ROUTING.place, wrap)
 
 
 @harmless("experts-last-first", "experts compute in the opposite order")
@@ -387,7 +379,7 @@ def experts_last_first() -> Planted:
 
         return forward
 
-    return patched("megatron.core.transformer.moe.experts", "SequentialMLP.forward", wrap)
+    return patched(*points.EXPERTS.place, wrap)
 
 
 @harmless("gradient-norm-in-fp64", "the gradient norm accumulated in fp64")
@@ -401,7 +393,7 @@ def gradient_norm_in_fp64() -> Planted:
 
         return get_grad_norm_fp32
 
-    return patched("megatron.core.optimizer.optimizer", "get_grad_norm_fp32", wrap)
+    return patched(*points.GRAD_NORM.place, wrap)
 
 
 @harmless("normuon-matrix-by-matrix", "matrices orthogonalised one by one")

@@ -13,6 +13,7 @@ from typing import Any
 
 from validation.cases.base import Fault
 from vpmoe.cases.faults.planting import Planted, patched
+from vpmoe.megatron import points
 
 # Steps that start up, graphs captured among them, and steps that are measured; the warm-up of a
 # benchmark is as long.
@@ -58,7 +59,7 @@ def slower(share: Callable[[], float]) -> Planted:
 
         return train_step
 
-    return patched("megatron.training.training", "train_step", wrap)
+    return patched(*points.TRAIN_STEP.place, wrap)
 
 
 class _Products:

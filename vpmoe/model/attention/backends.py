@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from vpmoe.megatron.transformer_engine import attention_without_offset, lend_offset
 from vpmoe.model.attention.eager import eager_attention
 from vpmoe.model.attention.pattern import AttentionPattern
 from vpmoe.model.window import window_to_left_right
@@ -142,17 +143,15 @@ class TransformerEngineBackend(AttentionBackend):
         """Runs TE's module with this layer's offset in the place of its own."""
         module = _te_module(pattern, query.shape[2], key.shape[2], query.shape[3])
         if offset is not None:
-            # Past nn.Module's setter, which would adopt this layer's parameter.
-            module.__dict__["softmax_offset"] = offset
+            lend_offset(module, offset)
         out: torch.Tensor = module(query, key, value)
         return out
 
 
 @functools.cache
 def _te_module(pattern: AttentionPattern, heads: int, groups: int, channels: int) -> Any:
-    import transformer_engine.pytorch as te
-
-    module = te.DotProductAttention(
+    # Shared by the layers of one pattern; each of them brings its own offset.
+    return attention_without_offset(
         heads,
         channels,
         num_gqa_groups=groups,
@@ -163,9 +162,6 @@ def _te_module(pattern: AttentionPattern, heads: int, groups: int, channels: int
         softmax_scale=pattern.scale,
         softmax_type="learnable" if pattern.has_offset else "vanilla",
     )
-    # The module is shared by the layers of one pattern; each of them brings its own offset.
-    module._parameters.pop("softmax_offset", None)
-    return module
 
 
 # In the order of preference.

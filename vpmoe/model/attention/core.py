@@ -10,12 +10,12 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel import set_tensor_model_parallel_attributes
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
-from megatron.core.transformer.utils import (
+
+from vpmoe.megatron.checkpoint import (
     ensure_metadata_has_dp_cp_group,
     make_sharded_tensors_for_checkpoint,
 )
-from megatron.core.utils import divide, get_pg_rank, get_pg_size
-
+from vpmoe.megatron.helpers import divide, get_pg_rank, get_pg_size
 from vpmoe.model.attention.backends import choose_backend
 from vpmoe.model.attention.pattern import AttentionPattern
 from vpmoe.model.config import VpmoeConfig

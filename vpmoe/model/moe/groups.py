@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
-from megatron.core.transformer.moe.router import TopKRouter
 
+from vpmoe.megatron.moe import ChoosingRouter
 from vpmoe.model.config import VpmoeConfig
 
 
@@ -52,7 +52,7 @@ def choose_in_groups(
     return chosen.values, chosen.indices
 
 
-class GroupScoreRouter(TopKRouter):
+class GroupScoreRouter(ChoosingRouter):
     """`TopKRouter` under `--moe-router-group-score-topk`; everything else is Megatron's.
 
     Args:
@@ -75,34 +75,13 @@ class GroupScoreRouter(TopKRouter):
         if refusal is not None:
             raise ValueError(f"--moe-router-group-score-topk: {refusal}")
         super().__init__(config, pg_collection, is_mtp_layer)
-        assert config.moe_router_group_score_topk is not None
-        # Megatron asks whatever is here for the choice, in the place of its own.
-        self.router_replay = _GroupScores(config.moe_router_group_score_topk)
 
-
-class _GroupScores:
-    """What `topk_routing_with_score_function` calls for the choice of experts."""
-
-    def __init__(self, group_score_topk: int) -> None:
-        self.group_score_topk = group_score_topk
-        self.layer_number: int | None = None  # set by the router
-
-    def get_replay_topk(
-        self,
-        scores: torch.Tensor,
-        topk: int,
-        num_groups: int | None,
-        group_topk: int | None,
-        compute_topk: Any,
+    def choose(
+        self, scores: torch.Tensor, topk: int, groups: int, group_topk: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns scores and numbers of the chosen experts, [tokens, topk].
-
-        `compute_topk` is Megatron's own choice, taken where no groups are asked for.
-        """
-        if not num_groups or not group_topk:
-            chosen: tuple[torch.Tensor, torch.Tensor] = compute_topk(scores, topk)
-            return chosen
-        return choose_in_groups(scores, topk, num_groups, group_topk, self.group_score_topk)
+        """See `choose_in_groups`."""
+        score_topk = self.config.moe_router_group_score_topk
+        return choose_in_groups(scores, topk, groups, group_topk, score_topk)
 
 
 def group_score_unsupported_reason(config: Any) -> str | None:

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from megatron.core.activations import squared_relu
 from megatron.core.process_groups_config import ProcessGroupCollection
-from megatron.core.transformer.moe.moe_layer import MoELayer
 from megatron.core.transformer.moe.token_dispatcher import MoETokenDispatcher
 
+from vpmoe.megatron.moe import DispatchedMoELayer
 from vpmoe.model.config import VpmoeConfig
 from vpmoe.model.moe.router import routing_unsupported_reason
 
 
-class LocalMoELayer(MoELayer):
+class LocalMoELayer(DispatchedMoELayer):
     """`MoELayer` with `LocalTokenDispatcher`; everything else, and its order, is Megatron's."""
 
     def __init__(
@@ -30,9 +30,10 @@ class LocalMoELayer(MoELayer):
         if refusal is not None:
             raise ValueError(f"--expert-kernel fused: {refusal}")
         super().__init__(config, submodules, layer_number, pg_collection, **kwargs)
-        if pg_collection is None:
-            pg_collection = ProcessGroupCollection.use_mpu_process_groups()
-        self.token_dispatcher = LocalTokenDispatcher(config, pg_collection)
+
+    def make_dispatcher(self, pg_collection: ProcessGroupCollection) -> MoETokenDispatcher:
+        """See `LocalTokenDispatcher`."""
+        return LocalTokenDispatcher(self.config, pg_collection)
 
 
 class LocalTokenDispatcher(MoETokenDispatcher):

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
-from megatron.core.tensor_parallel.mappings import reduce_from_tensor_model_parallel_region
-from megatron.core.transformer.moe.moe_utils import switch_load_balancing_loss_func
+from megatron.core.tensor_parallel import reduce_from_tensor_model_parallel_region
 from megatron.core.transformer.moe.router import TopKRouter
 
+from vpmoe.megatron.moe import switch_load_balancing_loss_func
 from vpmoe.model.config import VpmoeConfig
 from vpmoe.model.moe.groups import experts_that_score
 from vpmoe.model.moe.routing_kernel import RoutingRule, route
