@@ -43,6 +43,7 @@ from validation.files import decode_json, encode_json, read_file, write_atomical
 from validation.gate.nearness import nearness
 from validation.power.ledger import read_lines, state_of
 from validation.power.rates import upper_bound
+from validation.progress import Lines
 from validation.running.environment import describe, machine_type
 from validation.running.execution import RunError, RunOptions, run_case
 from validation.running.source import find_root
@@ -203,10 +204,10 @@ class NativeChecks:
             )
             return run_case(case, options, self.root, self.log)
 
-        def progress(line: str) -> None:
+        def say(line: str) -> None:
             print(f"{case.name}: {line}", flush=True)
 
-        return measure_case(case, True, SEEDS, base, rerun, progress, jobs).tolerances
+        return measure_case(case, True, SEEDS, base, rerun, Lines(say), jobs).tolerances
 
     def make(self, check: Check) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """Runs and compares every case; returns the entry and the curves of each case."""
