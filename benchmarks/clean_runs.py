@@ -47,7 +47,7 @@ from validation.progress import Lines
 from validation.running.environment import describe, machine_type
 from validation.running.execution import RunError, RunOptions, run_case
 from validation.running.source import find_root
-from validation.trace import Trace, load_trace, save_trace
+from validation.trace import CurveKey, Trace, load_trace, save_trace
 
 LANE = "cpu"
 # A clean run plants nothing.
@@ -220,7 +220,7 @@ class NativeChecks:
                 cases[name] = {"verdict": "FAIL", "message": str(error).splitlines()[-1]}
                 continue
             cases[name] = judged(found)
-            kept = {metric: traces[name].curves.get(metric, {}) for metric in KEPT_CURVES}
+            kept = {metric: traces[name].curves.get(CurveKey(metric), {}) for metric in KEPT_CURVES}
             line = {"case": name, "alarm": cases[name]["verdict"] != "PASS"}
             curves.append({**line, "curves": {m: dict(c) for m, c in kept.items() if c}})
         verdict = "PASS" if all(c["verdict"] == "PASS" for c in cases.values()) else "FAIL"
