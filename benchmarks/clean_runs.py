@@ -42,11 +42,12 @@ from validation.config import lane_of
 from validation.files import decode_json, encode_json, read_file, write_atomically
 from validation.gate.nearness import nearness
 from validation.power.ledger import read_lines, state_of
+from validation.progress import Lines
 from validation.rates import upper_bound
 from validation.running.environment import describe, machine_type
 from validation.running.execution import RunError, RunOptions, run_case
 from validation.running.source import find_root
-from validation.trace import Trace, load_trace, save_trace
+from validation.trace import CurveKey, Trace, load_trace, save_trace
 
 LANE = "cpu"
 # A clean run plants nothing.
@@ -203,10 +204,10 @@ class NativeChecks:
             )
             return run_case(case, options, self.root, self.log)
 
-        def progress(line: str) -> None:
+        def say(line: str) -> None:
             print(f"{case.name}: {line}", flush=True)
 
-        return measure_case(case, True, SEEDS, base, rerun, progress, jobs).tolerances
+        return measure_case(case, True, SEEDS, base, rerun, Lines(say), jobs).tolerances
 
     def make(self, check: Check) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """Runs and compares every case; returns the entry and the curves of each case."""
@@ -219,7 +220,7 @@ class NativeChecks:
                 cases[name] = {"verdict": "FAIL", "message": str(error).splitlines()[-1]}
                 continue
             cases[name] = judged(found)
-            kept = {metric: traces[name].curves.get(metric, {}) for metric in KEPT_CURVES}
+            kept = {metric: traces[name].curves.get(CurveKey(metric), {}) for metric in KEPT_CURVES}
             line = {"case": name, "alarm": cases[name]["verdict"] != "PASS"}
             curves.append({**line, "curves": {m: dict(c) for m, c in kept.items() if c}})
         verdict = "PASS" if all(c["verdict"] == "PASS" for c in cases.values()) else "FAIL"

@@ -94,7 +94,7 @@ class PlantedRuns:
 
 def losses_of(trace: Trace) -> Mapping[int, float]:
     """The losses of the rank that has them: the first, or with pipeline stages the last."""
-    ranks = sorted(metric for metric in trace.curves if metric.partition("@")[0] == LOSS)
+    ranks = sorted(key for key in trace.curves if key.metric == LOSS)
     return trace.curves[ranks[0]] if ranks else {}
 
 

@@ -39,6 +39,7 @@ def laws(recorder: Recorder) -> list[bool]:
 
 def test_numbers_of_a_line_and_scalars_are_curves_and_times_are_not() -> None:
     curves = log_of([12.25, 12.0], [(1, 12.25), (2, 12.0)], 1).trace("printed", {}).curves
+    curves = {str(key): series for key, series in curves.items()}
     assert curves["printed_lm_loss/start"] == {1: 12.25, 2: 12.0}
     assert curves["logged_lm_loss/start"] == {1: 12.25, 2: 12.0}
     assert curves["logged_lm_loss_vs_samples/start"] == {2: 12.25, 4: 12.0}

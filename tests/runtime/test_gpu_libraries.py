@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from validation.running.isolation import HIDDEN
+from validation.isolation import HIDDEN
 from vpmoe.runtime.gpu_libraries import GPU_LIBRARIES, hidden_libraries
 
 # Megatron imports these too: needed, or used when asked for, or without part in the numbers.

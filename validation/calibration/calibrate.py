@@ -32,13 +32,14 @@ from validation.calibration.noise import (
     tolerances_from,
 )
 from validation.cases import Case, leads
-from validation.compare import Tolerances, compare, curve_class, event_class
+from validation.compare import Tolerances, compare
 from validation.goldens import Golden
 from validation.goldens.store import environment_of
+from validation.progress import Progress
 from validation.running.environment import machine_type
 from validation.running.execution import close_parents
 from validation.running.notes import Grains, grains_of, longest_sum_of, shaken
-from validation.trace import Trace
+from validation.trace import Trace, curve_class, event_class
 
 # The chance, with which a detectable effect is seen.
 POWER = 0.9
@@ -172,7 +173,7 @@ def measure_case(
     runs: int,
     base: Trace,
     run: Callable[[Variant], Trace],
-    progress: Callable[[str], None],
+    progress: Progress,
     jobs: int = 1,
 ) -> Measured:
     """Reruns a case under the variants that suit it, and measures its noise.
@@ -196,7 +197,9 @@ def measure_case(
         if shaken(first):
             made[chosen[0].name] = first
         else:
-            progress("the run computes nothing with torch: its initial weights are moved instead")
+            progress.message(
+                "the run computes nothing with torch: its initial weights are moved instead"
+            )
             chosen = perturbations(runs)
     return measure(
         base, lambda variant: made.pop(variant.name, None) or run(variant), chosen, progress, jobs
@@ -207,7 +210,7 @@ def measure(
     base: Trace,
     run: Callable[[Variant], Trace],
     chosen: Sequence[Variant],
-    progress: Callable[[str], None],
+    progress: Progress,
     jobs: int = 1,
 ) -> Measured:
     """Reruns a case under each variant and pools what differs.
@@ -230,12 +233,12 @@ def measure(
             for number, (variant, trace) in enumerate(
                 zip(chosen, pool.map(run, chosen), strict=True), start=1
             ):
-                noise, line = compared(base, trace, variant)
+                noise, said = compared(base, trace, variant)
                 runs.append(noise)
                 machines.append(machine_type(environment_of(trace.provenance)))
                 made.append(trace)
-                lines.append(line)
-                progress(f"[{number}/{len(chosen)}] {line}")
+                lines.append(f"{variant.name}: {said}")
+                progress.ended(number, len(chosen), variant.name, said)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             close_parents()  # so that the threads' runs end now
@@ -258,7 +261,7 @@ def measure(
 
 
 def compared(base: Trace, trace: Trace, variant: Variant) -> tuple[Noise, str]:
-    """The noise of a rerun, and a line about it.
+    """The noise of a rerun, and how it compares, in words.
 
     Raises:
         ValueError: see `measure`.
@@ -272,11 +275,11 @@ def compared(base: Trace, trace: Trace, variant: Variant) -> tuple[Noise, str]:
         )
     noise = noise_of(comparison)
     worst = max((max(steps.values()) for steps in noise.values()), default=0.0)
-    line = (
-        f"{variant.name}: {comparison.identical} of {comparison.compared} records "
+    said = (
+        f"{comparison.identical} of {comparison.compared} records "
         f"bit-identical, largest relative difference {worst:.3g}"
     )
-    return noise, line
+    return noise, said
 
 
 def _refuse_ignored(runs: Sequence[Noise]) -> None:
@@ -322,9 +325,9 @@ def detectable_effect(case: Case, trace: Trace, measured: Measured) -> dict[str,
         return measured.tolerances.of(name, step) + noise
 
     effect = {}
-    for metric, series in trace.curves.items():
-        if leads(case, metric):
-            effect[metric] = min(needed(curve_class(metric), step) for step in series)
+    for key, series in trace.curves.items():
+        if leads(case, str(key)):
+            effect[str(key)] = min(needed(curve_class(key), step) for step in series)
     updates = {
         event_class(event.key): event.key.step
         for event in reversed(trace.events)

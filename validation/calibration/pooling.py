@@ -20,13 +20,14 @@ from validation.goldens import Golden
 from validation.goldens.environments import identity, in_words
 from validation.goldens.store import environment_of
 from validation.power.matrix import bitwise_equal
+from validation.progress import Progress
 from validation.run_folder import RunFolder
 from validation.running.environment import machine_type
 from validation.running.notes import grains_of
 from validation.trace import Trace, load_trace
 
 
-def pool(golden: Golden, folders: Sequence[Path], progress: Callable[[str], None]) -> Measured:
+def pool(golden: Golden, folders: Sequence[Path], progress: Progress) -> Measured:
     """Measures noise on run folders, as distance to the golden.
 
     Where the golden has been calibrated, the runs are held against the tolerances in force, and
@@ -57,7 +58,7 @@ def _extend(
     golden: Golden,
     chosen: Sequence[Variant],
     made: Callable[[Variant], Trace],
-    progress: Callable[[str], None],
+    progress: Progress,
 ) -> Measured:
     record = golden.calibration
     known = {line.partition(":")[0] for line in record["variants"]}
@@ -67,13 +68,13 @@ def _extend(
         if variant.name in known:
             raise ValueError(f"{variant.name}: the golden's calibration has this run already")
         trace = made(variant)
-        noise, line = compared(golden.trace, trace, variant)
+        noise, said = compared(golden.trace, trace, variant)
         runs.append(noise)
         ratios.append(largest_ratio(noise, golden.tolerances))
         machines.append(machine_type(environment_of(trace.provenance)))
         traces.append(trace)
-        lines.append(line)
-        progress(f"{line}, {ratios[-1]:.2g} of its tolerance at most")
+        lines.append(f"{variant.name}: {said}")
+        progress.message(f"{lines[-1]}, {ratios[-1]:.2g} of its tolerance at most")
     noise, grains = largest_of(runs), grains_of(traces)
     counted = int(record["largest_sum"])
     return Measured(

@@ -12,7 +12,7 @@ from typing import Any
 
 from validation.config import CaseError, lane_of
 from validation.files import encode_json, safe_name
-from validation.running.isolation import HIDDEN
+from validation.isolation import HIDDEN
 
 ARITHMETICS = ("native", "wide")
 

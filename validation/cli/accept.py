@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from validation.cases import Case, CaseError, discover_cases
-from validation.cli.common import Progress, add_selection, chosen_cases, lane_to_run
+from validation.cli.common import add_selection, chosen_cases, lane_to_run
+from validation.cli.progress import TerminalProgress
 from validation.cli.proofs import prove_accepted
 from validation.cli.suggest import unknown
 from validation.gate.plan import CheckPlan, recordings_of
@@ -127,7 +128,7 @@ def update(options: argparse.Namespace) -> int:
         if not (proposal.before and proposal.before.tolerances.classes):
             name = proposal.trace.case
             print(f"{name} is compared exactly until `golden calibrate {name}` has measured noise")
-    prove_accepted(root, proposals, cases, Progress())
+    prove_accepted(root, proposals, cases, TerminalProgress())
     return 0
 
 
@@ -145,7 +146,7 @@ def runnable(root: Path, cases: Mapping[str, Case], lane: str, names: Sequence[s
         CaseError: an unknown case, or one that does not run on the lane.
         RefusedError: a case named by the user cannot run here.
     """
-    able, progress = [], Progress()
+    able, progress = [], TerminalProgress()
     for case in chosen_cases(cases, names, lane):
         reason = case.needs.missing(root, gpu_count(), lane)
         if reason is None:
@@ -153,7 +154,7 @@ def runnable(root: Path, cases: Mapping[str, Case], lane: str, names: Sequence[s
         elif case.name in names:
             raise RefusedError(f"case {case.name} cannot run here: it {reason}")
         else:
-            progress(f"{case.name}: skipped, {reason}")
+            progress.message(f"{case.name}: skipped, {reason}")
     return able
 
 
@@ -166,7 +167,7 @@ def record_here(
         RefusedError: a run failed.
     """
     plan = CheckPlan(root=root, lane=lane)
-    recordings = recordings_of(plan, folder, Progress())
+    recordings = recordings_of(plan, folder, TerminalProgress())
     traces = []
     with recordings.ahead(cases):
         for case in cases:

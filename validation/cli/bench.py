@@ -13,13 +13,13 @@ from typing import Any
 from validation.cases import Case, CaseError, discover_cases, discover_throughput_faults
 from validation.cli import completion
 from validation.cli.common import (
-    Progress,
     add_selection,
     chosen_cases,
     chosen_lane,
     publish,
     refuse_no_folder,
 )
+from validation.cli.progress import TerminalProgress
 from validation.cli.suggest import did_you_mean
 from validation.config import declaration_of
 from validation.files import encode_json, write_atomically
@@ -133,7 +133,7 @@ def bench(options: argparse.Namespace) -> int:
     # A cancelled job's trainings and checkout shall end as they do on Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     folder = RunFolder.create(root, lane, tree_digest(root))
-    progress = Progress()
+    progress = TerminalProgress()
     try:
         with progress:
             result = run_bench(plan, folder.path / "logs", gpu_count(), progress)
@@ -143,7 +143,7 @@ def bench(options: argparse.Namespace) -> int:
     try:
         draw_trend(lane, read_series(root / "runs", lane), [folder.path, options.report])
     except Exception as error:  # a page that cannot be drawn never changes a verdict
-        progress(f"warning: no {TREND_FILE}: {type(error).__name__}: {error}")
+        progress.message(f"warning: no {TREND_FILE}: {type(error).__name__}: {error}")
     if options.json:
         json.dump(result.to_json(), sys.stdout, allow_nan=False)
         print()

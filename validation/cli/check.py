@@ -24,7 +24,6 @@ from validation.calibration.noise import FACTOR
 from validation.calibration.pooling import pool
 from validation.cases import Case, discover_cases, discover_faults
 from validation.cli.common import (
-    Progress,
     add_jobs,
     add_selection,
     chosen_cases,
@@ -36,6 +35,7 @@ from validation.cli.common import (
     refuse_no_folder,
     threads_each,
 )
+from validation.cli.progress import TerminalProgress
 from validation.cli.proofs import Unproven, prove
 from validation.config import lane_of
 from validation.files import encode_json, write_atomically
@@ -141,7 +141,7 @@ def check(options: argparse.Namespace) -> int:
         exact=options.exact,
         judge=options.judged_by,
     )
-    progress = Progress()
+    progress = TerminalProgress()
     folder = RunFolder.create(root, lane, tree_digest(root))
     with progress:
         if options.against is not None:
@@ -152,7 +152,7 @@ def check(options: argparse.Namespace) -> int:
     try:
         write_sinks(result, folder, options.report, options.junit)
     except Exception as error:  # a report that cannot be drawn never changes a verdict
-        progress(f"warning: the reports are incomplete: {type(error).__name__}: {error}")
+        progress.message(f"warning: the reports are incomplete: {type(error).__name__}: {error}")
     if options.json:
         json.dump(result.to_json(), sys.stdout, allow_nan=False)
         print()
@@ -215,7 +215,7 @@ def calibrate(options: argparse.Namespace) -> int:
     refuse_dirty(root)
     cases = discover_cases(root)
     store = GoldenStore(root / "goldens")
-    progress = Progress()
+    progress = TerminalProgress()
     if options.folders:
         for case in chosen_cases(cases, options.case, lane):
             golden = _calibrate_on(options.folders, store, lane, case, progress, options.reason)
@@ -227,7 +227,7 @@ def calibrate(options: argparse.Namespace) -> int:
     for case in chosen_cases(cases, options.case, lane):
         reason = case.needs.missing(root, gpu_count(), lane)
         if reason is not None:
-            progress(f"{case.name}: skipped, it {reason}")
+            progress.message(f"{case.name}: skipped, it {reason}")
             continue
         environment = here(lane_of(root, lane), case.processes)
         golden = store.nearest(lane, case.name, environment)
@@ -238,7 +238,7 @@ def calibrate(options: argparse.Namespace) -> int:
         provenance = describe_source(plan)
 
         def rerun(variant: Any, case: Any = case, provenance: Any = provenance) -> Trace:
-            progress(f"{case.name}: {variant.name}")
+            progress.message(f"{case.name}: {variant.name}")
             run = RunOptions(
                 lane=lane,
                 settings=variant.settings,
@@ -270,7 +270,7 @@ def _calibrate_on(
     store: GoldenStore,
     lane: str,
     case: Case,
-    progress: Progress,
+    progress: TerminalProgress,
     reason: str,
 ) -> Golden:
     """Calibrates a case on what run folders hold of it; returns its golden before."""

@@ -1,22 +1,16 @@
-"""What the commands share: choosing cases and lanes, progress, MLflow."""
+"""What the commands share: choosing cases and lanes, MLflow."""
 
 from __future__ import annotations
 
 import argparse
 import os
-import re
-import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import rich.progress
-from rich.console import Console
-from rich.text import Text
-
 from validation.cases import Case, CaseError, lanes_with_cases
 from validation.cli import completion
+from validation.cli.progress import TerminalProgress
 from validation.cli.suggest import did_you_mean, unknown
 from validation.config import declaration_of
 from validation.gate.base import judged_declaration
@@ -152,58 +146,7 @@ def refuse_no_file(flag: str, path: Path | None) -> None:
     refuse_no_folder(flag, path.parent)
 
 
-_COUNTED = re.compile(r"\[(\d+)/(\d+)\] (.*)")
-
-
-class Progress:
-    """Progress on stderr: lines, and on a terminal inside `with` a bar below them.
-
-    A line that begins with `[n/m]` says that the n-th of m parts is under way.
-    """
-
-    def __init__(self) -> None:
-        self._began = time.monotonic()
-        self._console = Console(stderr=True, highlight=False)
-        self._bar: rich.progress.Progress | None = None
-
-    def __enter__(self) -> Progress:
-        if self._console.is_terminal:
-            self._bar = rich.progress.Progress(
-                rich.progress.SpinnerColumn(),
-                rich.progress.BarColumn(30),
-                rich.progress.MofNCompleteColumn(),
-                rich.progress.TimeElapsedColumn(),
-                rich.progress.TextColumn("{task.description}", markup=False),
-                console=self._console,
-                transient=True,
-            )
-            self._bar.start()
-            self._bar.add_task("", total=None)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
-
-    def __call__(self, text: str) -> None:
-        """Shows a line."""
-        elapsed = f"{time.monotonic() - self._began:6.1f} s"
-        if not self._console.is_terminal:
-            print(f"{elapsed}  {text}", file=sys.stderr, flush=True)
-            return
-        self._console.print(Text.assemble((elapsed, "dim"), " ", text))
-        if self._bar is not None:
-            counted = _COUNTED.match(text)
-            if counted:
-                number, total, what = int(counted[1]), int(counted[2]), counted[3]
-                task = self._bar.task_ids[0]
-                self._bar.update(task, completed=number - 1, total=total, description=what)
-            else:
-                self._bar.update(self._bar.task_ids[0], description=text)
-
-
-def publish(run_dir: Path, progress: Progress) -> None:
+def publish(run_dir: Path, progress: TerminalProgress) -> None:
     """Logs a run folder to MLflow where that is installed; the verdict is fixed by then."""
     if os.environ.get("GOLDEN_MLFLOW") == "0":
         return
@@ -211,4 +154,6 @@ def publish(run_dir: Path, progress: Progress) -> None:
 
     outcome = publish_run(run_dir, store=None)
     if not outcome.sent:
-        progress(f"warning: not logged to MLflow: {outcome.message}; send it later: golden publish")
+        progress.message(
+            f"warning: not logged to MLflow: {outcome.message}; send it later: golden publish"
+        )

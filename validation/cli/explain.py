@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from validation.cases import discover_cases
-from validation.cli.common import Progress, add_case, add_lane, chosen_cases, lane_to_run
+from validation.cli.common import add_case, add_lane, chosen_cases, lane_to_run
+from validation.cli.progress import TerminalProgress
 from validation.diagnosis.first_operation import Search, described, first_operation
 from validation.goldens.acceptance import RefusedError
 from validation.run_folder import RunFolder, finished_runs
@@ -88,7 +89,7 @@ def explain_operation(root: Path, options: argparse.Namespace) -> int:
         raise RefusedError(f"case {case.name}: it {lacks}")
     log = RunFolder.create(root, lane, tree_digest(root)).log
     search = Search(root, lane, case, log, options.against, variables, options.steps)
-    progress = Progress()
+    progress = TerminalProgress()
     try:
         with progress:
             found, compared = first_operation(search, progress)

@@ -12,13 +12,13 @@ from typing import Any
 from validation.cases import CaseError, discover_benign, discover_cases, discover_faults
 from validation.cli import completion, suggest
 from validation.cli.common import (
-    Progress,
     add_jobs,
     add_lane,
     chosen_jobs,
     lane_to_run,
     refuse_no_folder,
 )
+from validation.cli.progress import TerminalProgress
 from validation.config import lane_of
 from validation.files import DamagedFileError, encode_json, write_atomically
 from validation.goldens import Golden, GoldenStore
@@ -98,7 +98,7 @@ def faults(options: argparse.Namespace) -> int:
     harmless = discover_benign(root).values()
     benign = [] if options.only else [b for b in harmless if lane in b.lanes]
     goldens: dict[str, Golden] = {}
-    store, progress, gpus = GoldenStore(root / "goldens"), Progress(), gpu_count()
+    store, progress, gpus = GoldenStore(root / "goldens"), TerminalProgress(), gpu_count()
     for case in cases.values():
         if lane not in case.lanes or case.needs.missing(root, gpus, lane) is not None:
             continue
@@ -107,7 +107,7 @@ def faults(options: argparse.Namespace) -> int:
                 lane, case.name, here(lane_of(root, lane), case.processes)
             )
         except DamagedFileError as error:
-            progress(f"{case.name} kills nothing: {error}")
+            progress.message(f"{case.name} kills nothing: {error}")
     if not goldens or not chosen:
         raise RefusedError(f"lane {lane} has {len(goldens)} goldens and {len(chosen)} faults")
     folder = RunFolder.create(root, lane, tree_digest(root))
@@ -151,7 +151,7 @@ def faults(options: argparse.Namespace) -> int:
             write_atomically(options.output / name, content)
     # A check stops after a few steps, which whole runs say nothing of.
     for line in [] if options.full else record_matrix(store, list(known.values()), goldens, matrix):
-        progress(line)
+        progress.message(line)
     if options.json:
         json.dump(matrix.to_json(), sys.stdout, allow_nan=False)
         print()

@@ -14,7 +14,7 @@ from validation.goldens import GoldenStore
 from validation.goldens.layout import HEAD
 from validation.goldens.merge import describe_head
 from validation.run_folder import TRACES
-from validation.trace import Trace, load_trace
+from validation.trace import HeldInvariant, Sketch, Trace, load_trace
 from validation.trace.storage import HEAD as TRACE_HEAD
 
 _STDIN = "-"
@@ -92,15 +92,18 @@ def _of_file(path: Path) -> list[str]:
 def _described(trace: Trace) -> Iterator[str]:
     for name, value in sorted(trace.provenance.items()):
         yield f"{name}: {json.dumps(jsonable(value), sort_keys=True)}"
-    for metric, series in trace.curves.items():
+    for curve, series in trace.curves.items():
         values = ", ".join(f"{step}: {value!r}" for step, value in series.items())
-        yield f"curve {metric}: {values}"
-    for name, rows in trace.tables.items():
-        yield f"table {name}: {json.dumps(rows)}"
+        yield f"curve {curve}: {values}"
+    for table, rows in trace.tables.items():
+        yield f"table {table}: {json.dumps(rows)}"
     for event in trace.events:
         key = event.key
         place = f"step {key.step}.{key.micro_batch} {key.phase} {key.module} {key.tensor}"
         rank = f" rank {key.rank}" if key.rank else ""
         value = event.value
-        text = f"{value.digest} norm {value.norm!r}" if event.floating else json.dumps(value)
+        if isinstance(value, Sketch):
+            text = f"{value.digest} norm {value.norm!r}"
+        else:
+            text = json.dumps(value.to_json() if isinstance(value, HeldInvariant) else value)
         yield f"event {place}{rank}: {text}"

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from validation.cases import Case, discover_faults
-from validation.cli.common import Progress
+from validation.cli.progress import TerminalProgress
 from validation.goldens import GoldenStore
-from validation.goldens.acceptance import Proposal
 from validation.goldens.canaries import in_force
 from validation.goldens.layout import HEAD
+from validation.goldens.proposal import Proposal
 from validation.power.proof import ENOUGH, ENOUGH_AT_FIRST, Site, fit_faults, prove_here
 from validation.run_folder import RunFolder
 from validation.running.source import tree_digest
@@ -28,7 +28,7 @@ class Unproven:
     enough: int = ENOUGH
 
 
-def prove(root: Path, goldens: Iterable[Unproven], progress: Progress) -> None:
+def prove(root: Path, goldens: Iterable[Unproven], progress: TerminalProgress) -> None:
     """Proves canaries of goldens and prints what was found."""
     faults = list(discover_faults(root).values())
     wanted = [g for g in goldens if fit_faults(faults, g.lane, g.case.name)]
@@ -39,14 +39,14 @@ def prove(root: Path, goldens: Iterable[Unproven], progress: Progress) -> None:
         store=GoldenStore(root / "goldens"),
         faults=faults,
         log=RunFolder.create(root, wanted[0].lane, tree_digest(root)).log,
-        tell=progress,
+        tell=progress.message,
     )
     for g in wanted:
         print(prove_here(site, g.lane, g.case, g.place, g.listed, g.enough))
 
 
 def prove_accepted(
-    root: Path, proposals: Iterable[Proposal], cases: dict[str, Case], progress: Progress
+    root: Path, proposals: Iterable[Proposal], cases: dict[str, Case], progress: TerminalProgress
 ) -> None:
     """Proves again what replaced goldens listed, and a few canaries of first goldens."""
     store, unproven = GoldenStore(root / "goldens"), []

@@ -11,17 +11,18 @@ from typing import Any
 
 from validation.cases import Case, discover_cases, discover_faults
 from validation.cli.common import (
-    Progress,
     add_case,
     add_lane,
     add_selection,
     chosen_cases,
     lane_to_run,
 )
+from validation.cli.progress import TerminalProgress
 from validation.cli.proofs import prove_accepted
 from validation.config import declaration_of
 from validation.files import DamagedFileError
 from validation.gate.bisect import bisect
+from validation.gate.health import examine, known_gaps
 from validation.gate.plan import CheckPlan, describe_source
 from validation.gate.rebase import (
     Rebase,
@@ -33,7 +34,6 @@ from validation.gate.rebase import (
 )
 from validation.goldens import GoldenStore
 from validation.goldens.acceptance import RefusedError, accept, refuse_dirty
-from validation.goldens.health import examine, known_gaps
 from validation.goldens.merge import merge_heads, set_up
 from validation.power.proof import Planted, fit_faults, record
 from validation.run_folder import RunFolder
@@ -149,7 +149,7 @@ def rebase(options: argparse.Namespace) -> int:
         options.lane = lane_to_move(options.env[1], options.lane)
     lane = lane_to_run(options)
     store, cases = GoldenStore(root / "goldens"), discover_cases(root)
-    rerun, progress = _rerunner(root, lane), Progress()
+    rerun, progress = _rerunner(root, lane), TerminalProgress()
     faults = list(discover_faults(root).values())
     rebased: list[Rebase] = []
     if options.env:
@@ -208,7 +208,7 @@ def find_bad_commit(options: argparse.Namespace) -> int:
     """Prints the first bad commit; returns 0, or 1 when skipped commits leave several."""
     root = find_root()
     chosen_cases(discover_cases(root), [options.case], lane := lane_to_run(options))
-    found = bisect(root, options.good, options.bad, options.case, lane, Progress())
+    found = bisect(root, options.good, options.bad, options.case, lane, TerminalProgress())
     if len(found.commits) > 1:
         print(f"skipped commits leave {len(found.commits)} candidates:")
     for commit in found.commits:
@@ -247,10 +247,10 @@ def _rerunner(root: Path, lane: str) -> Rerun:
     """A function that runs a case here, its log in a run folder."""
     folder = RunFolder.create(root, lane, tree_digest(root))
     plan = CheckPlan(root=root, lane=lane)
-    provenance, progress = describe_source(plan), Progress()
+    provenance, progress = describe_source(plan), TerminalProgress()
 
     def rerun(case: Case, fault: str | None, steps: int | None = None, /) -> Trace:
-        progress(f"{case.name}: running" + (f" with {fault} planted" if fault else ""))
+        progress.message(f"{case.name}: running" + (f" with {fault} planted" if fault else ""))
         settings = None if steps is None else {"stop_after": steps}
         options = RunOptions(lane=lane, fault=fault, settings=settings)
         return record_case(case, lane, root, folder.log, provenance, options)

@@ -3,7 +3,7 @@
 from validation.compare.compare import MISSING, Catch, Comparison, CurveComparison, Outcome, compare
 from validation.compare.divergence import Divergence
 from validation.compare.invariant import compare_invariant
-from validation.compare.tolerance import EXACT, Tolerances, curve_class, event_class
+from validation.compare.tolerance import EXACT, Tolerances
 
 __all__ = [
     "EXACT",
@@ -16,6 +16,4 @@ __all__ = [
     "Tolerances",
     "compare",
     "compare_invariant",
-    "curve_class",
-    "event_class",
 ]

@@ -9,12 +9,21 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from validation.compare.divergence import Divergence
-from validation.compare.tolerance import EXACT, Tolerances, curve_class, event_class
-from validation.trace.model import PHASES, Event, Key, Trace
+from validation.compare.tolerance import EXACT, Tolerances
+from validation.trace.classes import curve_class, event_class
+from validation.trace.model import (
+    PHASES,
+    CurveKey,
+    Event,
+    HeldInvariant,
+    Key,
+    RecordKind,
+    Trace,
+)
 from validation.trace.sketch import Sketch, relative_distance
 
 # A value far below its class's largest is held to that scale: a gradient that is zero up to
@@ -35,7 +44,7 @@ class CurveComparison:
     """A metric of both traces, step by step, as the reports draw it.
 
     Attributes:
-        metric: its name.
+        key: its metric and rank.
         steps: every step of either trace.
         golden: values of the golden; None where it has none.
         actual: values of the run; None where it has none.
@@ -43,7 +52,7 @@ class CurveComparison:
         first_difference: first step beyond its tolerance.
     """
 
-    metric: str
+    key: CurveKey
     steps: Sequence[int]
     golden: Sequence[float | None]
     actual: Sequence[float | None]
@@ -56,7 +65,7 @@ class Outcome:
     """One floating record of both traces.
 
     Attributes:
-        place: where it is; curves have the module `training`.
+        place: where it is, and of which kind.
         record_class: its tolerance class.
         error: relative error; 0 when bit-identical.
         tolerance: what it may be.
@@ -204,10 +213,12 @@ def _events(golden: Trace, actual: Trace, tolerances: Tolerances) -> Iterator[_F
             if not all(math.isfinite(s.norm) for s in (event.value, other.value)):
                 error = math.nan
             tolerance = tolerances.of(name, key.step)
-            place = _place(key, _shown(event.value), _shown(other.value), error, tolerance)
+            place = _place(
+                key, event.kind, _shown(event.value), _shown(other.value), error, tolerance
+            )
             outcome = Outcome(place, name, error, tolerance)
             yield order, None if error <= tolerance else place, outcome, error == 0.0
-        elif _same(event.value, other.value) and not _broken_invariant(other.value):
+        elif _same(event.value, other.value) and not _broken(other):
             yield order, None, None, True
         else:
             yield order, _discrete(key, event, other), None, False
@@ -224,7 +235,9 @@ def _placed(events: Sequence[Event]) -> dict[Key, tuple[int, Event]]:
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Whether two JSON values are equal, of the same types throughout, and finite."""
+    """Whether two values are equal, of the same types throughout, and finite."""
+    if isinstance(one, HeldInvariant) and isinstance(other, HeldInvariant):
+        return _same(one.to_json(), other.to_json())
     if isinstance(one, Mapping) and isinstance(other, Mapping):
         return one.keys() == other.keys() and all(_same(one[k], other[k]) for k in one)
     if isinstance(one, list | tuple) and isinstance(other, list | tuple):
@@ -234,9 +247,9 @@ def _same(one: Any, other: Any) -> bool:
     return bool(one == other) and (not isinstance(one, float) or math.isfinite(one))
 
 
-def _broken_invariant(value: Any) -> bool:
-    """Whether this is a `Recorder.invariant` that does not hold, even if the golden has it so."""
-    return isinstance(value, Mapping) and value.get("holds") is False and "law" in value
+def _broken(event: Event) -> bool:
+    """Whether this is an invariant that does not hold, even if the golden has it so."""
+    return isinstance(event.value, HeldInvariant) and not event.value.holds
 
 
 def _event_scales(trace: Trace) -> Mapping[tuple[str, int], float]:
@@ -250,17 +263,17 @@ def _event_scales(trace: Trace) -> Mapping[tuple[str, int], float]:
 
 def _curve_values(golden: Trace, actual: Trace, tolerances: Tolerances) -> Iterator[_Found]:
     scales: dict[tuple[str, int], float] = defaultdict(float)
-    for metric, series in golden.curves.items():
+    for key, series in golden.curves.items():
         for step, value in series.items():
             if math.isfinite(value):
-                place = curve_class(metric), step
+                place = curve_class(key), step
                 scales[place] = max(scales[place], abs(value))
-    for metric in _union(golden.curves, actual.curves):
-        phase = golden.curve_phases.get(metric) or actual.curve_phases.get(metric, "forward")
-        expected, measured = golden.curves.get(metric, {}), actual.curves.get(metric, {})
-        name = curve_class(metric)
+    for key in _union(golden.curves, actual.curves):
+        phase = golden.curve_phases.get(key) or actual.curve_phases.get(key, "forward")
+        expected, measured = golden.curves.get(key, {}), actual.curves.get(key, {})
+        name = curve_class(key)
         for step in _union(expected, measured):
-            order = (step, 1, PHASES.index(phase), metric)
+            order = (step, 1, PHASES.index(phase), key)
             one, other = expected.get(step), measured.get(step)
             tolerance = tolerances.of(name, step)
             error = None
@@ -270,12 +283,13 @@ def _curve_values(golden: Trace, actual: Trace, tolerances: Tolerances) -> Itera
                 step=step,
                 phase=phase,
                 module="training",
-                tensor=metric,
-                rank=_curve_rank(metric),
+                tensor=key.metric,
+                rank=key.rank,
                 expected=MISSING if one is None else one,
                 actual=MISSING if other is None else other,
                 relative_error=error,
                 tolerance=tolerance,
+                kind=RecordKind.CURVE,
             )
             if error is None:
                 yield order, divergence, None, None
@@ -285,17 +299,22 @@ def _curve_values(golden: Trace, actual: Trace, tolerances: Tolerances) -> Itera
 
 
 def _tables(golden: Trace, actual: Trace) -> Iterator[_Found]:
-    for name in _union(golden.tables, actual.tables):
-        order = (0, 2, 0, name)
-        one, other = golden.tables.get(name), actual.tables.get(name)
+    for key in _union(golden.tables, actual.tables):
+        order = (0, 2, 0, key)
+        one, other = golden.tables.get(key), actual.tables.get(key)
+        place = Divergence(
+            step=0,
+            phase="forward",
+            module=key.name,
+            tensor="table",
+            rank=key.rank or None,  # the contract's object of a first rank's table has none
+            kind=RecordKind.TABLE,
+        )
         if one is None or other is None:
             yield (
                 order,
-                Divergence(
-                    step=0,
-                    phase="forward",
-                    module=name,
-                    tensor="table",
+                replace(
+                    place,
                     expected=MISSING if one is None else f"{len(one)} rows",
                     actual=MISSING if other is None else f"{len(other)} rows",
                 ),
@@ -310,11 +329,8 @@ def _tables(golden: Trace, actual: Trace) -> Iterator[_Found]:
         offset = _first_difference(*rows)
         yield (
             order,
-            Divergence(
-                step=0,
-                phase="forward",
-                module=name,
-                tensor="table",
+            replace(
+                place,
                 offset=offset,
                 expected=rows[0][offset] if offset < len(rows[0]) else MISSING,
                 actual=rows[1][offset] if offset < len(rows[1]) else MISSING,
@@ -327,21 +343,20 @@ def _tables(golden: Trace, actual: Trace) -> Iterator[_Found]:
 def _drawn_curves(
     golden: Trace, actual: Trace, tolerances: Tolerances
 ) -> Iterator[CurveComparison]:
-    beyond: dict[str, int] = {}
-    for order, divergence, _, _ in _curve_values(golden, actual, tolerances):
-        if divergence is not None and divergence.tensor is not None:
-            step = int(order[0])
-            beyond[divergence.tensor] = min(step, beyond.get(divergence.tensor, step))
-    for metric in _union(golden.curves, actual.curves):
-        expected, measured = golden.curves.get(metric, {}), actual.curves.get(metric, {})
+    beyond: dict[CurveKey, int] = {}
+    for (step, _, _, key), divergence, _, _ in _curve_values(golden, actual, tolerances):
+        if divergence is not None:
+            beyond[key] = min(step, beyond.get(key, step))
+    for key in _union(golden.curves, actual.curves):
+        expected, measured = golden.curves.get(key, {}), actual.curves.get(key, {})
         steps = sorted({*expected, *measured})
         yield CurveComparison(
-            metric=metric,
+            key=key,
             steps=steps,
             golden=[expected.get(step) for step in steps],
             actual=[measured.get(step) for step in steps],
-            tolerance=[tolerances.of(curve_class(metric), step) for step in steps],
-            first_difference=beyond.get(metric),
+            tolerance=[tolerances.of(curve_class(key), step) for step in steps],
+            first_difference=beyond.get(key),
         )
 
 
@@ -358,8 +373,10 @@ def _relative_error(expected: float, actual: float, floor: float) -> float:
 def _one_sided(
     key: Key, golden: tuple[int, Event] | None, actual: tuple[int, Event] | None
 ) -> Divergence:
+    event = golden[1] if golden else actual[1] if actual else None
     return _place(
         key,
+        event.kind if event else None,
         MISSING if golden is None else _shown(golden[1].value),
         MISSING if actual is None else _shown(actual[1].value),
         None,
@@ -368,15 +385,18 @@ def _one_sided(
 
 
 def _discrete(key: Key, golden: Event, actual: Event) -> Divergence:
-    expected, measured = golden.value, actual.value
+    expected, measured = _json(golden.value), _json(actual.value)
+    alike = golden.kind is actual.kind or actual.kind is RecordKind.INVARIANT
+    kind = actual.kind if alike else RecordKind.DISCRETE
     offset = None
     if isinstance(expected, list) and isinstance(measured, list):
         offset = _first_difference(expected, measured)
         expected = expected[offset] if offset < len(expected) else MISSING
         measured = measured[offset] if offset < len(measured) else MISSING
     path = []
-    if isinstance(measured, Mapping) and _broken_invariant(measured):
-        expected, measured = f"{measured['law']} holds", _invariant_shown(measured)
+    if isinstance(actual.value, HeldInvariant) and not actual.value.holds:
+        held = actual.value
+        expected, measured = f"{held.name} holds", f"broken by {held.error}, allowed {held.bound}"
     while isinstance(expected, Mapping) and isinstance(measured, Mapping):
         keys = _union(expected, measured)
         name = next(
@@ -387,15 +407,16 @@ def _discrete(key: Key, golden: Event, actual: Event) -> Divergence:
     expected, measured = _shown(expected), _shown(measured)
     if path:
         expected, measured = ({".".join(path): value} for value in (expected, measured))
-    return _place(key, expected, measured, None, None, offset)
+    return _place(key, kind, expected, measured, None, None, offset)
 
 
-def _invariant_shown(value: Mapping[str, Any]) -> str:
-    return f"broken by {value.get('error')}, allowed {value.get('bound')}"
+def _json(value: Any) -> Any:
+    return value.to_json() if isinstance(value, HeldInvariant) else value
 
 
 def _place(
     key: Key,
+    kind: RecordKind | None,
     expected: Any,
     actual: Any,
     error: float | None,
@@ -414,11 +435,13 @@ def _place(
         actual=actual,
         relative_error=error,
         tolerance=tolerance,
+        kind=kind,
     )
 
 
 def _shown(value: Any) -> Any:
     """A record as a reader sees it: a sketch's shape and norm, the size of what is long."""
+    value = _json(value)
     if isinstance(value, Sketch):
         shape = "x".join(map(str, value.shape)) or "scalar"
         return f"{value.dtype} {shape}, norm {value.norm!r}"
@@ -435,9 +458,3 @@ def _first_difference(one: Sequence[Any], other: Sequence[Any]) -> int:
 
 def _union(one: Mapping[Any, Any], other: Mapping[Any, Any]) -> list[Any]:
     return [*one, *(key for key in other if key not in one)]
-
-
-def _curve_rank(metric: str) -> int:
-    """Rank of a curve: 0, or what follows the last `@`."""
-    _, at, rank = metric.rpartition("@")
-    return int(rank) if at and rank.isdigit() else 0

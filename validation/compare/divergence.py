@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import Any
 
 from validation.files import jsonable
+from validation.trace.model import CurveKey, RecordKind, TableKey
 
 
 @dataclass(frozen=True)
@@ -16,14 +18,15 @@ class Divergence:
         step: training step, from 1; 0 before training; None outside of it.
         micro_batch: within the step, from 0.
         phase: data, init, forward, backward, reduction, optimizer or resume.
-        module: fully qualified name; `training` for curves.
-        tensor: tensor of the module, or metric of the curve.
-        rank: global rank.
+        module: fully qualified name; `training` for curves, their name for tables.
+        tensor: tensor of the module, or metric of the curve; `table` for tables.
+        rank: global rank; None for a table of the first rank.
         offset: index of the first differing element of a discrete sequence.
         expected: the golden's value.
         actual: the run's value.
         relative_error: distance relative to the golden; None for discrete records.
         tolerance: what it was allowed to be; None for discrete records.
+        kind: of the record; None where it was read from `verdict.json`, which does not say it.
     """
 
     step: int | None = None
@@ -37,6 +40,16 @@ class Divergence:
     actual: Any = None
     relative_error: float | None = None
     tolerance: float | None = None
+    kind: RecordKind | None = None
+
+    @property
+    def name(self) -> str:
+        """What the record is called, whatever the step, as people write it."""
+        if self.kind is RecordKind.CURVE:
+            return str(CurveKey(str(self.tensor), self.rank or 0))
+        if self.kind is RecordKind.TABLE:
+            return str(TableKey(str(self.module), self.rank or 0))
+        return ".".join(part for part in (self.module, self.tensor) if part)
 
     @property
     def place(self) -> str:
@@ -55,4 +68,18 @@ class Divergence:
 
     def to_json(self) -> dict[str, Any]:
         """The contract's `first_divergence` object."""
-        return {name: jsonable(getattr(self, name)) for name in self.__dataclass_fields__}
+        return {name: jsonable(getattr(self, name)) for name in _CONTRACT}
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any], kind: RecordKind | None = None) -> Divergence:
+        """The divergence that a contract's object tells of; other keys than its own are left out.
+
+        Args:
+            document: the object.
+            kind: of the record, which the object does not say.
+        """
+        return cls(**{name: document.get(name) for name in _CONTRACT}, kind=kind)
+
+
+# The keys of the contract's object; the kind of a record is for this program alone.
+_CONTRACT = tuple(field.name for field in fields(Divergence) if field.name != "kind")

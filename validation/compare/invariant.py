@@ -8,8 +8,8 @@ from dataclasses import replace
 
 from validation.cases import Invariant
 from validation.compare.compare import Comparison, compare
-from validation.compare.tolerance import Tolerances, curve_class, event_class
-from validation.trace import Event, Sketch, Trace
+from validation.compare.tolerance import Tolerances
+from validation.trace import CurveKey, Event, Sketch, Trace, curve_class, event_class
 
 
 def compare_invariant(invariant: Invariant, reference: Trace, actual: Trace) -> Comparison:
@@ -17,8 +17,9 @@ def compare_invariant(invariant: Invariant, reference: Trace, actual: Trace) -> 
 
     Only what the invariant names is compared: its metrics at the steps that the run has, on every
     rank that has them, and, if it asks for that, the tensors that both runs traced on the same
-    rank. A metric of the reference that no rank of the run has is missing, and so is a pattern
-    without a metric.
+    rank. A rank's metric is held to the same rank's of the reference, or to that of the first rank
+    that has it. A metric of the reference that no rank of the run has is missing, and so is a
+    pattern without a metric.
 
     Args:
         invariant: of the run's case.
@@ -26,40 +27,36 @@ def compare_invariant(invariant: Invariant, reference: Trace, actual: Trace) -> 
         actual: the run.
     """
     classes: dict[str, Mapping[int, float]] = {}
-    expected: dict[str, dict[int, float]] = {}
-    measured: dict[str, Mapping[int, float]] = {}
+    expected: dict[CurveKey, dict[int, float]] = {}
+    measured: dict[CurveKey, Mapping[int, float]] = {}
     steps = {step for series in actual.curves.values() for step in series}
     for pattern, tolerance in invariant.curves.items():
-        known = [m for m in reference.curves if fnmatch.fnmatchcase(m, pattern)]
-        for metric in known or [pattern]:
-            series = reference.curves.get(metric, {})
-            named = [m for m in actual.curves if base_metric(m) == metric] or [metric]
-            for name in named:
-                classes[curve_class(name)] = {0: tolerance}
-                measured[name] = actual.curves.get(name, {})
-                expected[name] = {s: series[s] for s in sorted(steps) if s in series}
-                if not expected[name] and not measured[name]:
-                    expected[name] = {0: 0.0}  # a pattern that names no metric
+        named = dict.fromkeys(key.metric for key in reference.curves)
+        for metric in [m for m in named if fnmatch.fnmatchcase(m, pattern)] or [pattern]:
+            theirs = sorted(key for key in reference.curves if key.metric == metric)
+            ours = [key for key in actual.curves if key.metric == metric]
+            for key in ours or theirs[:1] or [CurveKey(metric)]:
+                held_to = key if key in reference.curves or not theirs else theirs[0]
+                series = reference.curves.get(held_to, {})
+                classes[curve_class(key)] = {0: tolerance}
+                measured[key] = actual.curves.get(key, {})
+                expected[key] = {s: series[s] for s in sorted(steps) if s in series}
+                if not expected[key] and not measured[key]:
+                    expected[key] = {0: 0.0}  # a pattern that names no metric
     events: tuple[list[Event], list[Event]] = ([], [])
     if invariant.events is not None:
-        ours = {event.key: event for event in actual.events if isinstance(event.value, Sketch)}
-        traced = {key.step for key in ours} - {0}
+        traced = {event.key: event for event in actual.events if isinstance(event.value, Sketch)}
+        at = {key.step for key in traced} - {0}
         for event in reference.events:
-            if event.key.step in traced and isinstance(event.value, Sketch):
+            if event.key.step in at and isinstance(event.value, Sketch):
                 events[0].append(event)
-                if event.key in ours:
-                    events[1].append(ours[event.key])
-        for key in ours:
-            classes[event_class(key)] = {0: invariant.events}
+                if event.key in traced:
+                    events[1].append(traced[event.key])
+        for place in traced:
+            classes[event_class(place)] = {0: invariant.events}
     phases = {**reference.curve_phases, **actual.curve_phases}
     return compare(
         replace(reference, events=events[0], curves=expected, curve_phases=phases, tables={}),
         replace(actual, events=events[1], curves=measured, curve_phases=phases, tables={}),
         Tolerances(classes),
     )
-
-
-def base_metric(metric: str) -> str:
-    """The metric without the `@rank` of another rank than the first."""
-    name, at, rank = metric.rpartition("@")
-    return name if at and rank.isdigit() else metric

@@ -1,29 +1,13 @@
 """Tolerances: what a floating record may differ by, per class of records and step.
 
-A class pools records that behave alike: numbers in a name become `#`, so that the layers, and the
-experts, of one kind share a tolerance. A class that was never calibrated has tolerance 0.
+A class (`validation.trace.classes`) that was never calibrated has tolerance 0.
 """
 
 from __future__ import annotations
 
 import bisect
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-
-from validation.trace.model import Key
-
-_NUMBER = re.compile(r"\d+")
-
-
-def curve_class(metric: str) -> str:
-    """The class of a curve's values."""
-    return f"curve:{_NUMBER.sub('#', metric)}"
-
-
-def event_class(key: Key) -> str:
-    """The class of a tensor's sketches."""
-    return f"{key.phase}:{_NUMBER.sub('#', f'{key.module}.{key.tensor}')}"
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 from validation.cases import Case, discover_cases
 from validation.config import declaration_of
 from validation.files import decode_json, encode_json, read_file, write_atomically
+from validation.progress import Progress
 from validation.running.environment import gpu_count
 from validation.running.execution import RunError, RunOptions, run_case
 from validation.running.revisions import code_of, copied_gate, revision_path
@@ -56,7 +57,7 @@ class BaseRuns:
     temporary: Path
     log: Path
     name: str
-    progress: Callable[[str], None]
+    progress: Progress
     plant: str | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -107,7 +108,7 @@ class BaseRuns:
         try:
             assert process.stdout is not None
             for line in process.stdout:
-                self.progress(f"{self.name}: {line.rstrip()}")
+                self.progress.message(f"{self.name}: {line.rstrip()}")
             process.wait()
         finally:
             if process.poll() is None:

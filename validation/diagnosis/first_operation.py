@@ -15,7 +15,7 @@ from __future__ import annotations
 import itertools
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from validation.cases import Case
 from validation.diagnosis import operation_log
 from validation.diagnosis.base_runs import BaseRuns
 from validation.files import jsonable
+from validation.progress import Progress
 from validation.run_folder import TRACES
 from validation.running.execution import RunError, RunOptions, run_case
 from validation.running.revisions import base_checkout
@@ -107,9 +108,7 @@ class Search:
     steps: int | None = None
 
 
-def first_operation(
-    search: Search, progress: Callable[[str], None]
-) -> tuple[FirstOperation | None, int]:
+def first_operation(search: Search, progress: Progress) -> tuple[FirstOperation | None, int]:
     """Runs the case twice; returns the first difference and how many operations were compared.
 
     Raises:
@@ -118,9 +117,9 @@ def first_operation(
     """
     with tempfile.TemporaryDirectory(prefix="golden-operations-") as name:
         folder = Path(name)
-        progress(f"{search.case.name}: this tree")
+        progress.message(f"{search.case.name}: this tree")
         run_case(search.case, _options(search, folder / "head", {}), search.root, search.log)
-        progress(f"{search.case.name}: the base")
+        progress.message(f"{search.case.name}: the base")
         _run_base(search, folder, progress)
         found, compared = [], 0
         for rank in range(search.case.processes):
@@ -140,7 +139,7 @@ def _options(search: Search, folder: Path, variables: Mapping[str, str]) -> RunO
     )
 
 
-def _run_base(search: Search, folder: Path, progress: Callable[[str], None]) -> None:
+def _run_base(search: Search, folder: Path, progress: Progress) -> None:
     options = _options(search, folder / "base", search.variables)
     if search.revision is None:
         run_case(search.case, options, search.root, search.log)

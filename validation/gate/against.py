@@ -21,9 +21,10 @@ from validation.diagnosis.base_runs import BaseRuns
 from validation.gate.blindness import unseen_edit
 from validation.gate.check import cannot_run, compare_with
 from validation.gate.nearness import counted, nearness, summary
-from validation.gate.plan import CheckPlan, Progress, describe_source, environment_of
+from validation.gate.plan import CheckPlan, describe_source, environment_of
 from validation.gate.verdict import Canary, CaseResult, CheckResult, Verdict, worst
 from validation.goldens import Golden
+from validation.progress import Progress
 from validation.run_folder import RunFolder
 from validation.running.environment import gpu_count
 from validation.running.execution import RunError
@@ -144,14 +145,14 @@ def _compare_all(
     results: list[CaseResult] = []
     for number, case in enumerate(cases, start=1):
         began = time.monotonic()
-        progress(f"[{number}/{len(cases)}] {case.name}: {case.description}")
+        progress.started(number, len(cases), case.name, case.description)
         if case.name not in known:
             why = f"not comparable: {base.name} has no such case"
             results.append(CaseResult(case.name, Verdict.SKIPPED, skipped_because=why))
             continue
         result = _compare_case(case, plan, base, folder, provenance)
         result = replace(result, seconds=base.seconds[case.name] + time.monotonic() - began)
-        progress(f"[{number}/{len(cases)}] {case.name}: {result.verdict}")
+        progress.ended(number, len(cases), case.name, result.verdict)
         results.append(result)
     results = _without_flicker(results, cases, base, Path(folder.path / "again"))
     if every_case:

@@ -26,6 +26,7 @@ from validation.files import DamagedFileError
 from validation.gate.base import checked_out
 from validation.goldens.acceptance import RefusedError
 from validation.goldens.store import GoldenStore
+from validation.progress import Progress
 from validation.run_folder import LOG_FILE
 from validation.running.execution import RunOptions, run_case
 from validation.running.revisions import copied_gate, revision_path
@@ -57,9 +58,7 @@ class Found:
     log: Sequence[tuple[str, State]]
 
 
-def bisect(
-    root: Path, good: str, bad: str, case: str, lane: str, progress: Callable[[str], None]
-) -> Found:
+def bisect(root: Path, good: str, bad: str, case: str, lane: str, progress: Progress) -> Found:
     """Finds the first commit after `good` that fails a case.
 
     Args:
@@ -85,7 +84,7 @@ def bisect(
         def judge(commit: str) -> State:
             state = shop.judge(commit, goldens)
             log.append((commit, state))
-            progress(f"{commit[:12]} {state}: {_subject(root, commit)}")
+            progress.message(f"{commit[:12]} {state}: {_subject(root, commit)}")
             return state
 
         state = judge(first)

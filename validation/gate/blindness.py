@@ -23,8 +23,8 @@ def shared_records(golden: Trace, actual: Trace) -> int:
     """How many records both traces have: what a comparison must have compared."""
     events = {event.key for event in golden.events} & {event.key for event in actual.events}
     values = sum(
-        len(series.keys() & actual.curves.get(metric, {}).keys())
-        for metric, series in golden.curves.items()
+        len(series.keys() & actual.curves.get(key, {}).keys())
+        for key, series in golden.curves.items()
     )
     return len(events) + values + len(golden.tables.keys() & actual.tables.keys())
 
@@ -46,13 +46,13 @@ def unseen_edit(
 
 def _edited(trace: Trace) -> Iterator[tuple[str, Trace]]:
     """What was done, and the trace that it was done to, for each kind of record."""
-    for metric, series in list(trace.curves.items())[:1]:
+    for key, series in list(trace.curves.items())[:1]:
         step, value = next(iter(series.items()))
         for what, wrong in (("a wrong value", _GROSS * (abs(value) + 1.0)), ("a NaN", math.nan)):
-            curves = {**trace.curves, metric: {**series, step: wrong}}
-            yield f"{what} of {metric} at step {step}", replace(trace, curves=curves)
-        curves = {name: kept for name, kept in trace.curves.items() if name != metric}
-        yield f"the loss of {metric}", replace(trace, curves=curves)
+            curves = {**trace.curves, key: {**series, step: wrong}}
+            yield f"{what} of {key} at step {step}", replace(trace, curves=curves)
+        curves = {other: kept for other, kept in trace.curves.items() if other != key}
+        yield f"the loss of {key}", replace(trace, curves=curves)
     for floating in (True, False):
         for place, event in enumerate(trace.events):
             if event.floating is floating and _editable(event):
@@ -61,9 +61,9 @@ def _edited(trace: Trace) -> Iterator[tuple[str, Trace]]:
                 name = f"a wrong {event.key.module}.{event.key.tensor}"
                 yield name, replace(trace, events=events)
                 break
-    for name, rows in list(trace.tables.items())[:1]:
-        tables = {**trace.tables, name: [*rows, ["edited"]]}
-        yield f"a wrong table {name}", replace(trace, tables=tables)
+    for table, rows in list(trace.tables.items())[:1]:
+        tables = {**trace.tables, table: [*rows, ["edited"]]}
+        yield f"a wrong table {table}", replace(trace, tables=tables)
 
 
 def _editable(event: Event) -> bool:

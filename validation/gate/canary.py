@@ -13,9 +13,10 @@ from validation.compare import compare
 from validation.files import DamagedFileError
 from validation.gate.base import hold_to_base
 from validation.gate.blindness import unseen_edit
-from validation.gate.plan import Check, Progress
+from validation.gate.plan import Check
 from validation.gate.verdict import Canary
 from validation.goldens.proven import Candidate, candidates, choose_canary, why_none
+from validation.progress import Progress
 from validation.running.execution import RunError, RunOptions, run_case
 from validation.running.source import tree_digest
 
@@ -43,7 +44,7 @@ def check_canary(check: Check, compared: Sequence[str], progress: Progress) -> t
     if drawn is None:
         why = why_none(plan.faults, plan.lane)
         return Canary(EDITED_TRACE, True), f"the canary is an edited record of {first}: {why}"
-    progress(f"[canary] {drawn.fault.id}: planting {drawn.fault.imitates}")
+    progress.message(f"[canary] {drawn.fault.id}: planting {drawn.fault.imitates}")
     return _plant(check, drawn, progress)
 
 
@@ -73,10 +74,10 @@ def _plant(check: Check, drawn: Candidate, progress: Progress) -> tuple[Canary, 
         golden = hold_to_base(golden, plan.judge)
     except (DamagedFileError, RunError) as error:
         # A planted bug that crashes proves nothing about the comparison.
-        progress(f"[canary] {fault.id}: could not be run")
+        progress.message(f"[canary] {fault.id}: could not be run")
         return Canary(fault.id, False), f"the canary {fault.id} could not be run: {error}"
     caught = compare(golden.trace.up_to(steps), trace, golden.tolerances).caught
-    progress(f"[canary] {fault.id}: {'NOT caught' if caught is None else 'caught'}")
+    progress.message(f"[canary] {fault.id}: {'NOT caught' if caught is None else 'caught'}")
     if caught is not None:
         return Canary(fault.id, True), ""
     return Canary(fault.id, False), (

@@ -16,12 +16,13 @@ from validation.gate.blindness import shared_records
 from validation.gate.canary import check_canary
 from validation.gate.loosening import find_loosenings, quarantine_in_force, verdict_if_accepted
 from validation.gate.nearness import calibrated_here, may_be_the_machine, nearness, summary
-from validation.gate.plan import Check, CheckPlan, Progress
+from validation.gate.plan import Check, CheckPlan
 from validation.gate.quarantine import apply_quarantine
 from validation.gate.tokens import decoded_tokens
 from validation.gate.verdict import CaseResult, CheckResult, Loosening, Verdict, worst
 from validation.goldens import Golden
 from validation.goldens.environments import in_words, same_stack
+from validation.progress import Lines, Progress
 from validation.run_folder import RunFolder
 from validation.running.execution import RunError
 from validation.running.machine import unfit
@@ -35,7 +36,7 @@ def run_check(plan: CheckPlan, folder: RunFolder, progress: Progress) -> CheckRe
     Args:
         plan: what to do.
         folder: receives traces and the log.
-        progress: told what happens, a line at a time.
+        progress: told what happens.
     """
     began = time.monotonic()
     check = Check.begin(plan, folder, progress)
@@ -85,9 +86,9 @@ def _check_cases(check: Check, progress: Progress) -> list[CaseResult]:
     able = [case for case in plan.cases if cannot_run(case, plan, check.gpus) is None]
     with check.recordings.ahead(able):
         for number, case in enumerate(plan.cases, start=1):
-            progress(f"[{number}/{len(plan.cases)}] {case.name}: {case.description}")
+            progress.started(number, len(plan.cases), case.name, case.description)
             result = check_case(case, check)
-            progress(f"[{number}/{len(plan.cases)}] {case.name}: {result.verdict}")
+            progress.ended(number, len(plan.cases), case.name, result.verdict)
             results.append(result)
     if plan.judge is not None:
         results += vanished_cases(plan.judge, plan.lane, plan.all_cases())
@@ -101,7 +102,7 @@ def _own_canary(
     if all(loosening.kind != "tolerance" for loosening in loosened):
         return True
     own = replace(check, plan=replace(check.plan, judge=None))
-    return check_canary(own, [r.case for r in compared], lambda line: None)[0].caught
+    return check_canary(own, [r.case for r in compared], Lines(lambda line: None))[0].caught
 
 
 # --- one case: run, load, compare, apply its invariant, decide -------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import cached_property
@@ -14,15 +14,13 @@ from validation.cases import Case, Fault, discover_cases
 from validation.config import Declaration, Lane
 from validation.gate.base import judged_declaration
 from validation.goldens import GoldenStore
+from validation.progress import Progress
 from validation.run_folder import RunFolder
 from validation.running.environment import describe, gpu_count
 from validation.running.execution import RunOptions
 from validation.running.recordings import Recordings, record_case
 from validation.running.source import commit, dirty_files, tree_digest
 from validation.trace import Trace, load_trace
-
-Progress = Callable[[str], None]
-"""Told what happens, a line at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)

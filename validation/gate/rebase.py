@@ -22,13 +22,14 @@ from typing import Protocol
 from validation.cases import Case, Fault
 from validation.compare import Catch, Tolerances, compare
 from validation.files import DamagedFileError, decode_json, read_file
-from validation.goldens.acceptance import Proposal, RefusedError, load_runs, propose_after
+from validation.goldens.acceptance import RefusedError, load_runs, propose_after
 from validation.goldens.canaries import Proof
 from validation.goldens.changes import changes
 from validation.goldens.declared import movements
 from validation.goldens.environments import identity, in_words
 from validation.goldens.layout import HEAD
 from validation.goldens.merge import conflict_reasons
+from validation.goldens.proposal import Proposal
 from validation.goldens.proven import fit
 from validation.goldens.sides import goldens_of_sides
 from validation.goldens.store import Golden, GoldenStore, environment_of

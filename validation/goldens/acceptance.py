@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -15,8 +15,9 @@ from validation.files import DamagedFileError
 from validation.goldens.audit import author, write_audit
 from validation.goldens.canaries import Canaries
 from validation.goldens.changes import Change, changes, recorded_metrics
-from validation.goldens.declared import Expectation, Movement, movements, undeclared, unknown
+from validation.goldens.declared import Expectation, undeclared, unknown
 from validation.goldens.environments import in_words
+from validation.goldens.proposal import Proposal
 from validation.goldens.store import (
     Golden,
     GoldenStore,
@@ -34,46 +35,6 @@ _NEW = "; what a change adds is declared after its run: without --expect the ref
 
 class RefusedError(ValueError):
     """An acceptance that is refused; the message says why and what to do."""
-
-
-@dataclass(frozen=True)
-class Proposal:
-    """One golden that an acceptance would write.
-
-    Attributes:
-        lane: its lane.
-        trace: the new trace.
-        before: the golden so far, or None.
-        changed: what moves beyond the tolerances; of a new environment's golden, which facts are
-            other than the nearest one's, since another environment moves no fact.
-        identical: records that stay bit-identical.
-        compared: records compared.
-        note: why there is nothing to compare with, or what was compared with instead.
-        place: where the golden goes; empty for the first environment of its case.
-    """
-
-    lane: str
-    trace: Trace
-    before: Golden | None
-    changed: Sequence[Change]
-    identical: int = 0
-    compared: int = 0
-    note: str = ""
-    place: str = ""
-
-    def describe(self) -> list[str]:
-        """The proposal as lines of text."""
-        name = f"{self.lane}/{self.trace.case}"
-        moved = [f"  {movement.describe()}" for movement in self.movements]
-        if self.before is None:
-            return [f"{name}: new, {self.trace.records} records{self.note}", *moved]
-        head = f"{name}: {self.compared} records compared, {self.identical} bit-identical"
-        return [f"{head}; moved:", *moved] if moved else [f"{head}, none moved beyond tolerance"]
-
-    @property
-    def movements(self) -> list[Movement]:
-        """What moves, grouped by metric."""
-        return movements(self.changed)
 
 
 def refuse_dirty(root: Path, *, merging: bool = False) -> None:

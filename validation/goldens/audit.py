@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from validation.files import SCHEMA, digest, encode_json, write_atomically
 from validation.goldens.declared import Expectation
 from validation.goldens.environments import in_words
+from validation.goldens.proposal import Proposal
 from validation.goldens.store import GoldenStore, environment_of
 from validation.running.source import RepositoryError, git, tree_digest
-
-if TYPE_CHECKING:
-    from validation.goldens.acceptance import Proposal
+from validation.trace import RecordKind
 
 SHOWN = 8
 """How many movements of a golden are told one by one."""
@@ -45,7 +44,7 @@ def _summary(proposal: Proposal) -> dict[str, Any]:
     """What an audit file says of a golden: curves first, then the largest; git has every record."""
     found = sorted(
         proposal.movements,
-        key=lambda m: (m.changes[0].first.module != "training", -m.largest),
+        key=lambda m: (m.changes[0].first.kind is not RecordKind.CURVE, -m.largest),
     )
     moved = [movement.describe() for movement in found[:SHOWN]]
     if rest := found[SHOWN:]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from validation.compare import Comparison, Divergence
-from validation.trace import Trace
+from validation.trace import RecordKind, Trace
 
 _LONGEST = 80
 
@@ -17,7 +17,7 @@ class Change:
     """A metric, tensor, table or fact that differs, over all its steps.
 
     Attributes:
-        metric: metric of a curve, or `module.tensor`, or a table's name.
+        metric: name of a curve, or `module.tensor`, or a table's name.
         first: where it first differs.
         count: differing records.
         largest: largest relative change; inf for discrete or one-sided records.
@@ -48,28 +48,26 @@ def _short(value: object) -> str:
 
 def changes(comparison: Comparison) -> list[Change]:
     """Groups the divergences of a comparison by what they are about, in execution order."""
-    groups: dict[str, list[Divergence]] = {}
+    groups: dict[tuple[object, ...], list[Divergence]] = {}
     for divergence in comparison.divergences:
-        groups.setdefault(_metric(divergence), []).append(divergence)
-    return [_change(metric, found) for metric, found in groups.items()]
+        groups.setdefault(_about(divergence), []).append(divergence)
+    return [_change(found[0].name, found) for found in groups.values()]
 
 
 def recorded_metrics(trace: Trace) -> set[str]:
     """Every name under which a record of a trace could differ."""
-    tensors = {_joined(event.key.module, event.key.tensor) for event in trace.events}
-    return tensors | set(trace.curves) | set(trace.tables)
+    tensors = {
+        ".".join(part for part in (event.key.module, event.key.tensor) if part)
+        for event in trace.events
+    }
+    return tensors | {str(key) for key in (*trace.curves, *trace.tables)}
 
 
-def _metric(divergence: Divergence) -> str:
-    if divergence.module == "training":
-        return str(divergence.tensor)
-    if divergence.tensor == "table":
-        return str(divergence.module)
-    return _joined(divergence.module, divergence.tensor)
-
-
-def _joined(module: str | None, tensor: str | None) -> str:
-    return ".".join(part for part in (module, tensor) if part)
+def _about(divergence: Divergence) -> tuple[object, ...]:
+    """What a divergence is of: one curve, one table, or a tensor or fact on any rank."""
+    if divergence.kind in (RecordKind.CURVE, RecordKind.TABLE):
+        return divergence.kind, divergence.module, divergence.tensor, divergence.rank
+    return divergence.module, divergence.tensor
 
 
 def _change(metric: str, found: Sequence[Divergence]) -> Change:

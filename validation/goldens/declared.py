@@ -12,6 +12,7 @@ from glob import escape
 from itertools import takewhile
 
 from validation.goldens.changes import Change
+from validation.trace import RecordKind
 
 FORM = "CASE:METRIC:up|down|any[:MAXREL]"
 
@@ -152,7 +153,7 @@ def unknown(expected: Expectation, cases: Collection[str], metrics: Collection[s
 
 def _kind(change: Change) -> str:
     """What a change is about, whatever module or rank it is of; a part of its name."""
-    if change.first.module == "training" or change.first.tensor == "table":
+    if change.first.kind in (RecordKind.CURVE, RecordKind.TABLE):
         return re.split(r"[/@]", change.metric)[0]
     parts = [part for part in str(change.first.tensor).split(".") if not part.isdigit()]
     return parts[-1] if parts else str(change.first.tensor)

@@ -22,7 +22,6 @@ class Sighting:
     Attributes:
         case: its name.
         first: the first divergence.
-        comparator: kind of the record: `discrete`, `table`, `tensor`, `curve` or `law`.
         margin: error over tolerance of the worst record, inf where a fact differs; None in results
             of a time that knew no margins.
         steps: training steps after which the run was stopped; None where it was whole.
@@ -30,9 +29,13 @@ class Sighting:
 
     case: str
     first: Divergence
-    comparator: str
     margin: float | None = None
     steps: int | None = None
+
+    @property
+    def comparator(self) -> str:
+        """Kind of the record that differs first."""
+        return str(self.first.kind)
 
     @property
     def place(self) -> str:
@@ -238,17 +241,6 @@ def kind_of(entry: Pass) -> str:
     """What sort of change this was: `unchanged`, `twin` or `benign`."""
     prefix, slash, _ = entry.id.partition("/")
     return prefix if slash and prefix in ("unchanged", "twin") else "benign"
-
-
-def comparator_of(first: Divergence) -> str:
-    """The kind of record that a divergence is of."""
-    if first.tensor == "table":
-        return "table"
-    if isinstance(first.expected, str) and first.expected.endswith(" holds"):
-        return "law"
-    if first.module == "training":
-        return "curve"
-    return "discrete" if first.relative_error is None else "tensor"
 
 
 def scores(matrix: Matrix) -> dict[str, str]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,9 +30,9 @@ from validation.power.matrix import (
     Pass,
     Sighting,
     bitwise_equal,
-    comparator_of,
 )
 from validation.power.results import Results
+from validation.progress import Progress
 from validation.running.execution import RunError, RunOptions, close_parents, run_case
 
 # A perturbation that no calibration uses: it counts its seeds up from 1.
@@ -71,14 +71,14 @@ def run_matrix(
     plan: MatrixPlan,
     faults: Sequence[Fault],
     benign: Sequence[Benign],
-    progress: Callable[[str], None],
+    progress: Progress,
 ) -> Matrix:
     """Plants everything, each in a run of its own, and collects what the gate says."""
     telling, ending = threading.Lock(), threading.Event()
 
     def tell(text: str) -> None:
         with telling:
-            progress(text)
+            progress.message(text)
 
     def kill(fault: Fault) -> Kill:
         done = plan.results.kill(fault)
@@ -168,8 +168,7 @@ def _try_fault(plan: MatrixPlan, fault: Fault) -> Kill:
             continue
         catch = comparison.caught
         if catch is not None:
-            kind = comparator_of(catch.first)
-            sightings.append(Sighting(name, catch.first, kind, catch.margin, steps))
+            sightings.append(Sighting(name, catch.first, catch.margin, steps))
             if not plan.full:
                 break
     if sightings:

@@ -12,6 +12,7 @@ from validation.compare import Divergence
 from validation.files import digest, encode_json
 from validation.power.ledger import Ledger, StateError, module_file
 from validation.power.matrix import Harmless, Kill, Pass, Sighting
+from validation.trace import RecordKind
 
 # What says how a bug is told of, and not what is run.
 _TOLD = ("id", "category", "component", "imitates", "canary", "twin", "lanes", "case_on")
@@ -50,8 +51,7 @@ class Results:
         sightings = tuple(
             Sighting(
                 seen["case"],
-                Divergence(**seen["first"]),
-                seen["comparator"],
+                Divergence.from_json(seen["first"], RecordKind(seen["kind"])),
                 # Results of a time that knew no margins have none; infinity is kept as "inf".
                 None if seen.get("margin") is None else float(seen["margin"]),
                 seen.get("steps"),
@@ -66,7 +66,7 @@ class Results:
             {
                 "case": seen.case,
                 "first": seen.first.to_json(),
-                "comparator": seen.comparator,
+                "kind": seen.first.kind,
                 "margin": seen.margin,
                 "steps": seen.steps,
             }

@@ -113,8 +113,8 @@ class GoldenItem(pytest.Item):
 
         return RunFolder.create(self.plan.root, self.plan.lane, tree_digest(self.plan.root))
 
-    def progress(self, line: str) -> None:
-        """Keep a line of progress for the item's report."""
+    def say(self, line: str) -> None:
+        """Keep a line for the item's report."""
         self.add_report_section("call", "golden", line)
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
@@ -139,13 +139,14 @@ class CaseItem(GoldenItem):
         from validation.gate.check import check_case
         from validation.gate.plan import Check
         from validation.gate.verdict import CheckResult, Verdict
+        from validation.progress import Lines
         from validation.report import write_reports
         from validation.report.explain import render_explanation
 
         (case,) = (case for case in self.plan.cases if case.name == self.name)
         plan = replace(self.plan, cases=[case])
         folder = self.new_folder()
-        running = Check.begin(plan, folder, lambda line: None)
+        running = Check.begin(plan, folder, Lines(lambda line: None))
         result = check_case(case, running)
         if result.skipped_because is not None:
             folder.path.rmdir()
@@ -171,17 +172,19 @@ class CanaryItem(GoldenItem):
         """Fail unless the bug is caught."""
         from validation.gate.canary import check_canary
         from validation.gate.plan import Check
+        from validation.progress import Lines
 
-        running = Check.begin(self.plan, self.new_folder(), self.progress)
+        progress = Lines(self.say)
+        running = Check.begin(self.plan, self.new_folder(), progress)
         known = [case.name for case in self.plan.cases]
         held = [name for name in running.store.names(self.plan.lane) if name in known]
         if not held:
             raise GoldenFailure("there is no golden that a planted bug could be compared with")
-        canary, message = check_canary(running, held, self.progress)
+        canary, message = check_canary(running, held, progress)
         if not canary.caught:
             raise GoldenFailure(message)
         if message:
-            self.progress(message)
+            self.say(message)
 
 
 class UnusedItem(GoldenItem):

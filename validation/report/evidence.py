@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from validation.compat import StrEnum
+from validation.trace import RecordKind
 
 
 class State(StrEnum):
@@ -97,7 +98,17 @@ class DecodedEvidence:
 
 @dataclass(frozen=True)
 class CaseEvidence:
-    """All of a case; `golden` is the golden's provenance, flat; `detects` as in `CaseResult`."""
+    """All of a case.
+
+    Attributes:
+        curves: Every metric of either side.
+        events: Of the steps that are worth a look.
+        tables: Those of allowed keys.
+        golden: The golden's provenance, flat.
+        decoded: Text around the first differing token.
+        detects: As in `CaseResult`.
+        first_kind: Kind of the first divergence, which `verdict.json` does not say.
+    """
 
     curves: Sequence[CurveEvidence] = ()
     events: Sequence[EventEvidence] = ()
@@ -105,3 +116,4 @@ class CaseEvidence:
     golden: Mapping[str, str] = field(default_factory=dict)
     decoded: Sequence[DecodedEvidence] = ()
     detects: Mapping[str, float] = field(default_factory=dict)
+    first_kind: RecordKind | None = None

@@ -8,6 +8,7 @@ from typing import Any
 from validation.compare import Divergence
 from validation.gate.nearness import counted
 from validation.gate.verdict import CaseResult, CheckResult, Verdict
+from validation.gate.verdict_file import read_verdict
 from validation.report.evidence import CaseEvidence, DecodedEvidence, EventEvidence, State
 from validation.report.gather import load_evidence
 from validation.report.wording import (
@@ -21,6 +22,7 @@ from validation.report.wording import (
     share,
     value_text,
 )
+from validation.trace import RecordKind
 
 _BEFORE = 4
 _AFTER = 3
@@ -36,8 +38,6 @@ def render_explanation(run_dir: Path) -> str:
     Raises:
         DamagedFileError: the folder has no whole verdict, or damaged evidence.
     """
-    from validation.tracking.folder import read_verdict
-
     result = read_verdict(run_dir)
     troubled = [case for case in ran(result) if case.verdict is not Verdict.PASS]
     # A movement is explained rather than what could not be compared at all.
@@ -97,7 +97,7 @@ def _explain_case(case: CaseResult, evidence: CaseEvidence, result: CheckResult)
         return [*lines, *(f"  {line}" for line in message[-_MAX_MESSAGE_LINES:])]
     lines += _first_divergence(divergence)
     lines += [f"  {text}" for text in _decoded(evidence.decoded)]
-    led = _led_to_it(divergence, evidence.events)
+    led = _led_to_it(divergence, evidence)
     if led:
         lines += ["", "in execution order:", *led]
     followed = _followed(divergence, evidence)
@@ -142,8 +142,11 @@ def _decoded(decoded: Sequence[DecodedEvidence]) -> list[str]:
     ]
 
 
-def _led_to_it(divergence: Divergence, events: Sequence[EventEvidence]) -> list[str]:
+def _led_to_it(divergence: Divergence, evidence: CaseEvidence) -> list[str]:
     """Return the events around the divergence, it marked; nothing when it is no event."""
+    if evidence.first_kind in (RecordKind.CURVE, RecordKind.TABLE):
+        return []
+    events = evidence.events
     place = (divergence.step, divergence.phase, divergence.module, divergence.tensor)
     at = next(
         (

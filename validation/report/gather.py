@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from validation.compare import Comparison, CurveComparison, Divergence, Outcome
+from validation.compare import Comparison, CurveComparison, Outcome
 from validation.files import (
     SCHEMA,
     DamagedFileError,
@@ -34,7 +34,7 @@ from validation.report.evidence import (
 )
 from validation.report.wording import flat
 from validation.run_folder import EVIDENCE
-from validation.trace import Event, Trace
+from validation.trace import CurveKey, Event, RecordKind, TableKey, Trace
 
 _MASK_NAME = re.compile(r"(^|[/._-])(window|mask|attention)", re.IGNORECASE)
 _STATES = list(State)
@@ -47,7 +47,9 @@ def evidence_of(case: CaseResult) -> CaseEvidence:
     if comparison is None:
         return CaseEvidence(decoded=decoded)
     outcomes = {
-        (o.place.tensor, o.place.step): o for o in comparison.outcomes if _is_curve(o.place)
+        (CurveKey(str(o.place.tensor), o.place.rank or 0), o.place.step): o
+        for o in comparison.outcomes
+        if o.place.kind is RecordKind.CURVE
     }
     return CaseEvidence(
         curves=[_curve(curve, outcomes) for curve in comparison.curves],
@@ -56,21 +58,18 @@ def evidence_of(case: CaseResult) -> CaseEvidence:
         golden=dict(flat(comparison.golden.provenance)),
         decoded=decoded,
         detects=dict(case.detects),
+        first_kind=None if case.first_divergence is None else case.first_divergence.kind,
     )
 
 
-def _is_curve(place: Divergence) -> bool:
-    return place.module == "training"
-
-
 def _curve(
-    curve: CurveComparison, outcomes: Mapping[tuple[str | None, int | None], Outcome]
+    curve: CurveComparison, outcomes: Mapping[tuple[CurveKey, int | None], Outcome]
 ) -> CurveEvidence:
     states: list[State] = []
     rooms: list[float | None] = []
     rows = zip(curve.steps, curve.golden, curve.actual, curve.tolerance, strict=True)
     for step, golden, actual, tolerance in rows:
-        outcome = outcomes.get((curve.metric, step))
+        outcome = outcomes.get((curve.key, step))
         states.append(_one_sided(golden, actual) if outcome is None else _state(outcome))
         if golden is None or not math.isfinite(golden):
             rooms.append(None)
@@ -80,7 +79,7 @@ def _curve(
             # What the comparator held the deviation against (a floor applies near zero).
             reference = abs(actual - golden) / outcome.error
         rooms.append(tolerance * reference)
-    return CurveEvidence(curve.metric, curve.steps, curve.golden, curve.actual, rooms, states)
+    return CurveEvidence(str(curve.key), curve.steps, curve.golden, curve.actual, rooms, states)
 
 
 def _one_sided(golden: object, actual: object) -> State:
@@ -108,8 +107,12 @@ def _events(comparison: Comparison) -> list[EventEvidence]:
     """Return the events of both traces in execution order, at steps whose tensors were kept."""
     # A place reached several times in a step (a shared module) is drawn once, by its worst.
     ranked = sorted(comparison.outcomes, key=lambda o: (math.isnan(o.error), o.error))
-    outcomes = {_place(o.place): o for o in ranked if not _is_curve(o.place)}
-    diverged = {_place(d) for d in comparison.divergences}
+    outcomes = {_place(o.place): o for o in ranked if o.place.kind is RecordKind.TENSOR}
+    diverged = {
+        _place(d)
+        for d in comparison.divergences
+        if d.kind not in (RecordKind.CURVE, RecordKind.TABLE)
+    }
     ours = {event.key for event in comparison.actual.events}
     theirs = {event.key for event in comparison.golden.events}
     extra = [event for event in comparison.actual.events if event.key not in theirs]
@@ -140,18 +143,18 @@ def _interesting_steps(golden: Sequence[Event], found: Sequence[EventEvidence]) 
 
 def _tables(golden: Trace, actual: Trace) -> list[TableEvidence]:
     """Return the tables of allowed keys; others are told by their first differing row."""
-    names = [*golden.tables, *(name for name in actual.tables if name not in golden.tables)]
-    names = [name for name in names if _MASK_NAME.search(name)]
-    pairs = [(name, _intervals(golden, name), _intervals(actual, name)) for name in names]
+    keys = [*golden.tables, *(key for key in actual.tables if key not in golden.tables)]
+    keys = [key for key in keys if _MASK_NAME.search(key.name)]
+    pairs = [(key, _intervals(golden, key), _intervals(actual, key)) for key in keys]
     return [
-        TableEvidence(name, max(_columns(one), _columns(other)), one, other)
-        for name, one, other in pairs
+        TableEvidence(str(key), max(_columns(one), _columns(other)), one, other)
+        for key, one, other in pairs
         if one or other
     ]
 
 
-def _intervals(trace: Trace, name: str) -> Intervals | None:
-    rows = trace.tables.get(name)
+def _intervals(trace: Trace, key: TableKey) -> Intervals | None:
+    rows = trace.tables.get(key)
     if not rows:
         return None
     intervals = []
@@ -223,6 +226,7 @@ def _to_json(case: str, evidence: CaseEvidence) -> dict[str, Any]:
         "golden": dict(evidence.golden),
         "decoded": [[d.side, d.before, d.token, d.after] for d in evidence.decoded],
         "detects": dict(evidence.detects),
+        "first_kind": evidence.first_kind,
     }
 
 
@@ -233,6 +237,7 @@ def _from_json(document: Mapping[str, Any], path: Path) -> CaseEvidence:
     def intervals(rows: Any) -> Intervals | None:
         return None if rows is None else [[(int(a), int(b)) for a, b in row] for row in rows]
 
+    kind = document.get("first_kind")
     return CaseEvidence(
         curves=[
             CurveEvidence(
@@ -258,4 +263,5 @@ def _from_json(document: Mapping[str, Any], path: Path) -> CaseEvidence:
         golden={str(k): str(v) for k, v in document["golden"].items()},
         decoded=[DecodedEvidence(*map(str, entry)) for entry in document["decoded"]],
         detects={str(k): to_float(v, path) for k, v in document.get("detects", {}).items()},
+        first_kind=None if kind is None else RecordKind(kind),
     )

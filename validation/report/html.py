@@ -49,6 +49,7 @@ from validation.report.wording import (
     value_text,
     where,
 )
+from validation.trace import RecordKind
 
 MAX_CHARTS = 12
 _LEADING_METRICS = ("lm_loss", "grad_norm", "learning_rate")
@@ -182,7 +183,8 @@ def _case_view(
     drawn = [_curve_view(curve, series) for curve in shown]
     hidden = [_curve_view(curve, None) for curve in curves if curve not in shown]
     divergence = case.first_divergence
-    first = (divergence.step, divergence.module) if divergence is not None else None
+    an_event = evidence.first_kind not in (RecordKind.CURVE, RecordKind.TABLE)
+    first = (divergence.step, divergence.module) if divergence is not None and an_event else None
     note = counted(len(curves), "metric") if curves else ""
     if outside:
         note = f"{outside} of {note} outside"

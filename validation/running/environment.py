@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from validation.config import CPU, Lane
-from validation.running.isolation import HIDDEN_DISTRIBUTIONS
+from validation.isolation import HIDDEN_DISTRIBUTIONS
 from validation.running.machine import unfit_gpus
 
 # Variables that change numbers or speed; nothing else of the environment is recorded.

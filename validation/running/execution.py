@@ -106,27 +106,17 @@ def run_case(case: Case, options: RunOptions, root: Path, log: Path) -> Trace:
 
 
 def merge_ranks(ranks: Sequence[Trace]) -> Trace:
-    """One trace of several ranks: events by step, then rank; other ranks' curves named `@rank`."""
+    """One trace of several ranks: events by step, then rank; curves and tables rank after rank."""
     if len(ranks) == 1:
         return ranks[0]
-    curves: dict[str, Mapping[int, float]] = {}
-    phases: dict[str, str] = {}
-    tables: dict[str, Any] = {}
-    for rank, trace in enumerate(ranks):
-        suffix = f"@{rank}" if rank else ""
-        for metric, series in trace.curves.items():
-            curves[metric + suffix] = series
-            phases[metric + suffix] = trace.curve_phases[metric]
-        for name, rows in trace.tables.items():
-            tables[name + suffix] = rows
     events = sorted((e for t in ranks for e in t.events), key=lambda e: (e.key.step, e.key.rank))
     return replace(
         ranks[0],
         provenance=merged(ranks),
         events=events,
-        curves=curves,
-        curve_phases=phases,
-        tables=tables,
+        curves={key: series for trace in ranks for key, series in trace.curves.items()},
+        curve_phases={key: phase for trace in ranks for key, phase in trace.curve_phases.items()},
+        tables={key: rows for trace in ranks for key, rows in trace.tables.items()},
     )
 
 

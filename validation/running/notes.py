@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from validation.trace.model import Trace
+from validation.trace.sketch import Sketch
 
 GRAIN, ARITHMETIC = "grain", "arithmetic"
 
@@ -40,7 +41,10 @@ def longest_sum_of(traces: Sequence[Trace]) -> int:
     if counted:
         return counted
     sizes = (
-        math.prod(event.value.shape) for trace in traces for event in trace.events if event.floating
+        math.prod(event.value.shape)
+        for trace in traces
+        for event in trace.events
+        if isinstance(event.value, Sketch)
     )
     return max(sizes, default=1)
 
@@ -58,12 +62,10 @@ def merged(ranks: Sequence[Trace]) -> Mapping[str, Any]:
         largest = max(int(count.get("largest_sum", 0)) for count in counts)
         notes[ARITHMETIC] = {"largest_sum": largest, "shaken": sum(map(shaken, ranks))}
     grains: dict[str, dict[str, float]] = defaultdict(dict)
-    for rank, trace in enumerate(ranks):
+    for trace in ranks:
         for name, steps in _notes(trace).get(GRAIN, {}).items():
-            # Other ranks' curves have classes of their own.
-            known = grains[f"{name}@#" if rank and name.startswith("curve:") else name]
             for step, value in steps.items():
-                known[step] = max(known.get(step, 0.0), value)
+                grains[name][step] = max(grains[name].get(step, 0.0), value)
     if grains:
         notes[GRAIN] = dict(grains)
     return {**ranks[0].provenance, "notes": notes} if notes else ranks[0].provenance

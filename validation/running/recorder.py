@@ -20,9 +20,18 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from validation.compare.tolerance import curve_class, event_class
 from validation.running.notes import GRAIN
-from validation.trace.model import PHASES, Event, Key, Row, Trace
+from validation.trace.classes import curve_class, event_class
+from validation.trace.model import (
+    PHASES,
+    CurveKey,
+    Event,
+    HeldInvariant,
+    Key,
+    Row,
+    TableKey,
+    Trace,
+)
 from validation.trace.sketch import sketch
 
 if TYPE_CHECKING:
@@ -42,9 +51,9 @@ class Recorder:
         self._steps = frozenset(steps)
         self._events: list[Event] = []
         self._seen: Counter[tuple[Any, ...]] = Counter()
-        self._curves: dict[str, dict[int, float]] = {}
-        self._curve_phases: dict[str, str] = {}
-        self._tables: dict[str, Sequence[Row]] = {}
+        self._curves: dict[CurveKey, dict[int, float]] = {}
+        self._curve_phases: dict[CurveKey, str] = {}
+        self._tables: dict[TableKey, Sequence[Row]] = {}
         self._notes: dict[str, Any] = {}
         self._grains: dict[str, dict[str, float]] = {}
 
@@ -64,7 +73,7 @@ class Recorder:
 
         Args:
             step: training step, from 1.
-            metric: snake_case name, `name/part` for families.
+            metric: name, as a rule in snake_case, `name/part` for families.
             value: kept exactly.
             phase: what makes the value, one of `PHASES`.
             grain: how far, relative to the value, it may move because the numbers that it is made
@@ -73,15 +82,16 @@ class Recorder:
         Raises:
             ValueError: the metric already has a value at this step.
         """
-        if self._curve_phases.setdefault(metric, phase) != phase or phase not in PHASES:
+        key = CurveKey(metric, self.rank)
+        if self._curve_phases.setdefault(key, phase) != phase or phase not in PHASES:
             raise ValueError(
                 f"metric {metric!r}: phase {phase!r} is unknown or another than before"
             )
-        series = self._curves.setdefault(metric, {})
+        series = self._curves.setdefault(key, {})
         if step in series:
             raise ValueError(f"metric {metric!r} is recorded twice at step {step}")
         series[step] = float(value)
-        self._add_grain(curve_class(metric), step, grain)
+        self._add_grain(curve_class(key), step, grain)
 
     def tensor(
         self,
@@ -144,11 +154,19 @@ class Recorder:
             phase: one of `PHASES`.
             tensor: of the module.
             facts: recorded with it, exactly.
+
+        Raises:
+            ValueError: a fact is called `law` or `holds`, which are the invariant's own.
         """
-        value = {"law": name, **facts, "holds": error <= bound}
-        if not error <= bound:
-            value |= {"error": str(error), "bound": bound}
-        self.discrete(module, value, tensor=tensor, step=step, phase=phase)
+        taken = sorted({"law", "holds"} & facts.keys())
+        if taken:
+            raise ValueError(
+                f"invariant {name!r} of {module!r}: a fact cannot be called {taken[0]!r}; choose "
+                "another name"
+            )
+        broken = () if error <= bound else (str(error), _plain(bound))
+        value = HeldInvariant(name, not broken, _plain(facts), *broken)
+        self._add(step, 0, phase, module, tensor, value)
 
     def table(self, name: str, rows: Sequence[Row]) -> None:
         """Records a table, compared exactly.
@@ -156,9 +174,10 @@ class Recorder:
         Raises:
             ValueError: a table of this name exists.
         """
-        if name in self._tables:
+        key = TableKey(name, self.rank)
+        if key in self._tables:
             raise ValueError(f"table {name!r} is recorded twice")
-        self._tables[name] = [list(row) for row in rows]
+        self._tables[key] = [list(row) for row in rows]
 
     def note(self, name: str, value: Any) -> None:
         """Keeps a JSON value in the trace's provenance, for readers: it is not compared."""

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from validation.cases import Case
+from validation.progress import Progress
 from validation.running.execution import RunOptions, close_parents, run_case
 from validation.running.reach import case_source_digest
 from validation.trace import Trace
@@ -78,9 +79,7 @@ class Recordings:
         progress: told when a run starts.
     """
 
-    def __init__(
-        self, lane: str, log: Path, record: Record, progress: Callable[[str], None]
-    ) -> None:
+    def __init__(self, lane: str, log: Path, record: Record, progress: Progress) -> None:
         self._lane, self._log, self._record, self._progress = lane, log, record, progress
         self._cores = max(1, min(MOST_AT_ONCE, len(os.sched_getaffinity(0))))
         self._free = self._cores
@@ -115,7 +114,7 @@ class Recordings:
         if started is not None:
             return started.result()
         began = time.monotonic()
-        self._progress(f"{case.name}: running")
+        self._progress.message(f"{case.name}: running")
         trace = self._record(case, RunOptions(lane=self._lane), self._log)
         return Recording(trace, time.monotonic() - began)
 
@@ -126,7 +125,7 @@ class Recordings:
         log = self._log.with_name(f"log-{case.name}.txt")
         with self._cores_for(needed):
             began = time.monotonic()
-            self._progress(f"{case.name}: running")
+            self._progress.message(f"{case.name}: running")
             # Of what the user has said nothing: a thread for each rank.
             chosen = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
             environment = {n: v for n, v in chosen.items() if n not in os.environ}

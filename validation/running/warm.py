@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from validation.config import search_path
-from validation.running.isolation import isolated
+from validation.isolation import isolated
 
 _POLL_SECONDS = 0.02
 _GRACE_SECONDS = 5.0

@@ -18,8 +18,8 @@ from typing import Any
 from validation.arithmetic import arithmetic
 from validation.config import lane_of
 from validation.files import decode_json, read_file
+from validation.isolation import explain_hidden
 from validation.running.environment import describe
-from validation.running.isolation import explain_hidden
 from validation.running.recorder import Recorder
 from validation.trace import save_trace
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -14,6 +14,7 @@ from validation.cases import Case
 from validation.config import declaration_of, lane_of
 from validation.files import SCHEMA, jsonable
 from validation.gate.verdict import EXIT_CODES, Verdict, worst
+from validation.progress import Progress
 from validation.running.machine import unfit as unfit_machine
 from validation.running.revisions import base_checkout
 from validation.running.source import git, tree_digest
@@ -174,16 +175,14 @@ def default_pairs(gpus: int) -> int:
     return GPU_PAIRS if gpus else CPU_PAIRS
 
 
-def run_bench(
-    plan: BenchPlan, logs: Path, gpus: int, progress: Callable[[str], None]
-) -> BenchResult:
+def run_bench(plan: BenchPlan, logs: Path, gpus: int, progress: Progress) -> BenchResult:
     """Compares every case with the base revision.
 
     Args:
         plan: what to do.
         logs: folder of the trainings' logs.
         gpus: CUDA devices of the machine.
-        progress: told what happens, a line at a time.
+        progress: told what happens.
 
     Raises:
         RepositoryError: no such revision.
@@ -226,9 +225,7 @@ def run_bench(
     )
 
 
-def _bench_case(
-    plan: BenchPlan, session_plan: SessionPlan, progress: Callable[[str], None]
-) -> CaseBench:
+def _bench_case(plan: BenchPlan, session_plan: SessionPlan, progress: Progress) -> CaseBench:
     name, starts = session_plan.case.name, []
     for number, count in enumerate(_shares(plan.pairs // 2, STARTS)):
         with open_session(
@@ -239,7 +236,7 @@ def _bench_case(
                 continue
             judged = _judge(plan, name, starts, session)
             if plan.profile or judged.verdict is Verdict.FAIL:
-                progress(f"{name}: profiling")
+                progress.message(f"{name}: profiling")
                 profiled = [session.quad(profiled=True) for _ in range(_PROFILED_QUADS)]
                 blocks = [block for quad in profiled for block in quad.blocks]
                 judged = replace(judged, operators=operator_changes(blocks))
@@ -251,16 +248,14 @@ def _shares(whole: int, parts: int) -> list[int]:
     return [(whole + part) // parts for part in range(parts)]
 
 
-def _measure(
-    session: Session, count: int, name: str, progress: Callable[[str], None]
-) -> list[Quad]:
-    progress(f"{name}: both trainings")
+def _measure(session: Session, count: int, name: str, progress: Progress) -> list[Quad]:
+    progress.message(f"{name}: both trainings")
     slower = session.warm_up()
-    progress(f"{name}: {slower:.3f} s a step, blocks of {session.block_steps}")
+    progress.message(f"{name}: {slower:.3f} s a step, blocks of {session.block_steps}")
     session.quad()  # clocks and caches settle in the rhythm of the blocks
     quads = []
     for number in range(1, count + 1):
-        progress(f"[{number}/{count}] {name}: four blocks")
+        progress.started(number, count, name, "four blocks")
         quads.append(session.quad())
     return quads
 

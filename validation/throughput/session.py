@@ -26,8 +26,8 @@ from typing import Any
 from validation.cases import Case
 from validation.config import lane_of
 from validation.files import encode_json, write_atomically
+from validation.isolation import isolated
 from validation.running.execution import RunError
-from validation.running.isolation import isolated
 from validation.running.revisions import copied_gate, revision_path
 
 SIDES = ("base", "head")

@@ -3,11 +3,16 @@
 A trace folder holds `trace.json` (provenance and the digests of the rest), `curves.json`,
 `events.json`, `projections.safetensors` and `tables.json`. Writing is atomic by `trace.json`, which
 comes last: a folder without it is no trace. Nothing is unpickled; names from files are never paths.
+
+Curves and tables are labelled: with their name on the first rank, `name@N` on rank N. A name that
+itself ends like a rank, such as `pass@1`, says its rank always: `pass@1@0`, so that each label is
+of one record.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -28,7 +33,16 @@ from validation.files import (
     to_float,
     write_atomically,
 )
-from validation.trace.model import PHASES, Event, Key, Row, Trace
+from validation.trace.model import (
+    PHASES,
+    CurveKey,
+    Event,
+    HeldInvariant,
+    Key,
+    Row,
+    TableKey,
+    Trace,
+)
 from validation.trace.sketch import PROJECTIONS, Sketch
 
 MAX_BINARY_BYTES = 256 * 2**20
@@ -40,7 +54,9 @@ CURVES, EVENTS, TABLES, PROJECTION_FILE = (
 )
 HEAD = "trace.json"
 
-_DISCRETE, _SKETCH = "d", "s"
+# A discrete value that looks like an invariant and is none is a plain one.
+_DISCRETE, _PLAIN, _SKETCH = "d", "p", "s"
+_RANKED = re.compile(r"(.*)@(0|[1-9][0-9]{0,8})", re.DOTALL)
 
 
 def encode_trace(trace: Trace) -> dict[str, bytes]:
@@ -52,18 +68,22 @@ def encode_trace(trace: Trace) -> dict[str, bytes]:
     return {
         CURVES: _lines(
             {
-                name: {
-                    "phase": trace.curve_phases.get(name, "forward"),
+                _label(key.metric, key.rank): {
+                    "phase": trace.curve_phases.get(key, "forward"),
                     "steps": list(series),
                     "values": list(series.values()),
                 }
-                for name, series in trace.curves.items()
+                for key, series in trace.curves.items()
             },
             "curves",
         ),
         EVENTS: _event_lines(trace.events),
         TABLES: _lines(
-            {name: [list(row) for row in rows] for name, rows in trace.tables.items()}, "tables"
+            {
+                _label(key.name, key.rank): [list(row) for row in rows]
+                for key, rows in trace.tables.items()
+            },
+            "tables",
         ),
         PROJECTION_FILE: safetensors_save({"projections": projections}),
     }
@@ -128,34 +148,51 @@ def decode_trace(
     Raises:
         DamagedFileError: malformed content; the message begins with the file's path.
     """
-    curves: dict[str, dict[int, float]] = {}
-    phases: dict[str, str] = {}
+    curves: dict[CurveKey, dict[int, float]] = {}
+    phases: dict[CurveKey, str] = {}
     path, content = files[CURVES]
     for name, series in _section(content, path, "curves").items():
         entry = _mapping(series, path, name)
         steps, values = entry.get("steps"), entry.get("values")
         if not isinstance(steps, list) or not isinstance(values, list) or len(steps) != len(values):
             raise DamagedFileError(f"{path}: curve {name!r}: steps and values don't match")
-        curves[name] = {
+        key = CurveKey(*_named(name))
+        if key in curves:
+            raise DamagedFileError(f"{path}: curve {name!r}: another label names the same curve")
+        curves[key] = {
             _integer(s, path): to_float(v, path) for s, v in zip(steps, values, strict=True)
         }
-        if len(curves[name]) != len(steps):
+        if len(curves[key]) != len(steps):
             raise DamagedFileError(f"{path}: curve {name!r}: a step twice")
         phase = entry.get("phase")
         if phase not in PHASES:
             raise DamagedFileError(f"{path}: curve {name!r}: no phase {phase!r}")
-        phases[name] = phase
+        phases[key] = phase
     path, content = files[TABLES]
-    tables: dict[str, Sequence[Row]] = {}
+    tables: dict[TableKey, Sequence[Row]] = {}
     for name, rows in _section(content, path, "tables").items():
         if not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
             raise DamagedFileError(f"{path}: table {name!r}: expected rows")
-        tables[name] = rows
+        table = TableKey(*_named(name))
+        if table in tables:
+            raise DamagedFileError(f"{path}: table {name!r}: another label names the same table")
+        tables[table] = rows
     projections = _projections(*files[PROJECTION_FILE])
     events = list(_events(*files[EVENTS], projections))
     if len({event.key for event in events}) != len(events):
         raise DamagedFileError(f"{files[EVENTS][0]}: a record twice")
     return Trace(case, provenance, events, curves, phases, tables)
+
+
+def _label(name: str, rank: int) -> str:
+    """What a curve or a table is called in a file."""
+    return f"{name}@{rank}" if rank or _RANKED.fullmatch(name) else name
+
+
+def _named(label: str) -> tuple[str, int]:
+    """The name and the rank that a label is of."""
+    ranked = _RANKED.fullmatch(label)
+    return (ranked[1], int(ranked[2])) if ranked else (label, 0)
 
 
 def _lines(entries: Mapping[str, Any], section: str) -> bytes:
@@ -176,8 +213,10 @@ def _event_lines(events: Iterable[Event]) -> bytes:
         if isinstance(value, Sketch):
             place += [_SKETCH, value.dtype, list(value.shape), value.norm, value.mean]
             place += [value.abs_max, value.digest]
+        elif isinstance(value, HeldInvariant):
+            place += [_DISCRETE, value.to_json()]
         else:
-            place += [_DISCRETE, value]
+            place += [_PLAIN if HeldInvariant.from_json(value) else _DISCRETE, value]
         rows.append(json.dumps(jsonable(place), allow_nan=False))
     listed = ",\n".join(rows)
     return f'{{"schema": {SCHEMA}, "events": [\n{listed}\n]}}\n'.encode()
@@ -202,9 +241,10 @@ def _events(path: Path, content: bytes, projections: np.ndarray[Any, Any]) -> It
                 _integer(rank, path),
                 _integer(occurrence, path),
             )
-            if kind == _DISCRETE:
+            if kind in (_DISCRETE, _PLAIN):
                 (value,) = rest
-                yield Event(key, value)
+                invariant = HeldInvariant.from_json(value) if kind == _DISCRETE else None
+                yield Event(key, invariant or value)
                 continue
             if kind != _SKETCH:
                 raise ValueError(f"unknown kind {kind!r}")

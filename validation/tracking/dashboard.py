@@ -70,7 +70,7 @@ def running_server(
         yield Server(url=store.uri, process=None)
         return
     require_mlflow()
-    trouble = trouble_of(store)
+    trouble = trouble_of(store.uri, store.database)
     if trouble:
         raise TrackingError(f"the MLflow server did not start: {store.uri}: {trouble}")
     store.prepare()

@@ -9,10 +9,10 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from validation.compare import Divergence
-from validation.files import DamagedFileError, decode_json, read_file, safe_name, to_float
+from validation.files import decode_json, read_file
 from validation.gate.nearness import counted
-from validation.gate.verdict import Canary, CaseResult, CheckResult, Verdict
+from validation.gate.verdict import CaseResult, CheckResult, Verdict
+from validation.gate.verdict_file import read_verdict
 from validation.report.evidence import CaseEvidence, CurveEvidence
 from validation.report.gather import load_evidence
 from validation.report.wording import (
@@ -39,62 +39,6 @@ from validation.tracking.record import CheckRecord, MetricPoint, RunRecord, mark
 
 # A family of more metrics (one per parameter) is for the report and the trace, not for charts.
 MAX_FAMILY = 32
-
-
-def read_verdict(run_dir: Path) -> CheckResult:
-    """Return the check that `verdict.json` of a run folder holds.
-
-    Raises:
-        DamagedFileError: it is missing, or not a verdict; its path comes first.
-    """
-    path = run_dir / VERDICT_FILE
-    document = decode_json(read_file(path), path)
-    try:
-        canary = document["canary"]
-        return CheckResult(
-            verdict=Verdict(document["verdict"]),
-            lane=str(document["lane"]),
-            seconds=to_float(document["seconds"], path),
-            environment=dict(document["environment"]),
-            canary=None if canary is None else Canary(str(canary["fault"]), bool(canary["caught"])),
-            cases=[_read_case(case, path) for case in document["cases"]],
-            message=str(document.get("message") or ""),
-            calibrated_here=_known_flag(document.get("calibrated_here")),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise DamagedFileError(f"{path}: not a verdict: {error!r}") from error
-
-
-def _read_case(case: Mapping[str, Any], path: Path) -> CaseResult:
-    if not safe_name(str(case["case"])):
-        raise ValueError(f"{case['case']!r} is no name of a case")
-    ratio = case.get("largest_ratio")
-    return CaseResult(
-        case=str(case["case"]),
-        verdict=Verdict(case["verdict"]),
-        compared=int(case["compared"]),
-        identical=int(case["identical"]),
-        skipped_because=case["skipped_because"],
-        seconds=to_float(case["seconds"], path),
-        first_divergence=_read_divergence(case["first_divergence"], path),
-        message=str(case["message"]),
-        largest_ratio=None if ratio is None else to_float(ratio, path),
-        largest_at=_read_divergence(case.get("largest_at"), path),
-    )
-
-
-def _read_divergence(value: Mapping[str, Any] | None, path: Path) -> Divergence | None:
-    if value is None:
-        return None
-    known = {k: v for k, v in value.items() if k in Divergence.__dataclass_fields__}
-    for name in ("relative_error", "tolerance"):
-        if known.get(name) is not None:
-            known[name] = to_float(known[name], path)
-    return Divergence(**known)
-
-
-def _known_flag(value: object) -> bool | None:
-    return None if value is None else bool(value)
 
 
 def read_check(run_dir: Path) -> CheckRecord:

@@ -114,7 +114,7 @@ def refuse_troubled(store: Store) -> None:
         TrackingError: why not.
     """
     require_mlflow()
-    trouble = trouble_of(store)
+    trouble = trouble_of(store.uri, store.database)
     if trouble:
         raise TrackingError(trouble)
 

@@ -13,10 +13,6 @@ import socket
 import sqlite3
 import urllib.parse
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from validation.tracking.store import Store
 
 SQLITE = "sqlite:///"
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")
@@ -80,17 +76,22 @@ def _plugins() -> list[str]:
     return [point.name for point in importlib.metadata.entry_points(group="mlflow.tracking_store")]
 
 
-def trouble_of(store: Store) -> str:
-    """Why a store cannot be used now, in one line; empty where nothing speaks against it."""
-    if store.database is not None:
-        return _trouble_of_file(store.database)
-    scheme = scheme_of(store.uri)
+def trouble_of(uri: str, database: Path | None) -> str:
+    """Why a store cannot be used now, in one line; empty where nothing speaks against it.
+
+    Args:
+        uri: tracking URI of the store.
+        database: the file of an SQLite store; None of any other.
+    """
+    if database is not None:
+        return _trouble_of_file(database)
+    scheme = scheme_of(uri)
     if scheme in ("http", "https"):
-        return _trouble_of_server(store.uri)
+        return _trouble_of_server(uri)
     if scheme.startswith("databricks"):
         known = "DATABRICKS_HOST" in os.environ or (Path.home() / ".databrickscfg").exists()
         return "" if known else "neither DATABRICKS_HOST nor ~/.databrickscfg says where it is"
-    return _trouble_of_database(store.uri) if scheme in _DATABASES else ""
+    return _trouble_of_database(uri) if scheme in _DATABASES else ""
 
 
 def _trouble_of_file(database: Path) -> str:

@@ -10,7 +10,7 @@ import torch
 from validation.cases import Invariant
 from validation.compare import compare, compare_invariant
 from validation.running.recorder import Recorder
-from validation.trace import Trace
+from validation.trace import CurveKey, Trace
 
 
 def straight(scale: float = 1.0, steps: range = range(1, 5)) -> Trace:
@@ -53,21 +53,24 @@ def test_tensors_are_held_to_the_law() -> None:
 def test_every_rank_is_held_and_one_may_hold_it_all() -> None:
     whole = straight()
     metrics = whole.curves
-    last_rank = {f"{name}@1": series for name, series in metrics.items()}
+    last_rank = {replace(key, rank=1): series for key, series in metrics.items()}
     law = replace(LAW, events=None)
     assert not compare_invariant(
         law, whole, replace(whole, curves=last_rank, events=())
     ).divergences
-    both = {**metrics, "lm_loss@1": {s: v + 1 for s, v in metrics["lm_loss"].items()}}
+    both = {
+        **metrics,
+        CurveKey("lm_loss", 1): {s: v + 1 for s, v in metrics[CurveKey("lm_loss")].items()},
+    }
     held = compare_invariant(law, whole, replace(whole, curves=both, events=()))
-    assert held.divergences[0].tensor == "lm_loss@1"
+    assert held.divergences[0].tensor == "lm_loss"
     assert held.divergences[0].rank == 1
 
 
 @pytest.mark.parametrize("gone", ["lm_loss", "grad_norm"])
 def test_a_missing_metric_breaks_the_law(gone: str) -> None:
     run = straight(steps=range(2, 5))
-    curves = {name: series for name, series in run.curves.items() if name != gone}
+    curves = {name: series for name, series in run.curves.items() if name.metric != gone}
     held = compare_invariant(LAW, straight(), replace(run, curves=curves))
     assert {d.tensor for d in held.divergences} == {gone}
 
@@ -90,7 +93,7 @@ def test_a_missing_event_breaks_the_law() -> None:
 
 def test_nan_never_holds() -> None:
     run = straight(steps=range(2, 5))
-    curves = {**run.curves, "lm_loss": dict.fromkeys((2, 3, 4), float("nan"))}
+    curves = {**run.curves, CurveKey("lm_loss"): dict.fromkeys((2, 3, 4), float("nan"))}
     law = replace(LAW, curves={"lm_loss": 1e9})
     assert compare_invariant(law, replace(straight(), curves=curves), replace(run, curves=curves))
     assert compare_invariant(law, straight(), replace(run, curves=curves)).divergences

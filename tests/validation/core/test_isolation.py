@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from validation.cases import Case, Needs
 from validation.config import lane_of
+from validation.isolation import HIDDEN, HIDDEN_DISTRIBUTIONS, VARIABLES, isolated
 from validation.running.execution import RunError, RunOptions, run_case
-from validation.running.isolation import HIDDEN, HIDDEN_DISTRIBUTIONS, VARIABLES, isolated
 
 # What a process can see, as data; a run writes it where its settings say.
 PROBE = """

@@ -16,7 +16,7 @@ from validation.goldens import Golden
 from validation.report.wording import headline, notes
 from validation.running.environment import machine_type
 from validation.running.recorder import Recorder
-from validation.trace import Trace
+from validation.trace import CurveKey, Trace
 
 AMD = {"lane": "cpu", "cpu_vendor": "AuthenticAMD", "cpu_family": 25, "cpu_model": 17}
 INTEL = {"lane": "cpu", "cpu_vendor": "GenuineIntel", "cpu_family": 6, "cpu_model": 207}
@@ -81,7 +81,11 @@ def test_a_small_fail_on_an_unknown_machine_names_the_command_that_settles_it() 
         (golden(), trace(2.0 * (1 + 3e-5)), INTEL),  # more than machines do
         (golden(), trace(math.nan), INTEL),
         (golden(), trace(2.0 * (1 + 3e-6), ids=2), INTEL),  # a discrete record moved as well
-        (golden(), replace(trace(2.0), curves={"lm_loss": {1: 2.0}}), INTEL),  # one is missing
+        (
+            golden(),
+            replace(trace(2.0), curves={CurveKey("lm_loss"): {1: 2.0}}),
+            INTEL,
+        ),  # one is missing
         (golden(tolerance=None), trace(2.01), INTEL),
         (golden(), trace(2.0 * (1 + 3e-6)), AMD),  # the machine that made the golden
         (golden(calibrated_on=[{"machine": "GenuineIntel 6/207"}]), trace(2.00001), INTEL),

@@ -10,6 +10,7 @@ import pytest
 
 from validation.cases import Case
 from validation.running.execution import RunError, RunOptions, run_case
+from validation.trace import CurveKey
 
 ADAPTER = """
 import os
@@ -71,7 +72,10 @@ def two_ranks(folder: Path, timeout: float = 120.0, **settings: int) -> tuple[Ca
 def test_two_ranks_leave_one_trace(tmp_path: Path) -> None:
     case, log = two_ranks(tmp_path)
     trace = run_case(case, RunOptions(lane="cpu"), tmp_path, log)
-    assert trace.curves == {"lm_loss": {1: 3.0, 2: 5.0}, "lm_loss@1": {1: 4.0, 2: 6.0}}
+    assert trace.curves == {
+        CurveKey("lm_loss"): {1: 3.0, 2: 5.0},
+        CurveKey("lm_loss", 1): {1: 4.0, 2: 6.0},
+    }
     places = [(e.key.step, e.key.rank, e.key.phase) for e in trace.events]
     assert places == [
         (step, rank, phase)

@@ -140,7 +140,9 @@ def _without_loss(*, both: bool) -> None:
     original = module._curve_values
 
     def lost(trace: Any) -> Any:
-        return replace(trace, curves={m: s for m, s in trace.curves.items() if m != "lm_loss"})
+        return replace(
+            trace, curves={k: s for k, s in trace.curves.items() if k.metric != "lm_loss"}
+        )
 
     def values(golden: Any, actual: Any, *more: Any) -> Iterator[Any]:
         return original(lost(golden), lost(actual) if both else actual, *more)

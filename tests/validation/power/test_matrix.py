@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import pytest
-
 from validation.cases import Fault
 from validation.compare import Divergence
-from validation.power.matrix import Kill, Matrix, Pass, Sighting, comparator_of, scores
+from validation.power.matrix import Kill, Matrix, Pass, Sighting, scores
 from validation.power.page import render_html, render_markdown
+from validation.trace import RecordKind
 
 
 def fault(name: str, component: str = "window", equivalent: str | None = None) -> Fault:
@@ -23,8 +22,8 @@ def fault(name: str, component: str = "window", equivalent: str | None = None) -
 
 
 def seen(step: int = 0, module: str = "window/layer", phase: str = "forward") -> Sighting:
-    first = Divergence(step=step, phase=phase, module=module, tensor="table")
-    return Sighting("case", first, "table")
+    first = Divergence(step=step, phase=phase, module=module, tensor="table", kind=RecordKind.TABLE)
+    return Sighting("case", first)
 
 
 MATRIX = Matrix(
@@ -59,29 +58,6 @@ def test_scores_are_said_with_and_without_equivalents_and_bits() -> None:
     assert figures["first divergence in the right place"].startswith("3 of 4")
     assert figures["killed within 3 steps"].startswith("3 of 4")
     assert figures["harmless changes passed"].startswith("0 of 1")
-
-
-@pytest.mark.parametrize(
-    ("first", "kind"),
-    [
-        (Divergence(step=0, phase="forward", module="window/a", tensor="table"), "table"),
-        (
-            Divergence(step=1, phase="forward", module="training", tensor="x", relative_error=1.0),
-            "curve",
-        ),
-        (
-            Divergence(step=1, phase="forward", module="a", tensor="out", relative_error=1.0),
-            "tensor",
-        ),
-        (Divergence(step=1, phase="data", module="batch", tensor="tokens"), "discrete"),
-        (
-            Divergence(step=0, phase="init", module="m", tensor="law", expected="shift holds"),
-            "law",
-        ),
-    ],
-)
-def test_the_kind_of_record(first: Divergence, kind: str) -> None:
-    assert comparator_of(first) == kind
 
 
 def test_pages_hold_everything_and_nothing_runs_in_them() -> None:

@@ -15,12 +15,15 @@ from validation.compare import Divergence
 from validation.power.ledger import Ledger, StateError, own_files
 from validation.power.matrix import Harmless, Kill, Pass, Sighting
 from validation.power.results import Results
+from validation.trace import RecordKind
 
 FAULT = Fault(
     id="bug", category="c", component="x", imitates="y", plant="planted_one:bug", case="case"
 )
-FIRST = Divergence(step=1, phase="forward", module="m", tensor="t", relative_error=0.5)
-KILL = Kill(FAULT, (Sighting("case", FIRST, "tensor"),), "other", "", None)
+FIRST = Divergence(
+    step=1, phase="forward", module="m", tensor="t", relative_error=0.5, kind=RecordKind.TENSOR
+)
+KILL = Kill(FAULT, (Sighting("case", FIRST),), "other", "", None)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from validation.files import DamagedFileError, encode_json
 from validation.gate.verdict import CaseResult, CheckResult, Verdict
 from validation.report import write_reports
 from validation.report.explain import environment_changes, render_explanation
-from validation.trace import Event, Key, Sketch, Trace
+from validation.trace import CurveKey, Event, Key, Sketch, Trace
 
 MODULES = [f"decoder.layers.{i}.mlp" for i in range(40)]
 
@@ -28,8 +28,8 @@ def trace(*, broken_from: int | None = None) -> Trace:
             for step in (1, 3)
             for index, module in enumerate(MODULES)
         ],
-        curves={"lm_loss": {1: 3.0, 3: 3.0 if broken_from is None else 2.0}},
-        curve_phases={"lm_loss": "forward"},
+        curves={CurveKey("lm_loss"): {1: 3.0, 3: 3.0 if broken_from is None else 2.0}},
+        curve_phases={CurveKey("lm_loss"): "forward"},
     )
 
 

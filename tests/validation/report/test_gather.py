@@ -15,7 +15,7 @@ from validation.report.evidence import CaseEvidence, State
 from validation.report.gather import evidence_of, load_evidence, save_evidence
 from validation.report.html import write_report
 from validation.run_folder import JUNIT_FILE, REPORT_FILE
-from validation.trace import Event, Key, Sketch, Trace
+from validation.trace import CurveKey, Event, Key, Sketch, TableKey, Trace
 
 
 def sketch(scale: float) -> Sketch:
@@ -33,11 +33,11 @@ def trace(*, moved: float = 1.0, loss: float = 3.0, mask_width: int = 4) -> Trac
         case="moe",
         provenance={"commit": "abc", "versions": {"torch": "2.11.0"}},
         events=events,
-        curves={"lm_loss": {1: 4.0, 2: loss, 3: 2.0}},
-        curve_phases={"lm_loss": "forward"},
+        curves={CurveKey("lm_loss"): {1: 4.0, 2: loss, 3: 2.0}},
+        curve_phases={CurveKey("lm_loss"): "forward"},
         tables={
-            "mask": [[max(0, q - mask_width + 1), q + 1] for q in range(8)],
-            "schedule": [["normuon", 1]],
+            TableKey("mask"): [[max(0, q - mask_width + 1), q + 1] for q in range(8)],
+            TableKey("schedule"): [["normuon", 1]],
         },
     )
 
@@ -83,7 +83,9 @@ def test_states_are_those_of_the_comparator() -> None:
 
 def test_one_sided_and_nan_records_are_told_apart() -> None:
     golden, actual = trace(), trace(loss=math.nan)
-    golden = replace(golden, events=golden.events[:-1], curves={**golden.curves, "aux": {1: 1.0}})
+    golden = replace(
+        golden, events=golden.events[:-1], curves={**golden.curves, CurveKey("aux"): {1: 1.0}}
+    )
     actual = replace(actual, events=actual.events[1:], tables={})
     evidence = evidence_of(case(golden, actual))
     states = {c.metric: c.states for c in evidence.curves}
@@ -96,8 +98,8 @@ def test_one_sided_and_nan_records_are_told_apart() -> None:
 
 
 def test_the_tolerance_is_drawn_where_the_comparator_holds_it_near_zero() -> None:
-    golden = replace(trace(), curves={"lm_loss": {1: 0.0, 2: 1.0}})
-    actual = replace(trace(), curves={"lm_loss": {1: 1e-9, 2: 1.0}})
+    golden = replace(trace(), curves={CurveKey("lm_loss"): {1: 0.0, 2: 1.0}})
+    actual = replace(trace(), curves={CurveKey("lm_loss"): {1: 1e-9, 2: 1.0}})
     (curve,) = evidence_of(case(golden, actual)).curves
     room = curve.tolerance[0]
     within = curve.states[0] == State.WITHIN

@@ -24,7 +24,7 @@ from validation.goldens.acceptance import (
 from validation.goldens.audit import write_audit
 from validation.goldens.changes import Change
 from validation.goldens.declared import Expectation, movements, undeclared
-from validation.trace import Trace
+from validation.trace import CurveKey, RecordKind, Trace
 
 from .traces import random_trace, tolerances_of
 
@@ -37,8 +37,8 @@ def test_a_missing_affected_lane_is_named(tmp_path: Path) -> None:
         golden = Golden(lane=lane, trace=trace, case_digest="", accepted={}, tolerances=tolerances)
         store.save(golden)
     cases = {"tiny": Case(name="tiny", description="", lanes=["cpu", "h200"], target="a:b")}
-    loss = {step: 2 * value for step, value in trace.curves["lm_loss"].items()}
-    moved = replace(trace, curves={**trace.curves, "lm_loss": loss})
+    loss = {step: 2 * value for step, value in trace.curves[CurveKey("lm_loss")].items()}
+    moved = replace(trace, curves={**trace.curves, CurveKey("lm_loss"): loss})
     both = [propose(store, lane, moved) for lane in ("cpu", "h200")]
     refuse_missing_lanes(store, both, cases)
     with pytest.raises(RefusedError, match=r"tiny.*lane h200"):
@@ -49,7 +49,8 @@ def test_a_missing_affected_lane_is_named(tmp_path: Path) -> None:
 
 def changed(metric: str, largest: float, direction: str = "any", module: str = "") -> Change:
     """A change as `changes` finds it: of a curve, or of a module's tensor."""
-    where = Divergence(step=1, module=module or "training", tensor=metric)
+    kind = RecordKind.TENSOR if module else RecordKind.CURVE
+    where = Divergence(step=1, module=module or "training", tensor=metric, kind=kind)
     name = f"{module}.{metric}" if module else metric
     return Change(name, where, 1, largest, direction)
 
@@ -132,7 +133,7 @@ def test_what_nothing_can_answer_is_refused_before_training(
         refuse_unknown(store, cases, [Expectation.parse(known)])
     with pytest.raises(RefusedError, match=text):
         refuse_unknown(store, cases, [Expectation.parse(expectation)])
-    added = replace(trace, curves={**trace.curves, "lm_los": {1: 1.0}})
+    added = replace(trace, curves={**trace.curves, CurveKey("lm_los"): {1: 1.0}})
     if expectation == "tiny:lm_los:up":  # a record that a run has and the golden has not
         refuse_unknown(store, cases, [Expectation.parse(expectation)], [added])
 

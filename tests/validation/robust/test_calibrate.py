@@ -30,7 +30,8 @@ from validation.calibration.pooling import pool
 from validation.cases import Case
 from validation.compare import Tolerances, compare
 from validation.goldens import Golden
-from validation.trace import Trace, save_trace
+from validation.progress import Lines
+from validation.trace import CurveKey, TableKey, Trace, save_trace
 
 from .traces import random_trace, tolerances_of
 
@@ -44,17 +45,16 @@ def noisy(trace: Trace, seed: int, size: float = 1e-7) -> Trace:
     random = Random(seed)
     loss = {
         step: value * (1 + size * 3**step * random.uniform(-1, 1))
-        for step, value in trace.curves["lm_loss"].items()
+        for step, value in trace.curves[CurveKey("lm_loss")].items()
     }
-    return replace(trace, curves={**trace.curves, "lm_loss": loss})
+    return replace(trace, curves={**trace.curves, CurveKey("lm_loss"): loss})
 
 
 def noted(trace: Trace, **notes: object) -> Trace:
     return replace(trace, provenance={**trace.provenance, "notes": notes})
 
 
-def quiet(_: str) -> None:
-    """Hears no progress."""
+quiet = Lines(lambda line: None)
 
 
 def test_tolerances_grow_with_the_noise_and_quiet_classes_have_the_floor() -> None:
@@ -72,9 +72,9 @@ def test_tolerances_grow_with_the_noise_and_quiet_classes_have_the_floor() -> No
     assert steps[0] < steps[-1] / 5
     for seed in range(1000, 1100):
         assert not compare(trace, noisy(trace, seed), tolerances).divergences
-    biased = {s: v * 1.001 for s, v in trace.curves["lm_loss"].items()}
+    biased = {s: v * 1.001 for s, v in trace.curves[CurveKey("lm_loss")].items()}
     moved = compare(
-        trace, replace(trace, curves={**trace.curves, "lm_loss": biased}), tolerances
+        trace, replace(trace, curves={**trace.curves, CurveKey("lm_loss"): biased}), tolerances
     ).divergences
     assert moved[0].step == 1
 
@@ -116,7 +116,7 @@ def test_a_changed_tree_is_not_noise(calibrated: bool) -> None:
 
 def test_rounding_that_moves_a_fact_is_refused() -> None:
     trace = random_trace(1)
-    other = replace(trace, tables={**trace.tables, "window/1": [[0, 9]]})
+    other = replace(trace, tables={**trace.tables, TableKey("window/1"): [[0, 9]]})
     with pytest.raises(ValueError, match="window/1"):
         measure(trace, lambda _: other, EIGHT, quiet)
 
@@ -130,8 +130,8 @@ def test_a_detectable_bias_is_detected_with_the_stated_power() -> None:
     seen = 0
     for seed in range(1000, 1200):
         fresh = noisy(trace, seed, 1e-5)
-        biased = {s: v * (1 + effect) for s, v in fresh.curves["lm_loss"].items()}
-        biased_trace = replace(fresh, curves={**fresh.curves, "lm_loss": biased})
+        biased = {s: v * (1 + effect) for s, v in fresh.curves[CurveKey("lm_loss")].items()}
+        biased_trace = replace(fresh, curves={**fresh.curves, CurveKey("lm_loss"): biased})
         seen += bool(compare(trace, biased_trace, measured.tolerances).divergences)
     assert seen >= 180
 
@@ -246,6 +246,6 @@ def test_a_few_runs_alone_calibrate_nothing(tmp_path: Path) -> None:
 
 def test_what_is_not_finite_is_no_noise() -> None:
     trace = random_trace(1)
-    broken = replace(trace, curves={**trace.curves, "lm_loss": {1: math.nan}})
+    broken = replace(trace, curves={**trace.curves, CurveKey("lm_loss"): {1: math.nan}})
     with pytest.raises(ValueError, match="lm_loss"):
         measure(trace, lambda _: broken, EIGHT, quiet)

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from validation.cases import Case, Fault
 from validation.compare import Tolerances
 from validation.files import DamagedFileError, digest, encode_json
+from validation.gate.health import examine
 from validation.goldens import Golden, GoldenStore
 from validation.goldens.canaries import CERTAIN, Canaries, Proof, in_force
-from validation.goldens.health import examine
 from validation.goldens.layout import HEAD
 from validation.goldens.merge import merge_heads
 from validation.goldens.proven import Candidate, candidates, choose_canary, why_none

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from validation.compare import compare
-from validation.trace import Event, Sketch, Trace
+from validation.trace import CurveKey, Event, Sketch, TableKey, Trace
 
 from .traces import TOLERANCE, random_sketch, random_trace, tolerances_of
 
@@ -134,13 +134,13 @@ def edit_curve(trace: Trace, random: Random) -> Pair:
     elif kind in ("nan", "inf"):
         curves[name][step] = float(kind) * random.choice((-1, 1))
     elif kind == "rename":
-        curves[f"{name}_"] = curves.pop(name)
+        curves[CurveKey(f"{name}_")] = curves.pop(name)
     elif kind == "drop all":
         del curves[name]
     else:
         other = random.choice([n for n in sorted(curves) if n != name])
         curves[name], curves[other] = curves[other], curves[name]
-    phases = {**trace.curve_phases, f"{name}_": "forward"}
+    phases = {**trace.curve_phases, CurveKey(f"{name}_"): "forward"}
     return trace, replace(trace, curves=curves, curve_phases=phases)
 
 
@@ -159,9 +159,9 @@ def edit_table(trace: Trace, random: Random) -> Pair:
     if kind == "drop":
         del tables[name]
     elif kind == "add":
-        tables["another"] = tables[name]
+        tables[TableKey("another")] = tables[name]
     elif kind == "rename":
-        tables["renamed"] = tables.pop(name)
+        tables[TableKey("renamed")] = tables.pop(name)
     elif kind == "row":
         tables[name] = tables[name][:-1]
     elif kind == "cell":

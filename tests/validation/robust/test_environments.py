@@ -16,8 +16,9 @@ from validation.gate.check import compared_with, must_repeat
 from validation.goldens import Golden, GoldenStore, MissingGoldenError
 from validation.goldens.acceptance import propose
 from validation.goldens.environments import same_stack
+from validation.progress import Lines
 from validation.running.environment import describe, machine_type
-from validation.trace import Trace, save_trace
+from validation.trace import CurveKey, TableKey, Trace, save_trace
 
 from .traces import random_trace, tolerances_of
 
@@ -78,7 +79,7 @@ def test_an_acceptance_replaces_its_own_environment_alone(store: GoldenStore) ->
 
 def test_a_new_environment_moves_no_fact(store: GoldenStore) -> None:
     trace = recorded({**H200, "device": "B200"})
-    other = replace(trace, tables={**trace.tables, "window/1": [[0, 9]]})
+    other = replace(trace, tables={**trace.tables, TableKey("window/1"): [[0, 9]]})
     assert [change.metric for change in propose(store, "h200", other).changed] == ["window/1"]
 
 
@@ -150,15 +151,17 @@ def test_runs_of_other_machines_calibrate(tmp_path: Path) -> None:
         folder = tmp_path / f"run{number}"
         save_trace(recorded(H200, source="b"), folder / "traces" / mine.case)
         moved = recorded({**H200, "driver": "9"}, source="b")
-        loss = {s: v * (1 + 1e-4 * (number + 1)) for s, v in moved.curves["lm_loss"].items()}
+        loss = {
+            s: v * (1 + 1e-4 * (number + 1)) for s, v in moved.curves[CurveKey("lm_loss")].items()
+        }
         moved = replace(
             moved,
-            curves={**moved.curves, "lm_loss": loss},
+            curves={**moved.curves, CurveKey("lm_loss"): loss},
             provenance={**moved.provenance, "variant": "another kernel"},
         )
         save_trace(moved, folder / "reruns" / mine.case / "1")
     chosen, made = reruns_made_elsewhere(mine, [tmp_path / f"run{n}" for n in range(3)])
-    measured = measure(mine.trace, made, chosen, lambda _: None)
+    measured = measure(mine.trace, made, chosen, Lines(lambda line: None))
     assert len(measured.lines) == 6
     assert measured.noise["curve:lm_loss"][1] == pytest.approx(3e-4, rel=1e-6)
 

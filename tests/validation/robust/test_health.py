@@ -13,8 +13,8 @@ from validation.cases import Case, Fault, discover_cases, discover_faults
 from validation.compare import Tolerances
 from validation.config import declaration_of
 from validation.config.gaps import parse_gaps
+from validation.gate.health import Finding, examine, known_gaps
 from validation.goldens import Golden, GoldenStore
-from validation.goldens.health import Finding, examine, known_gaps
 
 from .traces import random_trace, tolerances_of
 

@@ -13,7 +13,7 @@ from validation.goldens import Golden, GoldenStore
 from validation.goldens.acceptance import RefusedError
 from validation.running.execution import RunError
 from validation.running.reach import case_source_digest
-from validation.trace import Trace, save_trace
+from validation.trace import CurveKey, Trace, save_trace
 
 from .traces import TOLERANCE, random_trace, tolerances_of
 
@@ -145,7 +145,7 @@ def test_faults_that_say_nothing_are_no_reason_to_refuse(scene: Scene) -> None:
 
 def test_a_record_that_is_lost_is_no_catch(scene: Scene) -> None:
     new = moved(scene.trace(torch="2.12"), 3)
-    curves = {name: c for name, c in new.curves.items() if name != "lm_loss"}
+    curves = {name: c for name, c in new.curves.items() if name != CurveKey("lm_loss")}
     scene.faulty = replace(new, curves=curves)
     # The golden caught it: the other curves are three tolerances from what it holds.
     with pytest.raises(RefusedError, match="blind to fault f"):

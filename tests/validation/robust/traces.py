@@ -2,8 +2,8 @@
 
 from random import Random
 
-from validation.compare import Tolerances, curve_class, event_class
-from validation.trace import Event, Key, Sketch, Trace
+from validation.compare import Tolerances
+from validation.trace import CurveKey, Event, Key, Sketch, TableKey, Trace, curve_class, event_class
 from validation.trace.sketch import PROJECTIONS
 
 TOLERANCE = 1e-5
@@ -27,15 +27,18 @@ def random_trace(seed: int) -> Trace:
         provenance={"environment": {"lane": "cpu"}},
         events=events,
         curves={
-            name: {step: random.uniform(1, 9) for step in range(1, 6)}
+            CurveKey(name): {step: random.uniform(1, 9) for step in range(1, 6)}
             for name in ("lm_loss", "grad_norm", "update_rms/experts")
         },
         curve_phases={
-            "lm_loss": "forward",
-            "grad_norm": "reduction",
-            "update_rms/experts": "optimizer",
+            CurveKey("lm_loss"): "forward",
+            CurveKey("grad_norm"): "reduction",
+            CurveKey("update_rms/experts"): "optimizer",
         },
-        tables={"window/0": [[i, max(0, i - 3), i + 1] for i in range(8)], "window/1": [[0, 8]]},
+        tables={
+            TableKey("window/0"): [[i, max(0, i - 3), i + 1] for i in range(8)],
+            TableKey("window/1"): [[0, 8]],
+        },
     )
 
 

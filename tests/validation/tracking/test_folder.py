@@ -14,9 +14,10 @@ import pytest
 from validation.compare import Divergence, Tolerances, compare
 from validation.files import DamagedFileError, encode_json
 from validation.gate.verdict import Canary, CaseResult, CheckResult, Verdict
+from validation.gate.verdict_file import read_verdict
 from validation.report import write_reports
-from validation.trace import Event, Key, Trace, save_trace
-from validation.tracking.folder import MAX_FAMILY, evidence_key, read_check, read_verdict
+from validation.trace import CurveKey, Event, Key, Trace, save_trace
+from validation.tracking.folder import MAX_FAMILY, evidence_key, read_check
 from validation.tracking.publish import STATE_FILE, pending, publish_run
 from validation.tracking.store import quiet_client, resolve_store
 
@@ -25,7 +26,10 @@ NAME = "20260102T030405-cpu-0123456789ab"
 
 def trace(loss: float) -> Trace:
     names = [f"parameter_grad_norm/layer.{i}" for i in range(MAX_FAMILY + 1)]
-    curves = {"lm_loss": {s: loss / s for s in range(1, 6)}, **{n: {1: 1.0} for n in names}}
+    curves = {
+        CurveKey("lm_loss"): {s: loss / s for s in range(1, 6)},
+        **{CurveKey(n): {1: 1.0} for n in names},
+    }
     return Trace(
         case="moe",
         provenance={

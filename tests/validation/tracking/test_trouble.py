@@ -11,6 +11,10 @@ from validation.tracking.store import Store, resolve_store
 from validation.tracking.trouble import TrackingError, trouble_of
 
 
+def _trouble(store: Store) -> str:
+    return trouble_of(store.uri, store.database)
+
+
 @pytest.mark.parametrize(
     ("uri", "says"),
     [
@@ -41,7 +45,7 @@ def test_a_file_that_is_no_database_says_why(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("this is no database")
     (tmp_path / "empty.db").write_bytes(b"")
     said = {
-        name: trouble_of(resolve_store(str(tmp_path / name)))
+        name: _trouble(resolve_store(str(tmp_path / name)))
         for name in (".", "text", "text/x.db", "empty.db", "new/folder/x.db")
     }
     assert said["."] == f"it is a folder; name an SQLite file in it: {tmp_path / 'mlflow.db'}"
@@ -59,16 +63,16 @@ def test_a_database_that_somebody_holds_is_named_so(
         holder.execute("CREATE TABLE t (x)")
         holder.commit()
         holder.execute("BEGIN EXCLUSIVE")
-        assert "locked" in trouble_of(resolve_store(str(path)))
+        assert "locked" in _trouble(resolve_store(str(path)))
     holder.close()
-    assert trouble_of(resolve_store(str(path))) == ""
+    assert _trouble(resolve_store(str(path))) == ""
 
 
 @pytest.mark.parametrize("uri", ["http://127.0.0.1:9", "postgresql://u@127.0.0.1:9/db"])
 def test_a_server_that_is_gone_is_found_at_once(uri: str) -> None:
     pytest.importorskip("requests")
     began = time.monotonic()
-    assert "cannot be reached" in trouble_of(Store(uri, None))
+    assert "cannot be reached" in _trouble(Store(uri, None))
     assert time.monotonic() - began < 30
 
 
@@ -77,7 +81,7 @@ def test_databricks_is_no_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     monkeypatch.delenv("DATABRICKS_HOST", raising=False)
     store = resolve_store("databricks")
     assert store == Store("databricks", None)
-    assert "DATABRICKS_HOST" in trouble_of(store)
+    assert "DATABRICKS_HOST" in _trouble(store)
 
 
 @pytest.mark.parametrize("uri", ["sqlite:///relative.db", "a file.db", "sqlite:///sub/new.db"])

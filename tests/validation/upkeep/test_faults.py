@@ -105,20 +105,25 @@ def test_finished_runs_are_not_made_again(golden_project: Any) -> None:
     state, *results = ledger.read_text().splitlines(keepends=True)
     # Cut short: one result is missing, and one says what no run would.
     told = [line for line in results if "halved" not in line]
-    told = [line.replace('"comparator": "table"', '"comparator": "oracle"') for line in told]
+    told = [line.replace('"kind": "table"', '"kind": "discrete"') for line in told]
     ledger.write_text("".join([state, *told]))
     resumed = project.golden("faults", "--resume", "--output", "out")
     assert resumed.code == whole.code == 0
     (table, curve) = json.loads((project.root / "out/matrix.json").read_text())["faults"]
-    assert {fault["sightings"][0]["comparator"] for fault in (table, curve)} == {"oracle", "curve"}
+    assert {fault["sightings"][0]["comparator"] for fault in (table, curve)} == {
+        "discrete",
+        "curve",
+    }
     assert len(ledger.read_text().splitlines()) == 1 + len(results)
     # Unless asked to, nothing is believed; and nothing of other code.
     assert project.golden("faults", "--output", "out").code == 0
-    assert "oracle" not in (project.root / "out/matrix.json").read_text()
+    matrix = (project.root / "out/matrix.json").read_text()
+    assert '"comparator": "discrete"' not in matrix
     ledger.write_text("".join([state, *told]))
     project.edit("VOCABULARY, WIDTH", "VOCABULARY,  WIDTH", "plain_loop.py")
     assert project.golden("faults", "--resume", "--output", "out").code == 0
-    assert "oracle" not in (project.root / "out/matrix.json").read_text()
+    matrix = (project.root / "out/matrix.json").read_text()
+    assert '"comparator": "discrete"' not in matrix
 
 
 def test_margins_are_shown_and_what_is_caught_plainly_is_listed(golden_project: Any) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from validation.compare import Tolerances
+from validation.gate.health import examine
 from validation.gate.loosening import (
     find_loosenings,
     quarantine_in_force,
@@ -20,7 +21,6 @@ from validation.gate.quarantine import FILE
 from validation.gate.verdict import CaseResult, Loosening, Verdict
 from validation.goldens import Golden, GoldenStore
 from validation.goldens.calibrated import calibration_on_file, widened, write_calibration
-from validation.goldens.health import examine
 
 TODAY = datetime.now(timezone.utc).date()
 SCALE, SMALL, LARGE = "WIDTH**-0.5", "WIDTH**-0.5 * (1 + 1e-5)", "WIDTH**-0.5 * 1.05"

@@ -1,4 +1,4 @@
-"""Imported by Python at the start of each process of a lane without GPUs; see `..isolation`.
+"""Imported by Python at the start of the processes of a lane without GPUs; see `..`.
 
 Such a process need not be able to import `validation`: the module is loaded from its file.
 """
@@ -20,7 +20,7 @@ def _load(spec: ModuleSpec | None) -> ModuleType:
 
 
 _here = Path(__file__).parent
-_load(importlib.util.spec_from_file_location("_isolation", _here.parent / "isolation.py")).hide()
+_load(importlib.util.spec_from_file_location("_isolation", _here.parent / "__init__.py")).hide()
 
 # The sitecustomize that this one stands before, of the user or of the system, has its turn.
 _next = PathFinder.find_spec("sitecustomize", [entry for entry in sys.path if entry != str(_here)])

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from validation.cases import Case, Fault
 from validation.cases.difference import what_differs
-from validation.compare import curve_class, event_class
 from validation.config.gaps import Gap
 from validation.files import DamagedFileError, decode_json, read_file
 from validation.gate.quarantine import load_quarantine
@@ -18,6 +17,7 @@ from validation.goldens.environments import in_words
 from validation.goldens.layout import FILES, HEAD, unsettled
 from validation.goldens.proven import fit
 from validation.goldens.store import Golden, GoldenStore, MissingGoldenError
+from validation.trace import curve_class, event_class
 
 MAX_LANE_BYTES = 8 * 10**6
 """What the goldens of the cpu lane may take together in a repository."""
@@ -212,7 +212,7 @@ def _leftover(store: GoldenStore, path: Path) -> Finding:
 def _examine_tolerances(golden: Golden, subject: str) -> list[Finding]:
     """Classes that were never calibrated, and tolerances so wide that nothing could exceed them."""
     known = golden.tolerances.classes
-    recorded = {curve_class(metric) for metric in golden.trace.curves}
+    recorded = {curve_class(key) for key in golden.trace.curves}
     recorded |= {event_class(event.key) for event in golden.trace.events if event.floating}
     if not known and not recorded:
         return []  # facts alone, which have no tolerance
