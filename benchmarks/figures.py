@@ -233,7 +233,9 @@ def renewed(text: str, path: Path) -> str:
     def figure(mark: re.Match[str]) -> str:
         name = mark["name"]
         if name not in FIGURES:
-            raise SystemExit(f"{path}: there is no figure {name!r}; add it to benchmarks/figures.py")
+            raise SystemExit(
+                f"{path}: there is no figure {name!r}; add it to benchmarks/figures.py"
+            )
         return f"<!-- ={name} -->{FIGURES[name]()}<!-- / -->"
 
     return _MARK.sub(figure, text)
@@ -242,7 +244,9 @@ def renewed(text: str, path: Path) -> str:
 def main() -> int:
     """Writes the figures, or lists the documents whose figures are stale."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if one is stale")
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit 1 if one is stale"
+    )
     check = parser.parse_args().check
     stale = 0
     for path in documents():

@@ -1,4 +1,4 @@
-"""Measured figures of the documents: equal to their JSON results, or marked with where they are from.
+"""Measured figures of the documents: those of their JSON results, or marked with their origin.
 
 `benchmarks/figures.py` generates what stands between `<!-- =NAME -->` and `<!-- / -->`. A section
 with other measured figures says what they were measured with: versions, machine, date.
@@ -13,7 +13,7 @@ import pytest
 from benchmarks import figures
 
 # Pages that report measurements; elsewhere a number with a unit is a setting or a definition.
-MEASURED = ("README.md", "benchmarks.md", "performance.md", "throughput.md", "optimizer.md")
+MEASURED = ("README.md", "benchmarks.md", "performance.md", "optimizer.md")
 _GENERATED = re.compile(r"<!-- =[\w-]+ -->.*?<!-- / -->", re.DOTALL)
 _FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 _FIGURE = re.compile(r"\d(?: ?(?:ms|GiB|tokens/s|M tokens)\b|\.\d+ s\b|\.\d+ %)")
