@@ -83,10 +83,11 @@ class Shell:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=300,
+            timeout=900,
             check=False,
         )
         self.said += done.stdout
+        print(f"{done.returncode}: {text}")
         return done.returncode
 
 
