@@ -106,6 +106,43 @@ def _speedup(run: str, model: str, base: str) -> str:
     return f"{fast['tokens_per_second'] / slow['tokens_per_second']:.2f}"
 
 
+def _ms(run: str, model: str) -> str:
+    return f"{_trained(run, model)['milliseconds']:.1f}"
+
+
+def _two_gpus_table() -> str:
+    """Two GPUs against one, of the same run."""
+    rows = []
+    for run, one, two, names in (
+        (
+            "data-parallel",
+            "vpmoe-graph",
+            "vpmoe-dp2",
+            ("one GPU, graph", "two, data parallel, graph, `--overlap-grad-reduce`"),
+        ),
+        (
+            "expert-parallel",
+            "vpmoe-unfused",
+            "vpmoe-ep2",
+            (
+                "one GPU, grouped experts, all logits",
+                "two, data and expert parallel, the same kernels",
+            ),
+        ),
+    ):
+        for name, model in zip(names, (one, two), strict=True):
+            against = "" if model == one else _speedup(run, two, one)
+            speed = f"{_trained(run, model)['tokens_per_second']:,.0f}"
+            rows.append([name, _ms(run, model), speed, against])
+    head = ("16,384 tokens on each GPU", "ms a step", "tokens/s", "against one GPU")
+    return _table(head, rows)
+
+
+def _deterministic_cost() -> str:
+    slow, fast = (_trained("modes", f"vpmoe-graph{m}") for m in ("-deterministic", ""))
+    return f"{slow['milliseconds'] / fast['milliseconds']:.2f} times"
+
+
 def _clean() -> Any:
     return _json("benchmarks/results/clean_runs.json")["wide"]
 
@@ -209,6 +246,12 @@ FIGURES: dict[str, Callable[[], str]] = {
     "training-table": _training_table,
     "stock-computed": lambda: _computed("stock", "stock"),
     "stock-idle": lambda: _idle("stock", "stock"),
+    "two-gpus-table": _two_gpus_table,
+    "dev-stock-ms": lambda: _ms("dev", "stock"),
+    "dev-graph-ms": lambda: _ms("dev", "vpmoe-graph"),
+    "graph-ms": lambda: _ms("modes", "vpmoe-graph"),
+    "deterministic-ms": lambda: _ms("modes", "vpmoe-graph-deterministic"),
+    "deterministic-cost": _deterministic_cost,
     "bench-table": _bench_table,
     "bench-clean-alarms": lambda: _bench_alarms("same"),
     "bench-3-percent-alarms": lambda: _bench_alarms("slow-step-3"),
