@@ -13,7 +13,7 @@ import re
 import warnings
 
 from vpmoe.data.arguments import add_data_args, validate_data_args
-from vpmoe.megatron.start import widen_choices
+from vpmoe.megatron.start import add_megatron_flags, widen_choices
 from vpmoe.model.arguments import add_model_args, refuse_model_args, validate_model_args
 from vpmoe.optimizer.arguments import (
     add_optimizer_args,
@@ -62,11 +62,10 @@ def training_parser() -> argparse.ArgumentParser:
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings(action="ignore"), detect_lane().activate():
-            from megatron.training.arguments import add_megatron_arguments
+            parser = argparse.ArgumentParser(allow_abbrev=False, exit_on_error=False)
+            return add_vpmoe_args(add_megatron_flags(parser))
     finally:
         logging.disable(disabled)
-    parser = argparse.ArgumentParser(allow_abbrev=False, exit_on_error=False)
-    return add_vpmoe_args(add_megatron_arguments(parser))
 
 
 def escape_percentages(parser: argparse.ArgumentParser) -> None:

@@ -17,10 +17,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Checks all contracts; returns 1 where one does not hold."""
     parser = argparse.ArgumentParser(
         prog="python -m vpmoe.megatron",
-        description="Check what vpMoE relies on in megatron-core, by name (docs/megatron.md).",
+        description="Check what vpMoE relies on in megatron-core, by name.",
     )
     parser.add_argument(
-        "--markdown", action="store_true", help="print the list of docs/megatron.md instead"
+        "--markdown", action="store_true", help="print the list of the documents instead"
     )
     options = parser.parse_args(argv)
     with detect_lane().activate(), warnings.catch_warnings():

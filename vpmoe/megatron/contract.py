@@ -21,7 +21,8 @@ from typing import Any
 
 from vpmoe.runtime.patches import original
 
-_DOCUMENT = "docs/megatron.md"
+# Not a path of the tree: a run is not made from documents.
+_DOCUMENT = "the page 'megatron' of the documents"
 
 
 class MegatronChangedError(RuntimeError):

@@ -18,6 +18,7 @@ COMMAND_LINE = Contract(
     "Follow Megatron's own `pretrain_gpt.py` of this version in vpmoe/megatron/start.py.",
     (
         Takes("megatron.training.arguments:parse_args", ("extra_args_provider",)),
+        Takes("megatron.training.arguments:add_megatron_arguments", ("parser",)),
         Takes("megatron.training.arguments:validate_args", ("args", "defaults")),
         Takes("megatron.training.global_vars:set_global_variables", ("args",)),
         Takes(
@@ -49,6 +50,15 @@ LOOP = Contract(
 )
 
 CONTRACTS = (COMMAND_LINE, LOOP)
+
+
+def add_megatron_flags(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Adds all of Megatron's flags to a parser, and returns it."""
+    COMMAND_LINE.check()
+    from megatron.training.arguments import add_megatron_arguments
+
+    found: argparse.ArgumentParser = add_megatron_arguments(parser)
+    return found
 
 
 def parse_flags(
