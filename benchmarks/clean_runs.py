@@ -249,6 +249,19 @@ class NativeChecks:
         return run_case(case, options, self.root, self.log)
 
 
+def refuse_other_reference(folder: Path, state: Mapping[str, Any]) -> None:
+    """Marks a reference folder with the state of code and goldens that it is made from.
+
+    Raises:
+        SystemExit: it is of another state.
+    """
+    file = folder / "state.json"
+    if not file.exists():
+        write_atomically(file, encode_json(state))
+    elif decode_json(read_file(file), file) != json.loads(encode_json(state)):
+        raise SystemExit(f"{file}: the reference is of another state of the code or the goldens")
+
+
 def judged(found: Sequence[Comparison]) -> dict[str, Any]:
     """What a case's comparison with what is expected, and with its law, say together."""
     compared, first = found[0].compared, next((c.divergences[0] for c in found if c.divergences), 0)
@@ -344,6 +357,7 @@ def make(options: argparse.Namespace) -> None:
     until = time.monotonic() + options.seconds
 
     if options.arithmetic == "native":
+        refuse_other_reference(options.reference, state)
         native.make_reference(options.jobs)
 
     def work(check: Check) -> None:

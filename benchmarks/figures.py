@@ -143,8 +143,8 @@ def _deterministic_cost() -> str:
     return f"{slow['milliseconds'] / fast['milliseconds']:.2f} times"
 
 
-def _clean() -> Any:
-    return _json("benchmarks/results/clean_runs.json")["wide"]
+def _clean(arithmetic: str = "wide", file: str = "clean_runs") -> Any:
+    return _json(f"benchmarks/results/{file}.json")[arithmetic]
 
 
 def _equal(counts: Any) -> str:
@@ -152,11 +152,17 @@ def _equal(counts: Any) -> str:
 
 
 def _clean_table() -> str:
+    groups = {**_clean()["by_machine"], **_clean()["by_setting"]}
+    rows = [[name, str(s["checks"]), str(s["alarms"]), _equal(s)] for name, s in groups.items()]
+    return _table(("machine or setting", "checks", "alarms", "bit-identical records"), rows)
+
+
+def _native_table() -> str:
     rows = [
-        [name, str(s["checks"]), str(s["alarms"]), _equal(s)]
-        for name, s in _clean()["by_setting"].items()
+        [name, str(s["checks"]), str(s["alarms"]), _equal(s), f"{s['largest_ratio']:.2f}"]
+        for name, s in _clean("native")["by_setting"].items()
     ]
-    return _table(("setting", "checks", "alarms", "bit-identical records"), rows)
+    return _table(("setting", "checks", "alarms", "bit-identical records", "largest ratio"), rows)
 
 
 def _bench_table() -> str:
@@ -241,6 +247,12 @@ FIGURES: dict[str, Callable[[], str]] = {
     "clean-alarms": lambda: str(_clean()["alarms"]),
     "clean-records": lambda: _equal(_clean()),
     "clean-table": _clean_table,
+    "earlier-checks": lambda: f"{_clean(file='clean_runs_earlier')['checks']} checks",
+    "earlier-alarms": lambda: str(_clean(file="clean_runs_earlier")["alarms"]),
+    "earlier-records": lambda: _equal(_clean(file="clean_runs_earlier")),
+    "native-checks": lambda: f"{_clean('native')['checks']} checks",
+    "native-alarms": lambda: str(_clean("native")["alarms"]),
+    "native-table": _native_table,
     "speedup": lambda: _speedup("stock", "vpmoe-graph", "stock"),
     "speedup-dev": lambda: _speedup("dev", "vpmoe-graph", "stock"),
     "training-table": _training_table,

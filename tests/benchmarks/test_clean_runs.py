@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import clean_runs
-from benchmarks.clean_runs import MOVED, SETTINGS, schedule, summary
+from benchmarks.clean_runs import MOVED, SETTINGS, refuse_other_reference, schedule, summary
 
 
 def test_a_longer_schedule_begins_with_the_shorter_one() -> None:
@@ -76,3 +76,10 @@ def test_ledgers_of_other_code_are_not_pooled(
     with pytest.raises(SystemExit, match="several states"):
         clean_runs.main()
     assert not (tmp_path / "result.json").exists()
+
+
+def test_a_reference_of_other_code_is_refused(tmp_path: Path) -> None:
+    refuse_other_reference(tmp_path / "reference", {"source": "a"})
+    refuse_other_reference(tmp_path / "reference", {"source": "a"})
+    with pytest.raises(SystemExit, match="another state"):
+        refuse_other_reference(tmp_path / "reference", {"source": "b"})
