@@ -262,6 +262,7 @@ def blocks(*tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
 
 
 def flat(values: Sequence[Any]) -> list[Any]:
+    """The values, with those of lists and tuples inside in their place."""
     found: list[Any] = []
     for value in values:
         found += flat(value) if isinstance(value, list | tuple) else [value]
@@ -269,4 +270,5 @@ def flat(values: Sequence[Any]) -> list[Any]:
 
 
 def narrow_tensors(result: Any) -> list[torch.Tensor]:
+    """The fp32 tensors of an operation's result."""
     return [t for t in flat((result,)) if isinstance(t, torch.Tensor) and t.dtype is torch.float32]

@@ -216,7 +216,7 @@ def _side_of_golden(
 
 
 def _broken_invariant(case: Case, run: Run) -> list[str]:
-    """What a run owes another case of the same run by its law, and does not hold to."""
+    """The records by which a run breaks its case's invariant."""
     if case.invariant is None:
         return []
     reference = RunFolder(run.folder).trace(case.invariant.reference)
@@ -227,7 +227,7 @@ def _broken_invariant(case: Case, run: Run) -> list[str]:
         return []
     count = counted(len(held.divergences), "record")
     return [
-        f"{count} not those of {case.invariant.reference} in this run, as the case's law demands:",
+        f"{count} not those of {case.invariant.reference} in this run, as the invariant demands:",
         *(change.describe() for change in changes(held)),
     ]
 

@@ -1,5 +1,6 @@
-"""How near a run came to what was expected: IDENTICAL or WITHIN TOLERANCE, by what ratio, and
-whether the machine may be the reason.
+"""How near a run came to what was expected, and whether the machine may be the reason.
+
+A PASS is IDENTICAL or WITHIN TOLERANCE, by a ratio of error to tolerance.
 
 Wide arithmetic gives the same bits on every CPU, so a wide case that moved was moved by code. In
 native arithmetic another type of machine rounds elsewhere; tolerances cover that, whether measured

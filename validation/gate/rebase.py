@@ -49,7 +49,9 @@ class Rerun(Protocol):
         RunError: the run left no trace.
     """
 
-    def __call__(self, case: Case, fault: str | None, steps: int | None = None, /) -> Trace: ...
+    def __call__(self, case: Case, fault: str | None, steps: int | None = None, /) -> Trace:
+        """Runs the case."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,11 @@ from validation.files import jsonable
 
 
 class Verdict(StrEnum):
-    """PASS; FAIL: behaviour moved; INVALID: the gate could not prove itself; UNFIT: the machine
-    could not serve; SKIPPED: a case whose needs are not met here."""
+    """What a check says of a case, and of all of them.
+
+    PASS; FAIL: behaviour moved; INVALID: the gate could not prove itself; UNFIT: the machine could
+    not serve; SKIPPED: a case whose needs are not met here.
+    """
 
     PASS = "PASS"  # noqa: S105 a verdict
     FAIL = "FAIL"

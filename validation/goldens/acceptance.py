@@ -107,7 +107,7 @@ def _propose_beside(store: GoldenStore, lane: str, trace: Trace) -> Proposal:
 
 
 class UndeclaredError(RefusedError):
-    """Movement that no `--expect` declares, or a declaration that nothing answers.
+    """A record that moved and is not declared, or a declaration of something that did not move.
 
     Attributes:
         declarations: what to declare instead, complete: what of the given declarations something
@@ -120,7 +120,7 @@ class UndeclaredError(RefusedError):
 
 
 def refuse_undeclared(proposals: Sequence[Proposal], expected: Sequence[Expectation]) -> None:
-    """Refuses movement that no `--expect` declares, and declarations that nothing answers.
+    """Refuses records that moved undeclared, and declarations of what did not move.
 
     Raises:
         UndeclaredError: naming every one.

@@ -2,9 +2,9 @@
 
 On a lane with GPUs a golden belongs to an environment: GPU model, image, topology. A run of another
 one is compared with the nearest: the same GPU model before any other, then the same image, then the
-same topology, then the fewest other differences (driver, versions, settings); of equals, the one
-that was there first. On a lane without GPUs a case has one golden, whose tolerances cover
-processors.
+same topology, then the fewest other differences (driver, versions, settings). Where several are
+equally near, the one that was recorded first is taken. On a lane without GPUs a case has one
+golden, whose tolerances cover processors.
 """
 
 from __future__ import annotations

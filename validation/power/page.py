@@ -11,7 +11,7 @@ from validation.power.matrix import Kill, Matrix, Pass, scores
 
 MARGIN_IS = (
     "The margin of a kill is the error over the tolerance of its worst record; inf where a "
-    "discrete record, a law or a table differs."
+    "discrete record, an invariant or a table differs."
 )
 
 

@@ -239,7 +239,10 @@ def table_snapshot(request: pytest.FixtureRequest) -> "GoldenAssertion":
 
 @pytest.fixture
 def array_snapshot(request: pytest.FixtureRequest) -> "GoldenAssertion":
-    """A golden array: ``assert array_snapshot(rtol=1e-6) == values``."""
+    """A golden array.
+
+    A test says `assert array_snapshot(rtol=1e-6) == values`.
+    """
     from validation.pytest.snapshots import ArraySnapshotExtension
 
     return _assertion(request, ArraySnapshotExtension)

@@ -92,8 +92,10 @@ def machine_type(environment: Mapping[str, Any]) -> str:
 
 
 def here(lane: Lane, ranks: int = 1) -> dict[str, Any]:
-    """The environment that runs of a lane will find on this machine, as far as a golden is chosen
-    by it; on a lane with GPUs this process uses CUDA from now on."""
+    """The environment that runs of a lane will find on this machine.
+
+    It says what a golden is chosen by. On a lane with GPUs this process uses CUDA from now on.
+    """
     if lane.on_gpus:
         importlib.import_module("torch")
     return describe(lane, ranks)

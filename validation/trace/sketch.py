@@ -175,8 +175,10 @@ def _on_device(flat: torch.Tensor) -> dict[str, Any]:
 
 
 def project(numbers: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """The 24 projections of a flat array, fp32; the same for the same array on any machine up to
-    fp32 rounding."""
+    """The 24 projections of a flat array, fp32.
+
+    They are the same for the same array on any machine, up to fp32 rounding.
+    """
     order, signs = _block()
     totals = np.zeros(PROJECTIONS)
     turned = _signs_of_blocks(0, -(-numbers.size // _BLOCK))
