@@ -21,8 +21,6 @@ from typing import Any
 
 from vpmoe.runtime.patches import original
 
-_DOCUMENT = "docs/megatron.md"
-
 
 class MegatronChangedError(RuntimeError):
     """The installed megatron-core is not what vpMoE relies on."""
@@ -298,7 +296,7 @@ class Contract:
         version = installed_version(package)
         return MegatronChangedError(
             f"{package} {version} changed what the contract `{self.name}` relies on: {problem}. "
-            f"{self.why} {self.remedy} ({_DOCUMENT} lists the contracts.)"
+            f"{self.why} {self.remedy} (docs/megatron.md lists the contracts.)"
         )
 
     def take(self, name: str) -> Any:
