@@ -131,16 +131,16 @@ def test_each_rule_is_of_a_file_that_there_is(repository: Path) -> None:
     rules, tree = rules_of(repository), Tree(repository)
     for pattern, _ in rules[: len(rules) - len(DEFAULT_RULES)]:
         assert any(fnmatchcase(path, pattern) for path in files), pattern
-    code = [
-        path
-        for path in files
-        if path.startswith("vpmoe/") and path.endswith(".py") and "/cases/" not in path
-    ]
+    code = [path for path in files if path.startswith("vpmoe/") and path.endswith(".py")]
+    code = [path for path in code if not path.startswith("vpmoe/cases/")]
     assert {reach_of(path, rules) for path in code} == {Reach.USERS}
     used = set().union(*(files_used(case, tree, rules) for case in CASES))
     tools = {path for path in code if path not in used}
     assert all(
-        "cli" in path or path.endswith(("display.py", "progress.py", "params.py")) for path in tools
+        "cli" in path
+        or path.endswith(("display.py", "progress.py", "params.py"))
+        or path in ("vpmoe/megatron/__main__.py", "vpmoe/megatron/document.py")
+        for path in tools
     ), tools
 
 

@@ -11,7 +11,7 @@ import torch
 from vpmoe.runtime import cpu_lane
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def lane() -> Iterator[None]:
     """The lane, with all that a training imports."""
     if torch.cuda.is_available():

@@ -21,9 +21,6 @@ from typing import Any
 
 from vpmoe.runtime.patches import original
 
-# Not a path of the tree: a run is not made from documents.
-_DOCUMENT = "the page 'megatron' of the documents"
-
 
 class MegatronChangedError(RuntimeError):
     """The installed megatron-core is not what vpMoE relies on."""
@@ -299,7 +296,7 @@ class Contract:
         version = installed_version(package)
         return MegatronChangedError(
             f"{package} {version} changed what the contract `{self.name}` relies on: {problem}. "
-            f"{self.why} {self.remedy} ({_DOCUMENT} lists the contracts.)"
+            f"{self.why} {self.remedy} (docs/megatron.md lists the contracts.)"
         )
 
     def take(self, name: str) -> Any:

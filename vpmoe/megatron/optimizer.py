@@ -41,7 +41,7 @@ CONSTRUCTION = Contract(
         Takes("megatron.core.optimizer:get_megatron_optimizer", ("config", "model_chunks")),
         Reads(
             "megatron.training.training:setup_model_and_optimizer",
-            names=("get_megatron_optimizer", "pg_collection"),
+            names=("get_megatron_optimizer",),
         ),
         Takes(
             "megatron.core.optimizer.optimizer_cuda_graph:OptimizerCudaGraphWrapper.__init__",
