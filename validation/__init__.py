@@ -57,9 +57,6 @@ __all__ = [
     "load_trace",
 ]
 
-DISTRIBUTION = "vpmoe-validation"
-"""What the package is installed as."""
-
 _HOMES = {
     "validation.cases": ("Benign", "Case", "CaseError", "Fault", "Invariant", "Needs"),
     "validation.compare": ("Comparison", "Divergence", "Tolerances"),
@@ -73,6 +70,8 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     """Imports a public name when it is first used: a part of the harness need not load the rest."""
     if name == "__version__":
+        from validation.version import DISTRIBUTION
+
         return importlib.metadata.version(DISTRIBUTION)
     for module, names in _HOMES.items():
         if name in names:

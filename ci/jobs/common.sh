@@ -66,6 +66,10 @@ judged_gate() {
     local -a cases=() added=()
     base=$(git merge-base "$base" HEAD) || return 2
     take "$base" "$judge" validation ci pyproject.toml golden.toml || return 2
+    # The base's cases and faults, beside its gate: a base from before that has them inside of it.
+    if [ -e "$judge/validation/gate/overlay.py" ]; then
+        by "$judge" python3 -m validation.gate.overlay "$judge" "$base" || return 2
+    fi
     if [ -e "$judge/ci/select_cases.py" ]; then
         selected=$(by "$judge" select_cases "$judge" "$lane" "$base") ||
             return $?

@@ -10,7 +10,7 @@ from validation.cases import discover_cases
 from validation.goldens.layout import HEAD
 from validation.goldens.store import GoldenStore
 
-GOLDENS = Path(__file__).resolve().parents[3] / "goldens"
+GOLDENS = Path(__file__).resolve().parents[2] / "goldens"
 HEADS = sorted(path.parent.relative_to(GOLDENS).parts for path in GOLDENS.glob(f"**/{HEAD}"))
 
 

@@ -10,14 +10,14 @@ import torch
 from validation.cases import discover_cases, discover_faults
 from validation.running.execution import RunOptions, run_case
 from validation.running.source import find_root
-from validation.trace import Trace
+from validation.trace import HeldInvariant, Trace
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="runs in the CPU lane")
 
 
 def broken_laws(trace: Trace) -> set[str]:
     values = [event.value for event in trace.events]
-    return {v["law"] for v in values if isinstance(v, dict) and v.get("holds") is False}
+    return {v.name for v in values if isinstance(v, HeldInvariant) and not v.holds}
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def log_of(losses: list[float], printed: list[tuple[int, float]], interval: int)
 def laws(recorder: Recorder) -> list[bool]:
     """Whether each line's law holds."""
     events = recorder.trace("printed", {}).events
-    return [event.value["holds"] for event in events if event.key.tensor == "lm loss"]
+    return [event.value.holds for event in events if event.key.tensor == "lm loss"]
 
 
 def test_numbers_of_a_line_and_scalars_are_curves_and_times_are_not() -> None:

@@ -4,6 +4,7 @@ import itertools
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -72,10 +73,20 @@ def test_a_slowdown_is_counted_out_once(monkeypatch: pytest.MonkeyPatch) -> None
         def queue(self, count: int) -> None:
             counts.append(count)
 
+    def train_step(
+        forward_step_func: Any,
+        data_iterator: Any = None,
+        model: Any = None,
+        optimizer: Any = None,
+        *,
+        iteration: int = 0,
+    ) -> Any:
+        return forward_step_func
+
     clock = itertools.count(step=2)  # read twice a step
     monkeypatch.setattr(slowdowns, "_Products", Products)
     monkeypatch.setattr(slowdowns.time, "perf_counter", lambda: float(next(clock)))
-    monkeypatch.setattr(training, "train_step", lambda step: step)
+    monkeypatch.setattr(training, "train_step", train_step)
     with slowdowns.slow_step_3():
         assert [training.train_step(step) for step in range(12)] == list(range(12))
     # After the eight steps of a benchmark's warm-up.

@@ -298,5 +298,5 @@ def test_render_takes_the_same_options(
     assert "rows.jsonl:1: unknown key `source`" in capsys.readouterr().err
     assert main([*words, "--chat-format", "openai", "--ignore-columns", "source"]) == 0
     assert "<|channel|>analysis<|message|>hm<|end|>" in capsys.readouterr().out
-    with pytest.raises(DataError, match="chat format 'x': choose from harmony, openai"):
+    with pytest.raises(DataError, match="--chat-format x: choose from harmony, openai"):
         build_dataset([path], tmp_path / "out", chat_format="x", vocabulary=vocabulary)

@@ -237,7 +237,7 @@ def test_of_equal_logits_the_lowest_id_is_taken(exported: Path) -> None:
     [
         ([], 1, "at least one"),
         ([1], 0, "at least 1"),
-        ([1] * 20, 5, "longest sequence has 24"),
+        ([1] * 20, 5, "longest sequence of 24"),
         ([64], 1, "outside the vocabulary 0..63"),
         ([-1], 1, "outside the vocabulary 0..63"),
     ],

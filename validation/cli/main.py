@@ -9,7 +9,6 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from validation import DISTRIBUTION
 from validation.cases import CaseError
 from validation.cli import (
     accept,
@@ -30,6 +29,7 @@ from validation.files import SCHEMA, DamagedFileError
 from validation.gate.verdict import EXIT_CODES, USAGE_EXIT_CODE, Verdict
 from validation.goldens.acceptance import RefusedError
 from validation.running.source import RepositoryError
+from validation.version import DISTRIBUTION
 
 _DESCRIPTION = """\
 Run training cases, compare every recorded number with the accepted (golden) one, and say what

@@ -177,10 +177,8 @@ def held_to_this_tree() -> Iterator[None]:
     An installed or editable package may come before the worktree; the comparison would then be of
     the head with itself.
     """
-    import validation
-
     head, tree = Path(os.environ[_HEAD]), Path.cwd()
-    own = (tree.resolve(), Path(validation.__file__).resolve().parent)
+    own = (tree.resolve(), Path(__file__).resolve().parents[1])
     yield
     strange = [p for p in code_of(head) if not any(p.is_relative_to(folder) for folder in own)]
     if strange:

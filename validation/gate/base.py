@@ -1,9 +1,9 @@
 """`golden check --judge REV`: the base revision's gate judges this tree.
 
 A change must not loosen its own judge. The comparator, the cases and the faults are the ones of the
-`validation` package at the base revision, run from outside the checkout, and the base's
-`[tool.golden]` names their modules; the accepted values are this tree's, which reviewers see, and
-the tolerances are the base's for every golden that it has.
+`validation` package at the base revision, run from outside the checkout, and the modules that the
+base's `[tool.golden]` names are the base's too (`validation.gate.overlay`). The accepted values are
+this tree's, which reviewers see; the tolerances are the base's for every golden that it has.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pathlib import Path
 
 from validation.config import FILES, Declaration, declaration_of, search_path
 from validation.files import DamagedFileError, write_atomically
+from validation.gate.overlay import lay_declared_modules
 from validation.gate.verdict import CaseResult, Verdict
 from validation.goldens import layout
 from validation.goldens.store import Golden, GoldenStore, MissingGoldenError
@@ -90,6 +91,7 @@ def check_with_base(root: Path, revision: str, words: Sequence[str]) -> int:
         RepositoryError: there is no such revision.
     """
     with checked_out(root, revision, ("validation", "goldens", *FILES)) as base:
+        lay_declared_modules(root, revision, base)
         _declare_to_old_gate(root, base)
         command = [sys.executable, "-P", "-m", "validation.cli", "check", *words]
         command += ["--judged-by", str(base / "goldens")]
@@ -108,7 +110,8 @@ def _declare_to_old_gate(root: Path, base: Path) -> None:
 
     This tree's declaration is put in front of them, in the name of that distribution.
     """
-    if not (base / "validation").is_dir() or (base / "validation" / "config.py").exists():
+    gate = base / "validation"
+    if not gate.is_dir() or (gate / "config.py").exists() or (gate / "config").is_dir():
         return
     declared = declaration_of(root)
     lines = []

@@ -77,10 +77,8 @@ def _link(root: Path, tree: Path, path: str) -> None:
 
 def copied_gate(folder: Path) -> Path:
     """Copies the running `validation` package into a folder, which can then be searched for it."""
-    import validation
-
     shutil.copytree(
-        Path(validation.__file__).parent,
+        Path(__file__).parents[1],
         folder / "validation",
         ignore=shutil.ignore_patterns("__pycache__"),
     )

@@ -200,6 +200,8 @@ def test_provenance_has_no_transformer_engine(site: Path, tmp_path: Path) -> Non
         target="probe:run",
         settings={"seen": str(tmp_path / "seen")},
     )
+    declared = 'cases = ["probe"]\nrecorded = ["transformer-engine"]\n'
+    (tmp_path / "golden.toml").write_text(declared)
     trace = run_case(case, RunOptions(lane="cpu"), tmp_path, tmp_path / "log.txt")
     assert trace.provenance["environment"]["transformer-engine"] is None
 

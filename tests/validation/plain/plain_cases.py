@@ -73,6 +73,7 @@ CASES = [
         target="plain_cases:run",
         settings={"steps": 12, "micro_batches": 2},
         traced_steps=[1, 2],
+        leading=["lm_loss", "grad_norm", "learning_rate"],
     ),
     Case(
         name="plain_seed",

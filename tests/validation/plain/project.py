@@ -18,6 +18,7 @@ _PYPROJECT = """\
 [tool.golden]
 cases = ["plain_cases"]
 faults = ["plain_cases"]
+recorded = ["numpy", "torch", "transformer-engine"]
 
 [tool.golden.lanes.h200]
 gpus = 1

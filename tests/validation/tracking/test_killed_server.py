@@ -137,7 +137,7 @@ def holds_what_is_on_disk(shown: dict[str, Any], folders: list[Path]) -> None:
             curves = load_trace(path).curves
             assert len(curves) >= 3
             for metric, values in curves.items():
-                assert case["metrics"][metric] == sorted(values.items()), metric
+                assert case["metrics"][str(metric)] == sorted(values.items()), metric
 
 
 def test_a_check_that_loses_its_server(

@@ -6,7 +6,7 @@ from typing import Any
 from validation.compare import Tolerances
 from validation.goldens import Golden, GoldenStore
 from validation.goldens.layout import FILES, HEAD, staged_name
-from validation.trace import Trace
+from validation.trace import CurveKey, Trace
 
 
 def loosen(project: Any, case: str) -> None:
@@ -92,7 +92,14 @@ def test_a_base_whose_gate_looks_for_digests_in_names_finds_them(plain_project: 
     project.git("rm", "-rq", "validation")
     store = GoldenStore(project.root / "goldens")
     provenance = {"environment": {"lane": "cpu"}}
-    trace = Trace("tiny", provenance, [], {"lm_loss": {1: 1.0}}, {"lm_loss": "forward"}, {})
+    trace = Trace(
+        "tiny",
+        provenance,
+        [],
+        {CurveKey("lm_loss"): {1: 1.0}},
+        {CurveKey("lm_loss"): "forward"},
+        {},
+    )
     store.save(Golden(lane="cpu", trace=trace, case_digest="", accepted={}))
     project.commit("The installed gate")
     recorded = store.head("cpu", "tiny")["files"]

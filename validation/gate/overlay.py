@@ -1,0 +1,99 @@
+"""The base's cases and faults, laid over the head's packages that they are inside of.
+
+A change must not edit the cases that judge it. The modules that the base declares are taken from
+the base's revision into a folder that stands first on the module search path. Where such a module
+is inside a package (`my_training.cases`), the package's other modules are still the head's: a file
+`__init__.py` in the folder joins the two.
+
+    python -m validation.gate.overlay FOLDER REVISION    in the head's checkout
+
+FOLDER has the base's declaration; a pipeline calls this after it has taken that there.
+"""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from validation.config import read_declaration
+from validation.files import write_atomically
+from validation.running.source import find_root, git
+
+_JOINED = '''\
+"""Joins the base's modules in this folder with the head's package of the same name."""
+
+import pathlib
+import pkgutil
+
+__path__ = pkgutil.extend_path(__path__, __name__)
+for _folder in __path__[1:]:
+    _file = pathlib.Path(_folder) / "__init__.py"
+    if _file.exists():
+        exec(compile(_file.read_text(), str(_file), "exec"))
+        break
+'''
+
+
+def lay_declared_modules(root: Path, revision: str, folder: Path) -> None:
+    """Puts the modules that a base declares into the folder that holds its declaration.
+
+    Args:
+        root: the head's checkout.
+        revision: the base.
+        folder: has the base's `pyproject.toml` or `golden.toml`; receives the modules.
+
+    Raises:
+        CaseError: the base's declaration is wrong.
+        RepositoryError: there is no such revision.
+    """
+    declared = read_declaration(folder)
+    if declared is None:
+        return
+    names = set(git(root, "ls-tree", "-r", "--name-only", revision).splitlines())
+    for module in dict.fromkeys((*declared.cases, *declared.faults)):
+        place = module.replace(".", "/")
+        for prefix in ("", "src/"):
+            inside = prefix + place
+            paths = [n for n in names if n == f"{inside}.py" or n.startswith(f"{inside}/")]
+            if paths:
+                _extract(root, revision, paths, prefix, folder)
+                _join_parents(folder, module)
+                break
+
+
+def _extract(root: Path, revision: str, paths: Sequence[str], prefix: str, folder: Path) -> None:
+    """Unpacks files of a revision, without the prefix."""
+    command = ["git", "-C", str(root), "archive", revision, *sorted(paths)]
+    packed = subprocess.run(command, capture_output=True, check=True).stdout
+    with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
+        for member in archive.getmembers():
+            if member.isfile():
+                content = archive.extractfile(member)
+                assert content is not None
+                path = folder / member.name[len(prefix) :]
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_atomically(path, content.read())
+
+
+def _join_parents(folder: Path, module: str) -> None:
+    *parents, _ = module.split(".")
+    for depth in range(1, len(parents) + 1):
+        package = folder.joinpath(*parents[:depth])
+        # The harness is the base's whole, and so is a package that was taken whole.
+        if not (package / "__init__.py").exists():
+            write_atomically(package / "__init__.py", _JOINED.encode())
+
+
+def main() -> int:
+    """Lays the modules; returns 0."""
+    folder, revision = sys.argv[1:]
+    lay_declared_modules(find_root(), revision, Path(folder))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

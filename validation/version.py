@@ -1,0 +1,3 @@
+"""What the harness is installed as."""
+
+DISTRIBUTION = "vpmoe-validation"
