@@ -2,8 +2,9 @@
 
 A change must not loosen its own judge. The comparator, the cases and the faults are the ones of the
 `validation` package at the base revision, run from outside the checkout, and the modules that the
-base's `[tool.golden]` names are the base's too (`validation.gate.overlay`). The accepted values are
-this tree's, which reviewers see; the tolerances are the base's for every golden that it has.
+base's `[tool.golden]` names inside of packages are the base's too (`validation.gate.overlay`). The
+accepted values are this tree's, which reviewers see; the tolerances are the base's for every golden
+that it has.
 """
 
 from __future__ import annotations

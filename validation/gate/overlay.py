@@ -1,9 +1,10 @@
 """The base's cases and faults, laid over the head's packages that they are inside of.
 
-A change must not edit the cases that judge it. The modules that the base declares are taken from
-the base's revision into a folder that stands first on the module search path. Where such a module
-is inside a package (`my_training.cases`), the package's other modules are still the head's: a file
-`__init__.py` in the folder joins the two.
+A change must not edit the cases that judge it. Modules that the base declares inside of a package
+(`my_training.cases`) are taken from the base's revision into a folder that stands first on the
+module search path. The package's other modules are still the head's: a file `__init__.py` in the
+folder joins the two. A module at the top level (`golden_cases`) is the head's, and the check is
+INVALID where a case of the base is gone from it.
 
     python -m validation.gate.overlay FOLDER REVISION    in the head's checkout
 
@@ -39,7 +40,7 @@ for _folder in __path__[1:]:
 
 
 def lay_declared_modules(root: Path, revision: str, folder: Path) -> None:
-    """Puts the modules that a base declares into the folder that holds its declaration.
+    """Puts the modules that a base declares in packages beside its declaration.
 
     Args:
         root: the head's checkout.
@@ -54,7 +55,8 @@ def lay_declared_modules(root: Path, revision: str, folder: Path) -> None:
     if declared is None:
         return
     names = set(git(root, "ls-tree", "-r", "--name-only", revision).splitlines())
-    for module in dict.fromkeys((*declared.cases, *declared.faults)):
+    inner = [module for module in (*declared.cases, *declared.faults) if "." in module]
+    for module in dict.fromkeys(inner):
         place = module.replace(".", "/")
         for prefix in ("", "src/"):
             inside = prefix + place

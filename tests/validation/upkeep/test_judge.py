@@ -1,6 +1,10 @@
 """With `--judge REV` the base's gate judges: a change cannot loosen its own judge."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 from validation.compare import Tolerances
@@ -75,6 +79,8 @@ def test_a_base_whose_gate_reads_entry_points_is_told_what_is_declared(plain_pro
 
 
 _OLDER_GATE = """\
+import os
+import subprocess
 from pathlib import Path
 print(*sorted(path.name for path in Path("goldens/cpu/tiny").iterdir()))
 """
@@ -108,3 +114,42 @@ def test_a_base_whose_gate_looks_for_digests_in_names_finds_them(plain_project: 
     names = {HEAD, *FILES, *(staged_name(name, recorded[name]) for name in FILES)}
     assert set(answer.out.split()) == names
     assert {path.name for path in store.path("cpu", "tiny").iterdir()} == {HEAD, *FILES}
+
+
+def test_the_bases_cases_judge_inside_of_a_package_that_the_head_changes(
+    golden_project: Any, tmp_path: Path
+) -> None:
+    """`trained.cases` is declared: its package has code of the head and cases of the base."""
+    from validation.gate.overlay import lay_declared_modules
+
+    project = golden_project
+    package = project.root / "trained"
+    (package / "cases").mkdir(parents=True)
+    (package / "__init__.py").write_text("VERSION = 'base'\n")
+    (package / "model.py").write_text("WIDTH = 1\n")
+    (package / "cases" / "__init__.py").write_text("CASES = ['base']\n")
+    declared = project.root / "pyproject.toml"
+    declared.write_text(declared.read_text().replace('["plain_cases"]', '["trained.cases"]', 1))
+    base = project.commit("cases in a package")
+    (package / "__init__.py").write_text("VERSION = 'head'\n")
+    (package / "model.py").write_text("WIDTH = 2\n")
+    (package / "cases" / "__init__.py").write_text("CASES = []\n")
+    project.commit("the head empties the list of cases")
+
+    folder = tmp_path / "judge"
+    folder.mkdir()
+    (folder / "pyproject.toml").write_text(project.git("show", f"{base}:pyproject.toml"))
+    lay_declared_modules(project.root, base, folder)
+    script = (
+        "import trained, trained.model, trained.cases\n"
+        "print(trained.VERSION, trained.model.WIDTH, trained.cases.CASES)"
+    )
+    path = os.pathsep.join([str(folder), str(project.root)])
+    said = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert said.stdout.split() == ["head", "2", "['base']"]
