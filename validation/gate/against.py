@@ -1,9 +1,9 @@
 """`golden check --against REV`: base and head both run here and are compared bit for bit.
 
 No golden and no tolerance has a part in it, so it tells what the code moves from what a machine
-does. The base is a worktree of REV. The harness (the `validation` package, with the cases and
-adapters inside of it) is the running one on both sides; the code in the repository, adapters there
-included, is each side's own. A case's settings, traced steps and processes are the head's.
+does. The base is a worktree of REV. The harness (the `validation` package) is the running one on
+both sides; the code in the repository, adapters included, is each side's own. A case's settings,
+traced steps and processes are the head's.
 """
 
 from __future__ import annotations
