@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -45,3 +48,9 @@ def test_a_twin_passes_everything_through() -> None:
         assert core.layer_window(Config(), 1) == right + 1
     with resolve(FAULTS["window-plus-one"].twin)():
         assert core.layer_window(Config(), 1) == right
+
+
+def test_declaring_faults_imports_no_torch() -> None:
+    """Every `golden check` and completion of a fault's name imports the declarations."""
+    script = "import sys, vpmoe.cases.faults; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=find_root())

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from validation.cases import Case, Fault
 from validation.cases.difference import what_differs
+from validation.config import Lane
 from validation.config.gaps import Gap
 from validation.files import DamagedFileError, decode_json, read_file
 from validation.gate.quarantine import load_quarantine
@@ -20,7 +21,7 @@ from validation.goldens.store import Golden, GoldenStore, MissingGoldenError
 from validation.trace import curve_class, event_class
 
 MAX_LANE_BYTES = 8 * 10**6
-"""What the goldens of the cpu lane may take together in a repository."""
+"""What the goldens of a lane without GPUs may take together in a repository."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Finding:
 
 
 def examine(
-    root: Path, cases: Mapping[str, Case], faults: Mapping[str, Fault], lanes: Collection[str]
+    root: Path, cases: Mapping[str, Case], faults: Mapping[str, Fault], lanes: Mapping[str, Lane]
 ) -> list[Finding]:
     """Everything that is wrong with the goldens of a repository.
 
@@ -48,13 +49,13 @@ def examine(
         root: the repository.
         cases: every declared case.
         faults: every declared fault.
-        lanes: every declared lane.
+        lanes: every declared lane, by name.
     """
     store = GoldenStore(root / "goldens")
     found = [*_unknown_folders(store, lanes), *_quarantine(store.folder, cases)]
-    for lane in lanes:
+    for lane, declared in lanes.items():
         for name in store.names(lane):
-            found += _examine_case(store, lane, name, cases)
+            found += _examine_case(store, declared, name, cases)
         for case in cases.values():
             if lane in case.lanes and not store.places(lane, case.name):
                 found.append(
@@ -71,10 +72,11 @@ def examine(
         if missing:
             text = f"is shown by case {min(missing)}, which does not exist"
             found.append(Finding("unreachable", f"fault {fault.id}", text))
-    size = sum(p.stat().st_size for p in (store.folder / "cpu").rglob("*") if p.is_file())
-    if size > MAX_LANE_BYTES:
-        text = f"{size / 1e6:.1f} MB of goldens, more than {MAX_LANE_BYTES / 1e6:g}"
-        found.append(Finding("size", "cpu", text))
+    for lane in (name for name, declared in lanes.items() if not declared.on_gpus):
+        size = sum(p.stat().st_size for p in (store.folder / lane).rglob("*") if p.is_file())
+        if size > MAX_LANE_BYTES:
+            text = f"{size / 1e6:.1f} MB of goldens, more than {MAX_LANE_BYTES / 1e6:g}"
+            found.append(Finding("size", lane, text))
     return found
 
 
@@ -116,8 +118,9 @@ def known_gaps(
 
 
 def _examine_case(
-    store: GoldenStore, lane: str, name: str, cases: Mapping[str, Case]
+    store: GoldenStore, declared: Lane, name: str, cases: Mapping[str, Case]
 ) -> list[Finding]:
+    lane = declared.name
     subject = f"{lane}/{name}"
     case = cases.get(name)
     if case is None:
@@ -127,8 +130,8 @@ def _examine_case(
         return [Finding("unreachable", subject, text)]
     places = store.places(lane, name)
     found = [finding for place in places for finding in _examine_golden(store, lane, case, place)]
-    if lane == "cpu" and len(places) > 1:
-        text = "the cpu lane has one golden a case: delete the folders inside of it"
+    if not declared.on_gpus and len(places) > 1:
+        text = f"the {lane} lane has one golden a case: delete the folders inside of it"
         found.append(Finding("unreachable", subject, text))
     for folder in sorted(p for p in store.path(lane, name).iterdir() if p.is_dir()):
         if folder.name not in places:

@@ -19,8 +19,6 @@ from dataclasses import dataclass
 from types import CodeType
 from typing import Any
 
-from vpmoe.runtime.patches import original
-
 
 class MegatronChangedError(RuntimeError):
     """The installed megatron-core is not what vpMoE relies on."""
@@ -71,6 +69,9 @@ class Fact(ABC):
                 owner, found = found, getattr(found, part)
             except AttributeError:
                 raise _ChangedError(f"{self.place} is gone") from None
+        # Not above: declaring a fault names a contract, and needs no torch, which this imports.
+        from vpmoe.runtime.patches import original
+
         return original(owner, self.name, found)
 
     def problem(self) -> str | None:

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from vpmoe.megatron.contract import Contract, Exists, Fact, Takes
-from vpmoe.runtime.patches import replaced
 
 _WHY = "vpMoE's cases watch this place, or its faults plant bugs there"
 _REMEDY = (
@@ -61,6 +60,8 @@ class Point:
         changed = wrap(there)
         if callable(changed) and callable(there) and not hasattr(changed, "__wrapped__"):
             functools.update_wrapper(changed, there)
+        from vpmoe.runtime.patches import replaced  # imports torch, which a declaration needs not
+
         with replaced(owner, attribute, changed):
             yield
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from validation.cases import Case, Fault
 from validation.compare import Tolerances
+from validation.config import Lane
 from validation.files import DamagedFileError, digest, encode_json
 from validation.gate.health import examine
 from validation.goldens import Golden, GoldenStore
@@ -28,6 +29,9 @@ from .traces import random_trace, tolerances_of
 CASES = [
     Case(name=name, description="a case", lanes=["cpu"], target="a:b") for name in ("one", "two")
 ]
+
+
+LANES = {"cpu": Lane(name="cpu")}
 
 
 def fault(name: str, case: str = "one", **more: Any) -> Fault:
@@ -69,7 +73,7 @@ def rewrite(store: GoldenStore, **changed: Any) -> None:
 
 def findings(store: GoldenStore) -> list[str]:
     faults = {f.id: f for f in FAULTS}
-    found = examine(store.folder.parent, {c.name: c for c in CASES}, faults, ["cpu"])
+    found = examine(store.folder.parent, {c.name: c for c in CASES}, faults, LANES)
     return [f"{f.subject}: {f.text}" for f in found if f.kind == "canaries"]
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from validation.cases import Case, Fault
 from validation.compare import Tolerances
+from validation.config import Lane
 from validation.config.gaps import parse_gaps
 from validation.gate.health import Finding, examine, known_gaps
 from validation.goldens import Golden, GoldenStore
@@ -48,7 +49,7 @@ def kinds(store: GoldenStore, *cases: Case, faults: tuple[Fault, ...] = ()) -> l
         store.folder.parent,
         {c.name: c for c in cases},
         {fault.id: fault for fault in faults},
-        ("cpu", "h200"),
+        {"cpu": Lane(name="cpu"), "h200": Lane(name="h200", gpus=1)},
     )
     return [finding.kind for finding in found]
 

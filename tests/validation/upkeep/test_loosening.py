@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from validation.compare import Tolerances
+from validation.config import Lane
 from validation.gate.health import examine
 from validation.gate.loosening import (
     find_loosenings,
@@ -173,7 +174,7 @@ def test_calibrate_leaves_its_audit_and_health_knows_it(golden_project: Any) -> 
     for path in (store.folder / "audit").iterdir():
         if path != new and "goldens" in json.loads(path.read_text()):
             path.unlink()
-    found = examine(project.root, {}, {}, ["cpu"])
+    found = examine(project.root, {}, {}, {"cpu": Lane(name="cpu")})
     assert found  # no case is declared here
     assert "goldens/audit" in project.golden("health").out
 
