@@ -7,6 +7,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from validation.files import write_atomically
+from validation.running.source import tree_digest
 
 VERDICT_FILE = "verdict.json"
 REPORT_FILE = "report.html"
@@ -32,15 +33,14 @@ class RunFolder:
     path: Path
 
     @classmethod
-    def create(cls, root: Path, lane: str, source: str) -> RunFolder:
+    def create(cls, root: Path, lane: str) -> RunFolder:
         """Makes a run folder that no other run has.
 
         Args:
             root: the repository.
             lane: where the cases run.
-            source: digest of the source tree.
         """
-        runs = runs_folder(root)
+        runs, source = runs_folder(root), tree_digest(root)
         stamp = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%S")
         for attempt in range(_ATTEMPTS):
             name = f"{stamp}-{lane}-{source[:12]}" + (f"-{attempt}" if attempt else "")

@@ -32,7 +32,7 @@ from validation.goldens.declared import FORM, Expectation
 from validation.run_folder import RunFolder
 from validation.running.environment import gpu_count
 from validation.running.execution import RunError
-from validation.running.source import find_root, tree_digest
+from validation.running.source import find_root
 from validation.trace import Trace, save_trace
 
 
@@ -104,7 +104,7 @@ def update(options: argparse.Namespace) -> int:
         lane = lane_to_run(options)
         chosen = runnable(root, cases, lane, options.case)
         refuse_unknown(store, {case.name: [lane] for case in chosen}, expected)
-        folder = RunFolder.create(root, lane, tree_digest(root))
+        folder = RunFolder.create(root, lane)
         traces = record_here(root, lane, chosen, folder)
         accepting = [os.path.relpath(folder.path), "--lane", lane]
     if not traces:

@@ -27,7 +27,7 @@ from validation.goldens.acceptance import RefusedError
 from validation.run_folder import BENCH_FILE, RunFolder
 from validation.running.environment import gpu_count
 from validation.running.execution import RunError
-from validation.running.source import find_root, tree_digest
+from validation.running.source import find_root
 from validation.throughput.bench import (
     CPU_PAIRS,
     GPU_PAIRS,
@@ -132,7 +132,7 @@ def bench(options: argparse.Namespace) -> int:
     )
     # A cancelled job's trainings and checkout shall end as they do on Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    folder = RunFolder.create(root, lane, tree_digest(root))
+    folder = RunFolder.create(root, lane)
     progress = TerminalProgress()
     try:
         with progress:

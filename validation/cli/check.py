@@ -54,7 +54,7 @@ from validation.running.execution import RunError, RunOptions
 from validation.running.reach import case_source_digest
 from validation.running.recordings import record_case
 from validation.running.revisions import commit_of
-from validation.running.source import find_root, tree_digest
+from validation.running.source import find_root
 from validation.trace import Trace, load_trace, save_trace
 
 
@@ -142,7 +142,7 @@ def check(options: argparse.Namespace) -> int:
         judge=options.judged_by,
     )
     progress = TerminalProgress()
-    folder = RunFolder.create(root, lane, tree_digest(root))
+    folder = RunFolder.create(root, lane)
     with progress:
         if options.against is not None:
             every = not options.case
@@ -222,7 +222,7 @@ def calibrate(options: argparse.Namespace) -> int:
             prove(root, [Unproven(lane, case, golden.place, golden.canaries.proofs)], progress)
         return 0
     jobs = chosen_jobs(options, on_gpus=lane_of(root, lane).on_gpus)
-    folder = RunFolder.create(root, lane, tree_digest(root))
+    folder = RunFolder.create(root, lane)
     plan = CheckPlan(root=root, lane=lane)
     for case in chosen_cases(cases, options.case, lane):
         reason = case.needs.missing(root, gpu_count(), lane)

@@ -17,7 +17,7 @@ from validation.run_folder import RunFolder, finished_runs
 from validation.running.environment import gpu_count
 from validation.running.execution import RunError
 from validation.running.revisions import commit_of
-from validation.running.source import find_root, tree_digest
+from validation.running.source import find_root
 
 
 def add_commands(commands: Any) -> None:
@@ -87,7 +87,7 @@ def explain_operation(root: Path, options: argparse.Namespace) -> int:
     lacks = case.needs.missing(root, gpu_count(), lane)
     if lacks is not None:
         raise RefusedError(f"case {case.name}: it {lacks}")
-    log = RunFolder.create(root, lane, tree_digest(root)).log
+    log = RunFolder.create(root, lane).log
     search = Search(root, lane, case, log, options.against, variables, options.steps)
     progress = TerminalProgress()
     try:

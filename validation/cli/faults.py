@@ -37,7 +37,7 @@ from validation.power.proof import record_matrix
 from validation.power.results import Results
 from validation.run_folder import RunFolder
 from validation.running.environment import describe, gpu_count, here
-from validation.running.source import commit, find_root, tree_digest
+from validation.running.source import commit, find_root
 
 
 def add_commands(commands: Any) -> None:
@@ -110,7 +110,7 @@ def faults(options: argparse.Namespace) -> int:
             progress.message(f"{case.name} kills nothing: {error}")
     if not goldens or not chosen:
         raise RefusedError(f"lane {lane} has {len(goldens)} goldens and {len(chosen)} faults")
-    folder = RunFolder.create(root, lane, tree_digest(root))
+    folder = RunFolder.create(root, lane)
     jobs = chosen_jobs(options, on_gpus=lane_of(root, lane).on_gpus)
     plants = [f.plant for f in known.values()] + [b.plant for b in harmless]
     targets = [case.target for case in cases.values()]

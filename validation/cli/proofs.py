@@ -14,7 +14,6 @@ from validation.goldens.layout import HEAD
 from validation.goldens.proposal import Proposal
 from validation.power.proof import ENOUGH, ENOUGH_AT_FIRST, Site, fit_faults, prove_here
 from validation.run_folder import RunFolder
-from validation.running.source import tree_digest
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ def prove(root: Path, goldens: Iterable[Unproven], progress: TerminalProgress) -
         root=root,
         store=GoldenStore(root / "goldens"),
         faults=faults,
-        log=RunFolder.create(root, wanted[0].lane, tree_digest(root)).log,
+        log=RunFolder.create(root, wanted[0].lane).log,
         tell=progress.message,
     )
     for g in wanted:

@@ -39,7 +39,7 @@ from validation.power.proof import Planted, fit_faults, record
 from validation.run_folder import RunFolder
 from validation.running.execution import RunError, RunOptions
 from validation.running.recordings import record_case
-from validation.running.source import commit_merged, find_root, git, tree_digest, unmerged_files
+from validation.running.source import commit_merged, find_root, git, unmerged_files
 from validation.trace import Trace
 
 
@@ -245,7 +245,7 @@ def merge_driver(options: argparse.Namespace) -> int:
 
 def _rerunner(root: Path, lane: str) -> Rerun:
     """A function that runs a case here, its log in a run folder."""
-    folder = RunFolder.create(root, lane, tree_digest(root))
+    folder = RunFolder.create(root, lane)
     plan = CheckPlan(root=root, lane=lane)
     provenance, progress = describe_source(plan), TerminalProgress()
 

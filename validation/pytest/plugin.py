@@ -109,9 +109,8 @@ class GoldenItem(pytest.Item):
     def new_folder(self) -> "RunFolder":
         """Return a run folder of this item's own."""
         from validation.run_folder import RunFolder
-        from validation.running.source import tree_digest
 
-        return RunFolder.create(self.plan.root, self.plan.lane, tree_digest(self.plan.root))
+        return RunFolder.create(self.plan.root, self.plan.lane)
 
     def say(self, line: str) -> None:
         """Keep a line for the item's report."""
