@@ -171,15 +171,19 @@ def test_pre_merge_in_a_fresh_clone_says_what_golden_check_says(
     assert f"golden cpu: {verdict}" in job.out
 
 
-def _disarmed(name: str) -> Callable[[Any], None]:
-    """A way of `test_red.py` to plant a bug, or to disarm a change's own copy of the gate."""
-    path = CI.parent / "tests/validation/upkeep/test_red.py"
-    spec = importlib.util.spec_from_file_location("ways_to_disarm", path)
+def _from_file(test: str, name: str) -> Callable[[Any], None]:
+    path = CI.parent / f"tests/validation/upkeep/{test}.py"
+    spec = importlib.util.spec_from_file_location(f"ways_of_{test}", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return getattr(module, name)  # type: ignore[no-any-return]
+
+
+def _disarmed(name: str) -> Callable[[Any], None]:
+    """A way of `test_red.py` to plant a bug, or to disarm a change's own copy of the gate."""
+    return _from_file("test_red", name)
 
 
 def _choose_another_case(project: Any) -> None:
@@ -217,6 +221,27 @@ def test_a_pull_request_that_disarms_the_gate_stays_red(
     assert (
         runner.verdict("reports/pre-merge")["verdict"] == {0: "PASS", 1: "FAIL", 3: "INVALID"}[code]
     )
+
+
+def _exploit(name: str) -> Callable[[Any], None]:
+    """An attack of `test_exploits.py`."""
+    return _from_file("test_exploits", name)
+
+
+@pytest.mark.parametrize(
+    "attack", ["blinding", "shadowing", "replacing_the_harness", "replaying", "rewriting_goldens"]
+)
+def test_a_pull_request_that_attacks_the_judge_stays_red(
+    golden_project: Any, tmp_path: Path, attack: str
+) -> None:
+    runner = make_runner(golden_project, tmp_path / "tools")
+    project = runner.project
+    project.edit("= 32, 48, 16, 4, 6", "= 32, 48, 16, 4, 7")
+    _exploit(attack)(project)
+    project.commit("a harmless refactor")
+    job = runner.run("pre_merge.sh", "HEAD~1")
+    assert job.code in (1, 3), job.out + job.err
+    assert runner.verdict("reports/pre-merge")["verdict"] in ("FAIL", "INVALID")
 
 
 def test_every_case_is_checked_without_a_base(stubbed: Runner) -> None:
