@@ -84,6 +84,9 @@ def refuse_vpmoe_args(args: argparse.Namespace) -> None:
     Megatron's own checks ask for further flags, which vpMoE would then refuse
     (`--optimizer-cpu-offload` for `--use-precision-aware-optimizer`).
 
+    Args:
+        args: Megatron's and vpMoE's arguments, as they were given.
+
     Raises:
         ValueError: a flag that vpMoE has no use for; the message says what to do.
     """
@@ -93,6 +96,9 @@ def refuse_vpmoe_args(args: argparse.Namespace) -> None:
 
 def validate_vpmoe_args(args: argparse.Namespace) -> None:
     """Checks vpMoE's flags together, after Megatron has checked its own.
+
+    Args:
+        args: Megatron's and vpMoE's arguments; derived ones are set.
 
     Raises:
         ValueError: a combination that vpMoE refuses; the message names the flags.

@@ -182,7 +182,15 @@ def draw_trend(
 
 
 def paced_cases(root: Path, names: Sequence[str], lane: str) -> list[Case]:
-    """The cases named, or every one of the lane that can be benchmarked.
+    """Chooses the cases to benchmark: those named, or every one of the lane that can be.
+
+    Args:
+        root: the repository.
+        names: those that the user named; empty for all.
+        lane: where they run.
+
+    Returns:
+        The cases, at least one.
 
     Raises:
         CaseError: there is none, or a named one cannot.
@@ -198,7 +206,15 @@ def paced_cases(root: Path, names: Sequence[str], lane: str) -> list[Case]:
 
 
 def planted(root: Path, name: str, lane: str) -> str:
-    """Where a slowdown is planted.
+    """Looks up where a slowdown is planted.
+
+    Args:
+        root: the repository.
+        name: id of the slowdown.
+        lane: where the benchmark runs.
+
+    Returns:
+        The slowdown's context manager as `module:function`.
 
     Raises:
         CaseError: no such slowdown, or not on this lane.

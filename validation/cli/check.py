@@ -166,7 +166,10 @@ def check(options: argparse.Namespace) -> int:
 
 
 def refuse_mixture(options: argparse.Namespace) -> None:
-    """Refuses what `--against`, which has neither golden nor tolerance, leaves nothing to do.
+    """Refuses options that `--against` leaves nothing to do, having no golden and no tolerance.
+
+    Args:
+        options: of the command line.
 
     Raises:
         RefusedError: such an option is there.
@@ -284,7 +287,16 @@ def _calibrate_on(
 
 
 def golden_of_runs(store: GoldenStore, lane: str, case: str, folders: Sequence[Path]) -> Golden:
-    """The golden of the environment that run folders were made in.
+    """Loads the golden of the environment that run folders were made in.
+
+    Args:
+        store: the goldens.
+        lane: lane of the golden.
+        case: name of the case.
+        folders: run folders; the first that has a run of the case decides.
+
+    Returns:
+        The golden.
 
     Raises:
         RefusedError: there is no run, or no golden of its environment.

@@ -96,7 +96,13 @@ def add_commands(commands: Any) -> None:
 
 
 def diff(options: argparse.Namespace) -> int:
-    """Prints a summary and then what differs; returns 1 when anything does.
+    """Prints a summary and then what differs.
+
+    Args:
+        options: of the command line.
+
+    Returns:
+        The exit status: 1 when anything differs, else 0.
 
     Raises:
         CaseError: no such case or lane.

@@ -68,7 +68,14 @@ def explain(options: argparse.Namespace) -> int:
 
 
 def explain_operation(root: Path, options: argparse.Namespace) -> int:
-    """Prints the first operation that differs; returns 1 if there is one, else 0.
+    """Prints the first operation that differs.
+
+    Args:
+        root: the repository.
+        options: of the command line.
+
+    Returns:
+        The exit status: 1 if there is one, else 0.
 
     Raises:
         RefusedError: nothing says in what the two runs differ, or a run left no trace.

@@ -90,7 +90,13 @@ def add_commands(commands: Any) -> None:
 
 
 def list_cases(options: argparse.Namespace) -> int:
-    """Prints every case and lane, damaged goldens as such; returns 0.
+    """Prints every case and lane, damaged goldens as such.
+
+    Args:
+        options: of the command line.
+
+    Returns:
+        The exit status, 0.
 
     Raises:
         CaseError: a case that does not exist.

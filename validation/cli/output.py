@@ -18,6 +18,12 @@ class _Output(io.FileIO):
     def write(self, data: object, /) -> int:
         """As `FileIO.write`, but a broken pipe takes everything.
 
+        Args:
+            data: bytes to write.
+
+        Returns:
+            How many bytes were written.
+
         Raises:
             OSError: it cannot be written, such as to a full disk; once, not again at exit.
         """

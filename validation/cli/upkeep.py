@@ -137,7 +137,13 @@ def health(options: argparse.Namespace) -> int:
 
 
 def rebase(options: argparse.Namespace) -> int:
-    """Records again what a merge or an environment bump calls for; returns 0.
+    """Records again what a merge or an environment bump calls for.
+
+    Args:
+        options: of the command line.
+
+    Returns:
+        The exit status, 0.
 
     Raises:
         RefusedError: what does not hold; no golden is touched then.

@@ -162,6 +162,9 @@ def compare(
         actual: what a run left.
         tolerances: of the golden.
         exact: require bit-identity of floating records as well.
+
+    Returns:
+        Divergences in execution order, and an outcome for each compared record.
     """
     allowed = EXACT if exact else tolerances
     found: list[tuple[tuple[Any, ...], Divergence]] = []

@@ -61,18 +61,21 @@ class BaseRuns:
     plant: str | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
+    problems: dict[str, str] = field(init=False, default_factory=dict)
+    seconds: dict[str, float] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.gate = copied_gate(self.temporary / "gate")
-        self.problems: dict[str, str] = {}
-        self.seconds: dict[str, float] = {}
 
     def run(self, cases: Sequence[Case], output: Path) -> list[str]:
-        """Runs cases as the base's code has them; returns the names that it declares.
+        """Runs cases as the base's code has them.
 
         Args:
             cases: the head's declarations; those that the base does not have are left out.
             output: receives a trace for each.
+
+        Returns:
+            Names of the cases that the base declares.
 
         Raises:
             RunError: the base's cases cannot be imported, or its process died.

@@ -51,6 +51,9 @@ def run_against(
         progress: told what happens.
         every_case: whether cases that the base alone has are worth a word.
 
+    Returns:
+        The check, with a result for each case.
+
     Raises:
         RepositoryError: there is no such revision.
     """

@@ -37,6 +37,9 @@ def run_check(plan: CheckPlan, folder: RunFolder, progress: Progress) -> CheckRe
         plan: what to do.
         folder: receives traces and the log.
         progress: told what happens.
+
+    Returns:
+        The check, with a result for each case.
     """
     began = time.monotonic()
     check = Check.begin(plan, folder, progress)
@@ -259,6 +262,9 @@ def compare_with(
         golden: what is expected, and its tolerances.
         trace: of the run.
         exact: whether every record must match bit for bit.
+
+    Returns:
+        The comparison, the verdict, and why it is no PASS (empty where it is one).
     """
     comparison = compare(golden.trace, trace, golden.tolerances, exact=exact)
     if comparison.compared == 0:

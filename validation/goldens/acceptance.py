@@ -109,10 +109,16 @@ def _propose_beside(store: GoldenStore, lane: str, trace: Trace) -> Proposal:
 class UndeclaredError(RefusedError):
     """A record that moved and is not declared, or a declaration of something that did not move.
 
+    Args:
+        message: for the user.
+        declarations: the attribute.
+
     Attributes:
-        declarations: what to declare instead, complete: what of the given declarations something
-            answers, and one for each undeclared movement.
+        declarations: what to declare instead, complete: those given that match a movement, and
+            one for each undeclared movement.
     """
+
+    declarations: Sequence[Expectation]
 
     def __init__(self, message: str, declarations: Sequence[Expectation]) -> None:
         super().__init__(message)
@@ -121,6 +127,10 @@ class UndeclaredError(RefusedError):
 
 def refuse_undeclared(proposals: Sequence[Proposal], expected: Sequence[Expectation]) -> None:
     """Refuses records that moved undeclared, and declarations of what did not move.
+
+    Args:
+        proposals: what would be accepted.
+        expected: what the user declared with `--expect`.
 
     Raises:
         UndeclaredError: naming every one.
@@ -182,6 +192,11 @@ def refuse_missing_lanes(
     store: GoldenStore, proposals: Sequence[Proposal], cases: Mapping[str, Case]
 ) -> None:
     """Refuses to move a case on some of its lanes only: the others' goldens would be of old code.
+
+    Args:
+        store: the goldens.
+        proposals: what would be accepted.
+        cases: every declared case, by name.
 
     Raises:
         RefusedError: naming the case and the lane that is missing.

@@ -92,7 +92,15 @@ class GoldenStore:
         self.folder = folder
 
     def path(self, lane: str, case: str, place: str = "") -> Path:
-        """Folder of a golden.
+        """Returns the folder of a golden, which need not exist.
+
+        Args:
+            lane: lane of the golden.
+            case: its case.
+            place: folder of its environment inside the case's; empty for the first golden.
+
+        Returns:
+            The folder.
 
         Raises:
             ValueError: a name that would leave the store.
@@ -141,7 +149,15 @@ class GoldenStore:
         return folder_name(environment) if "" in self.places(lane, case) else ""
 
     def nearest(self, lane: str, case: str, environment: Mapping[str, Any]) -> Golden:
-        """The golden whose environment is nearest to this one.
+        """Loads the golden whose environment is nearest to this one.
+
+        Args:
+            lane: lane of the golden.
+            case: its case.
+            environment: of the run that is to be compared.
+
+        Returns:
+            The golden.
 
         Raises:
             MissingGoldenError: the case has none.
@@ -150,7 +166,15 @@ class GoldenStore:
         return self.load(lane, case, self.nearest_place(lane, case, environment))
 
     def nearest_place(self, lane: str, case: str, environment: Mapping[str, Any]) -> str:
-        """Place of the golden whose environment is nearest; that of the first where none is.
+        """Finds the place of the golden whose environment is nearest.
+
+        Args:
+            lane: lane of the golden.
+            case: its case.
+            environment: of the run that is to be compared.
+
+        Returns:
+            The place; that of the first golden where there is none.
 
         Raises:
             DamagedFileError: one of the case's is damaged, which could have been the nearest.
@@ -163,7 +187,15 @@ class GoldenStore:
         )
 
     def head(self, lane: str, case: str, place: str = "") -> dict[str, Any]:
-        """The verified head of a golden: everything but the trace's records.
+        """Reads the verified head of a golden: everything but the trace's records.
+
+        Args:
+            lane: lane of the golden.
+            case: its case.
+            place: folder of its environment inside the case's; empty for the first golden.
+
+        Returns:
+            The head.
 
         Raises:
             MissingGoldenError: there is none.
@@ -191,6 +223,14 @@ class GoldenStore:
     def load(self, lane: str, case: str, place: str = "") -> Golden:
         """Reads and verifies a golden.
 
+        Args:
+            lane: lane of the golden.
+            case: its case.
+            place: folder of its environment inside the case's; empty for the first golden.
+
+        Returns:
+            The golden.
+
         Raises:
             MissingGoldenError: there is none.
             DamagedFileError: a file of it is missing or damaged; its path comes first.
@@ -207,6 +247,13 @@ class GoldenStore:
 
     def decode(self, head: Mapping[str, Any], place: str = "") -> Golden:
         """Reads and verifies the files that a head names.
+
+        Args:
+            head: content of a verified `golden.json`.
+            place: folder of its environment inside the case's; empty for the first golden.
+
+        Returns:
+            The golden.
 
         Raises:
             DamagedFileError: a file is missing or damaged; its path comes first.
@@ -252,9 +299,17 @@ class GoldenStore:
         return folder
 
     def settle(self, lane: str, case: str, place: str = "") -> list[str]:
-        """Finishes an acceptance that stopped; returns the files that it renamed or deleted.
+        """Finishes an acceptance that stopped.
 
         Call it inside `lock()`.
+
+        Args:
+            lane: lane of the golden.
+            case: its case.
+            place: folder of its environment inside the case's; empty for the first golden.
+
+        Returns:
+            Names of the files that were renamed or deleted.
 
         Raises:
             DamagedFileError: the golden is missing or damaged; nothing was touched.
@@ -293,7 +348,14 @@ def environment_of(provenance: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def verified_head(head: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """A head without its digest, which must be that of the rest.
+    """Verifies a head against the digest in it.
+
+    Args:
+        head: content of a `golden.json`.
+        path: its file, for messages.
+
+    Returns:
+        The head without its digest.
 
     Raises:
         DamagedFileError: it is not; the message begins with `path`.

@@ -89,10 +89,13 @@ _MPS = "torch.backends.mps"
 
 
 def isolated(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment for a process, and all that it starts, that shall see no accelerator.
+    """Returns the environment for a process that shall see no accelerator, like all that it starts.
 
     Args:
         environment: every variable that it would have otherwise.
+
+    Returns:
+        The variables.
     """
     path = [str(_SITE), *filter(None, [environment.get("PYTHONPATH")])]
     return {**environment, **VARIABLES, "PYTHONPATH": os.pathsep.join(path)}

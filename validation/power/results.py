@@ -15,7 +15,7 @@ from validation.power.matrix import Harmless, Kill, Pass, Sighting
 from validation.trace import RecordKind
 
 # What says how a bug is told of, and not what is run.
-_TOLD = ("id", "category", "component", "imitates", "canary", "twin", "lanes", "case_on")
+_TOLD = ("id", "category", "component", "imitates", "canary", "no_op", "lanes", "case_on")
 
 
 class Results:

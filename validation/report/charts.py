@@ -92,12 +92,15 @@ class CurveChart:
 
 
 def format_number(value: float, digits: int = 4) -> str:
-    """Return `value` in few characters: 0.0123, 1,200, 3.1e-7, nan, inf.
+    """Formats a number in few characters: 0.0123, 1,200, 3.1e-7, nan, inf.
 
     Args:
         value: The number.
         digits: Significant digits of ordinary magnitudes; very large or small ones get three,
             or as many as asked beyond four.
+
+    Returns:
+        The text.
     """
     if not math.isfinite(value):
         return str(value)
@@ -121,7 +124,7 @@ def curve_chart(
     *,
     first_difference: int | None,
 ) -> CurveChart:
-    """Lay out one metric.
+    """Lays out one metric.
 
     Args:
         steps: Training step of each point, ascending.
@@ -130,6 +133,9 @@ def curve_chart(
         tolerance: Allowed absolute deviation per step; None where the value is discrete or
             nothing was calibrated.
         first_difference: Step at which the run first differs, marked in both plots.
+
+    Returns:
+        The chart, in units of the drawing.
     """
     keep = decimate(steps, golden, actual, first_difference)
     xs = [steps[i] for i in keep]
@@ -177,12 +183,15 @@ class TrendChart:
 
 
 def trend_chart(values: Sequence[float], changes: Sequence[tuple[int, float]]) -> TrendChart:
-    """Lay out a series of positive values in order of time.
+    """Lays out a series of positive values in order of time.
 
     Args:
         values: At least one.
         changes: Index of each new level's first value, ascending, and the new level over the one
             before.
+
+    Returns:
+        The chart, in units of the drawing.
     """
     xs = range(1, len(values) + 1)
     shown = [_finite(value) for value in values]

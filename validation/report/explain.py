@@ -33,7 +33,13 @@ _WIDTH = 100
 
 
 def render_explanation(run_dir: Path) -> str:
-    """Return the explanation of a run folder.
+    """Explains a run folder: what moved first, and what led to it.
+
+    Args:
+        run_dir: the run folder.
+
+    Returns:
+        The explanation, ended by a newline.
 
     Raises:
         DamagedFileError: the folder has no whole verdict, or damaged evidence.
@@ -74,11 +80,14 @@ def render_explanation(run_dir: Path) -> str:
 def environment_changes(
     golden: Mapping[str, str], environment: Mapping[str, Any]
 ) -> list[tuple[str, str, str]]:
-    """Return (name, golden's, run's) for what differs between the two environments.
+    """Lists what differs between the environments of a golden and of a check.
 
     Args:
         golden: Flat provenance of the golden, with its environment under `environment.`.
         environment: Environment of the check.
+
+    Returns:
+        (name, the golden's value, the run's value) of each difference.
     """
     now = dict(flat(environment))
     prefix = "environment."

@@ -181,7 +181,14 @@ def save_evidence(result: CheckResult, run_dir: Path) -> None:
 
 
 def load_evidence(run_dir: Path, case: str) -> CaseEvidence | None:
-    """Read back what `save_evidence` kept of a case; None when it was not compared.
+    """Reads back what `save_evidence` kept of a case.
+
+    Args:
+        run_dir: the run folder.
+        case: name of the case.
+
+    Returns:
+        The evidence, or None when the case was not compared.
 
     Raises:
         DamagedFileError: the file is malformed or of another schema; its path comes first.

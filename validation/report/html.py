@@ -62,13 +62,16 @@ def build_page(
     run_dir: Path,
     written: datetime,
 ) -> PageView:
-    """Return the page's content.
+    """Gathers the page's content.
 
     Args:
         result: The check.
         evidence: Curves, events and tables by case; a case may have none.
         run_dir: The run folder, named in the commands to try next.
         written: When the page was written.
+
+    Returns:
+        What the template shows.
     """
     series: list[dict[str, Any]] = []
     cases = [

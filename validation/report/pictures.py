@@ -35,11 +35,14 @@ _ORDER = {name: i for i, name in enumerate(_LEGEND)}
 def heat_map(
     events: Sequence[EventEvidence], first: tuple[int | None, str | None] | None
 ) -> HeatView | None:
-    """Return the heat map of `events`, each cell the worst of a module at a step.
+    """Lays out the heat map of events, each cell the worst of a module at a step.
 
     Args:
         events: Compared events in execution order.
         first: Step and module of the first divergence, outlined in the map.
+
+    Returns:
+        The map, or None where there is nothing to show.
     """
     steps = sorted({event.step for event in events})
     if len(steps) > MAX_HEAT_STEPS:

@@ -46,11 +46,14 @@ class TrendView:
 
 
 def trend_view(case: str, points: Sequence[Point]) -> TrendView:
-    """Return what the page says of one case.
+    """Gathers what the page says of one case.
 
     Args:
         case: Name.
         points: At least one, oldest first.
+
+    Returns:
+        What the template shows.
     """
     costs = [point.relative_cost for point in points]
     changes = change_points(costs)
@@ -76,11 +79,14 @@ def trend_view(case: str, points: Sequence[Point]) -> TrendView:
 
 
 def render_trend_page(lane: str, series: Mapping[str, Sequence[Point]]) -> str:
-    """Return the page.
+    """Renders the page.
 
     Args:
         lane: Where the benchmarks ran.
         series: Case to its past benchmarks, oldest first.
+
+    Returns:
+        The HTML text.
     """
     room = files("validation.report")
     engine = jinja2.Environment(

@@ -153,7 +153,7 @@ class Recorder:
             step: training step, 0 before training.
             phase: one of `PHASES`.
             tensor: of the module.
-            facts: recorded with it, exactly.
+            **facts: recorded with it, exactly.
 
         Raises:
             ValueError: a fact is called `law` or `holds`, which are the invariant's own.
@@ -170,6 +170,10 @@ class Recorder:
 
     def table(self, name: str, rows: Sequence[Row]) -> None:
         """Records a table, compared exactly.
+
+        Args:
+            name: of the table.
+            rows: integers.
 
         Raises:
             ValueError: a table of this name exists.

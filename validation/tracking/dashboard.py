@@ -122,6 +122,9 @@ def serve(
 
     Returns:
         The exit status, 0 after Ctrl-C.
+
+    Raises:
+        TrackingError: the server ended by itself.
     """
     target = resolve_store(store)
     try:

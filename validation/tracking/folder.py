@@ -42,7 +42,13 @@ MAX_FAMILY = 32
 
 
 def read_check(run_dir: Path) -> CheckRecord:
-    """Return the MLflow runs of a check's folder.
+    """Reads the MLflow runs of a check's folder.
+
+    Args:
+        run_dir: the run folder.
+
+    Returns:
+        The run to send, with nested ones of the cases.
 
     Raises:
         DamagedFileError: the folder has no whole verdict, or a file of it is damaged.

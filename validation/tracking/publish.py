@@ -110,6 +110,9 @@ def publish_run(run_dir: Path, *, store: str | None = None) -> PublishResult:
 def refuse_troubled(store: Store) -> None:
     """Refuses a store that cannot be used, before MLflow tries it again and again.
 
+    Args:
+        store: the store.
+
     Raises:
         TrackingError: why not.
     """
@@ -120,7 +123,13 @@ def refuse_troubled(store: Store) -> None:
 
 
 def read_run(run_dir: Path) -> CheckRecord:
-    """Return the MLflow runs of a run folder, a check's or a benchmark's.
+    """Reads the MLflow runs of a run folder, a check's or a benchmark's.
+
+    Args:
+        run_dir: the run folder.
+
+    Returns:
+        The run to send, with nested ones of the cases.
 
     Raises:
         DamagedFileError: a file of it is missing or damaged.
@@ -129,7 +138,14 @@ def read_run(run_dir: Path) -> CheckRecord:
 
 
 def pending(runs_dir: Path, *, store: str | None = None) -> list[Path]:
-    """Return the run folders under `runs_dir` that `store` does not hold yet, oldest first.
+    """Lists the run folders that a store does not hold yet.
+
+    Args:
+        runs_dir: folder of run folders.
+        store: as `resolve_store` takes it.
+
+    Returns:
+        The folders, oldest first.
 
     Raises:
         TrackingError: `store` names no store.
@@ -145,7 +161,14 @@ def pending(runs_dir: Path, *, store: str | None = None) -> list[Path]:
 
 
 def send(check: CheckRecord, store: Store) -> str:
-    """Write `check` to `store` and return MLflow's id of its run.
+    """Writes a check to a store.
+
+    Args:
+        check: the run to send.
+        store: receives it.
+
+    Returns:
+        MLflow's id of its run.
 
     Raises:
         Exception: Whatever MLflow raises when the store cannot be reached or written.

@@ -122,10 +122,13 @@ def project_root() -> Path:
 
 
 def resolve_store(uri: str | None = None) -> Store:
-    """Return the store named by `uri`, else by `MLFLOW_TRACKING_URI`, else the project's own.
+    """Resolves the store named by `uri`, else by `MLFLOW_TRACKING_URI`, else the project's own.
 
     Args:
         uri: A tracking URI, or a path to an SQLite file.
+
+    Returns:
+        The store, which need not exist yet.
 
     Raises:
         TrackingError: It names nothing that MLflow keeps runs in.

@@ -17,6 +17,9 @@ def resolve_kernels(config: VpmoeConfig) -> VpmoeConfig:
     Args:
         config: changed in place, and returned.
 
+    Returns:
+        The configuration.
+
     Raises:
         ValueError: a CUDA graph is asked for and the experts would wait for the device, or the
             chunked loss in fp16.

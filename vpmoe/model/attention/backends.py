@@ -186,6 +186,9 @@ def choose_backend(
         query: [s, b, h, d], for device, dtype and head dimension.
         document_ids: int32 [b, s] or None.
 
+    Returns:
+        The backend.
+
     Raises:
         ValueError: the requested backend cannot do it; the message says why.
     """

@@ -37,6 +37,9 @@ class CoreAttention(MegatronModule):
         softmax_scale: factor of the dot product; 1/sqrt(d) when None.
         cp_comm_type: of no effect, context parallelism is refused.
         pg_collection: process groups; `tp` is used.
+
+    Raises:
+        ValueError: context parallelism, or a mask that is not causal.
     """
 
     def __init__(
