@@ -214,7 +214,7 @@ class PageView:
 
 
 def render(page: PageView) -> str:
-    """Return the page as HTML text, complete in itself."""
+    """Returns the page as HTML text, complete in itself."""
     folder = files("validation.report")
     script = folder.joinpath("page.js").read_text("utf-8")
     environment = jinja2.Environment(
