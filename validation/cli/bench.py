@@ -130,7 +130,7 @@ def bench(options: argparse.Namespace) -> int:
         profile=options.profile,
         fault=None if options.fault is None else planted(root, options.fault, lane),
     )
-    # A cancelled job's trainings and checkout shall end as they do on Ctrl-C.
+    # A cancelled job's trainings and checkout must end as they do on Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     folder = RunFolder.create(root, lane)
     progress = TerminalProgress()

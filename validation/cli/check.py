@@ -127,7 +127,7 @@ def check(options: argparse.Namespace) -> int:
     if options.against is not None:
         refuse_mixture(options)
         commit_of(root, options.against, "--against")
-        # A cancelled job's runs and worktree shall end as they do on Ctrl-C.
+        # A cancelled job's runs and worktree must end as they do on Ctrl-C.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     if options.judge:
         return check_with_base(root, options.judge, _words(options))

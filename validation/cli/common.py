@@ -147,7 +147,7 @@ def chosen_cases(cases: Mapping[str, Case], names: Sequence[str], lane: str) -> 
 
 
 def refuse_no_folder(flag: str, folder: Path | None) -> None:
-    """Makes the folder of an option before the work whose result it shall receive.
+    """Makes the folder of an option before the work whose result it receives.
 
     Args:
         flag: the option, for messages.

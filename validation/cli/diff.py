@@ -32,7 +32,7 @@ from validation.trace.storage import HEAD
 
 @dataclass(frozen=True)
 class Revision:
-    """A revision of git, which stands for its golden; without a name the working tree."""
+    """A revision of git, whose golden is compared; without a name the working tree."""
 
     name: str | None
 

@@ -135,7 +135,7 @@ def list_cases(options: argparse.Namespace) -> int:
 
 
 def entries(store: GoldenStore, cases: Sequence[Case]) -> Iterator[Entry]:
-    """Every golden of the cases, lane by lane, and what stands for one that is missing."""
+    """Every golden of the cases, lane by lane, and an entry for each that is missing."""
     for case in cases:
         for lane in case.lanes:
             for place in store.places(lane, case.name) or [""]:

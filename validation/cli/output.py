@@ -1,4 +1,4 @@
-"""What `golden` prints goes on quietly when nobody reads it any more.
+"""Lets `golden` go on quietly when the reader of its output has closed the pipe.
 
 `golden check --json | head -1` closes the pipe while the command still has work to do: to publish
 the run, and to return its verdict. So a closed pipe ends the printing alone.

@@ -1,4 +1,4 @@
-"""What a message says of a name that nobody knows: the names that are near, or all there are."""
+"""Words messages about unknown names: the names that are near, or all there are."""
 
 from __future__ import annotations
 

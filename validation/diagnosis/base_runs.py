@@ -27,7 +27,7 @@ from validation.running.warm import die_with_parent
 from validation.trace import save_trace
 
 _HEAD = "GOLDEN_AGAINST_HEAD"
-_HELD = "validation.diagnosis.base_runs:held_to_this_tree"
+_GUARD = "validation.diagnosis.base_runs:importing_this_tree"
 _FROM_HEAD = ("settings", "processes", "traced_steps", "arithmetic", "timeout")
 _TAIL = 12
 
@@ -144,13 +144,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     job = decode_json(read_file(Path(job_file)), Path(job_file))
     tree, output = Path.cwd(), Path(job["output"])
-    # A base from before repositories declared their cases is told today's declaration.
+    # A base from before repositories declared their cases gets today's declaration.
     every = discover_cases(tree, declaration_of(tree, Path(job["root"])))
     known = {name: case for name, case in every.items() if job["lane"] in case.lanes}
     problems, seconds = {}, {}
     gpus = gpu_count()
     for name in [name for name in job["cases"] if name in known]:
-        # Where the function is that runs the case is the base's own affair, what it runs is not.
+        # The base decides which function runs the case, the head decides what it runs.
         case = replace(known[name], **job["cases"][name])
         began = time.monotonic()
         print(name, flush=True)
@@ -159,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if lacks is None:
             options = RunOptions(
                 lane=job["lane"],
-                fault=[name for name in (_HELD, job["plant"]) if name],
+                fault=[name for name in (_GUARD, job["plant"]) if name],
                 environment=job["environment"],
                 settings=job["settings"],
             )
@@ -174,7 +174,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 @contextlib.contextmanager
-def held_to_this_tree() -> Iterator[None]:
+def importing_this_tree() -> Iterator[None]:
     """Refuses a run of the base that imported code of the head, or none of its own.
 
     An installed or editable package may come before the worktree; the comparison would then be of

@@ -32,7 +32,7 @@ from validation.running.source import RepositoryError, git
 _DISTRIBUTION = "vpmoe"
 
 
-def hold_to_base(golden: Golden, judge: Path | None) -> Golden:
+def with_base_tolerances(golden: Golden, judge: Path | None) -> Golden:
     """Gives a golden the base's tolerances, if the base has any golden of its case.
 
     A golden of an environment that the base does not have gets those of the base's nearest.

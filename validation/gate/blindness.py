@@ -1,4 +1,4 @@
-"""Proofs that a comparison looks at all, for every check: they need no run, only a golden.
+"""Proves in every check that the comparison is not blind, by edits of a golden's own trace.
 
 A planted bug proves the comparison of the kind of record that it moves. A misspelt name or a
 tolerance without end may blind the gate to another kind, so each kind that a golden has is edited

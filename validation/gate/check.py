@@ -11,7 +11,7 @@ from validation.cases import Case, Invariant
 from validation.cases.difference import what_differs
 from validation.compare import Comparison, Divergence, compare, compare_invariant
 from validation.files import DamagedFileError
-from validation.gate.base import hold_to_base, vanished_cases
+from validation.gate.base import vanished_cases, with_base_tolerances
 from validation.gate.blindness import shared_records
 from validation.gate.canary import check_canary
 from validation.gate.loosening import find_loosenings, quarantine_in_force, verdict_if_accepted
@@ -216,7 +216,7 @@ def _load(case: Case, check: Check, trace: Trace) -> _Expected:
     plan, store = check.plan, check.store
     try:
         own = store.nearest(plan.lane, case.name, trace.provenance["environment"])
-        golden = hold_to_base(own, plan.judge)
+        golden = with_base_tolerances(own, plan.judge)
     except DamagedFileError as error:
         raise _NoVerdictError(Verdict.INVALID, str(error)) from error
     if golden.case_digest != case.digest:

@@ -1,4 +1,4 @@
-"""`golden health`: what in the store no check would ever tell you about."""
+"""`golden health`: what is wrong in the store and no check reports."""
 
 from __future__ import annotations
 

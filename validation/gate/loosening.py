@@ -1,11 +1,11 @@
-"""What of a change would loosen the gate, as the base's judge sees it under `--judge`.
+"""Lists what of a change would loosen the gate, for the base that judges it under `--judge`.
 
-The base judges: its tolerances decide, and a quarantine counts that neither the base nor the change
-is without. Two things of a change would loosen the gate after its merge: tolerances of its goldens
-that are wider than the base's, and quarantine that the base lacks or that ends earlier there. They
-are listed, with the verdict that the check would have if an owner accepted them: the change's own
-tolerances and quarantine, in the hands of the base's comparator, cases and canary. Only tolerances
-that a calibration measured can be accepted. A golden or a case that is gone stays INVALID.
+The base's tolerances decide, and a quarantine counts only where both the base and the change have
+it. Two things of a change would loosen the gate after its merge: tolerances of its goldens that are
+wider than the base's, and quarantine that the base lacks or that ends earlier there. They are
+listed, with the verdict that the check would have if an owner accepted them: the base's comparator,
+cases and canary with the change's own tolerances and quarantine. Only tolerances that a calibration
+measured can be accepted. A golden or a case that is gone stays INVALID.
 """
 
 from __future__ import annotations

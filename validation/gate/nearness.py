@@ -176,7 +176,7 @@ def _machine(result: CheckResult) -> list[str]:
         return []
     nearest = max(unknown, key=lambda case: case.largest_ratio or 0.0)
     source = (
-        "come from random rounding, which stands for machines that could exist"
+        "come from random rounding, which imitates machines that could exist"
         if result.environment.get("capability") is None
         else "were measured on other machines"
     )

@@ -139,8 +139,8 @@ def refuse_undeclared(proposals: Sequence[Proposal], expected: Sequence[Expectat
     for proposal in proposals:
         moved.setdefault(proposal.trace.case, []).extend(proposal.changed)
     missing = {case: undeclared(case, found, expected) for case, found in moved.items()}
-    answered = [e for e in expected if any(e.covers(e.case, c) for c in moved.get(e.case, ()))]
-    idle = [str(e) for e in expected if e not in answered]
+    matched = [e for e in expected if any(e.covers(e.case, c) for c in moved.get(e.case, ()))]
+    idle = [str(e) for e in expected if e not in matched]
     wrong = []
     if names := sum(len(movement.changes) for found in missing.values() for movement in found):
         wrong.append(f"movement that was not declared, of {names} name(s)")
@@ -148,7 +148,7 @@ def refuse_undeclared(proposals: Sequence[Proposal], expected: Sequence[Expectat
         wrong.append(f"nothing moved like --expect {', '.join(idle)}")
     if wrong:
         needed = [m.declared(case) for case, found in missing.items() for m in found]
-        raise UndeclaredError("; ".join(wrong), [*answered, *needed])
+        raise UndeclaredError("; ".join(wrong), [*matched, *needed])
 
 
 def refuse_unknown(
@@ -157,7 +157,7 @@ def refuse_unknown(
     expected: Sequence[Expectation],
     traces: Sequence[Trace] = (),
 ) -> None:
-    """Refuses declarations that nothing can answer, before anything is trained.
+    """Refuses declarations that no record can match, before anything is trained.
 
     Args:
         store: the goldens.

@@ -89,7 +89,7 @@ _MPS = "torch.backends.mps"
 
 
 def isolated(environment: Mapping[str, str]) -> dict[str, str]:
-    """Returns the environment for a process that shall see no accelerator, like all that it starts.
+    """Returns the environment for a process that must see no accelerator, nor must what it starts.
 
     Args:
         environment: every variable that it would have otherwise.
@@ -124,12 +124,12 @@ def explain_hidden(error: ModuleNotFoundError) -> None:
 
 
 class _WithoutMps(MetaPathFinder):
-    """Makes torch's module on MPS answer that there is none, right after its import."""
+    """Makes torch's module on MPS report that there is none, right after its import."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """The spec that others find, with a loader that goes on to answer no."""
+        """The spec that others find, with a loader that goes on to report none."""
         if fullname != _MPS:
             return None
         others = (finder for finder in sys.meta_path if finder is not self)

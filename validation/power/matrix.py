@@ -28,7 +28,7 @@ class Sighting:
         case: its name.
         first: the first divergence.
         margin: error over tolerance of the worst record, inf where a fact differs; None in results
-            of a time that knew no margins.
+            that were written before margins were.
         steps: training steps after which the run was stopped; None where it was whole.
     """
 

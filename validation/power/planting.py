@@ -74,7 +74,7 @@ def run_matrix(
     benign: Sequence[Benign],
     progress: Progress,
 ) -> Matrix:
-    """Plants everything, each in a run of its own, and collects what the gate says."""
+    """Plants everything, each in a run of its own, and gathers what the gate says."""
     telling, ending = threading.Lock(), threading.Event()
 
     def tell(text: str) -> None:

@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from validation.report.charts import CurveChart
 
-# Two rows on a wide screen; a page shall be read, not scrolled.
+# Two rows on a wide screen; a page is to be read, not scrolled.
 _LEADING_CURVES = 4
 TONES = {
     "PASS": "pass",

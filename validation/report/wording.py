@@ -45,7 +45,7 @@ def where(divergence: Divergence) -> str:
 
 
 def diff_command(run_dir: Path, case: str) -> str:
-    """Returns the command that shows all that a run's case differs in from what it was held to."""
+    """Returns the command that shows all differences of a case from what it was compared with."""
     base = run_dir / "base"  # what `golden check --against` leaves of the other revision
     sides = [base, run_dir] if (base / case).is_dir() else [run_dir]
     return shlex.join(["golden", "diff", case, *map(path_text, sides)])

@@ -1,7 +1,7 @@
-"""The recorder: what an adapter tells of a real training run, and the hooks that listen to it.
+"""The recorder: receives what happens in a real training run, and attaches hooks to its modules.
 
-An adapter is a function that runs someone's training code with hooks of its own and tells a
-`Recorder` what happens. It is started by `validation.running.worker` in each process of a run:
+An adapter is a function that runs someone's training code with hooks of its own and reports
+to a `Recorder` what happens. It is started by `validation.running.worker` in each process of a run:
 
     def run(recorder, settings):                 # the target of a Case
         handles = attach_module(recorder, model, lambda: (step, micro_batch))

@@ -1,4 +1,4 @@
-"""What a side's blocks amount to: step time, tokens a second, MFU, memory, optimizer share."""
+"""Figures of a side's blocks: step time, tokens a second, MFU, memory, optimizer share."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ from validation.running.revisions import copied_gate, revision_path
 
 SIDES = ("base", "head")
 BLOCK_SECONDS = 0.05
-"""Of a block: what disturbs a machine lasts about a second, and both sides shall see the same."""
+"""Of a block: what disturbs a machine lasts about a second, and both sides must see the same."""
 _SAMPLE_SECONDS = 0.1
 _GRACE_SECONDS = 10.0
 _LOG_TAIL = 12
@@ -280,7 +280,7 @@ class _Side:
 
     @property
     def pid(self) -> int:
-        """Of the process."""
+        """Id of the process."""
         return self._process.pid
 
     def ask(self, command: Mapping[str, Any]) -> None:

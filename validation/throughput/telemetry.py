@@ -73,7 +73,7 @@ class GpuWatch(Watch):
     """One card through NVML: clocks, power, temperature, throttling, memory, other processes.
 
     Args:
-        nvml: the module `pynvml`, or what stands for it in a test.
+        nvml: the module `pynvml`, or a fake of it in a test.
     """
 
     def __init__(self, nvml: Any = None) -> None:

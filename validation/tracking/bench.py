@@ -1,4 +1,4 @@
-"""Reads a benchmark's folder (`bench.json`, `logs/`) into what MLflow shall hold."""
+"""Reads a benchmark's folder (`bench.json`, `logs/`) into what MLflow gets."""
 
 import hashlib
 import statistics

@@ -1,6 +1,6 @@
 """`golden dashboard`: MLflow's own pages on the published runs.
 
-A remote store already has a server, whose address is all there is to say.  For the embedded
+A remote store already has a server: its address is printed.  For the embedded
 SQLite store a server is started on the loopback interface and ends with the command.
 """
 

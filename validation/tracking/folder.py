@@ -1,4 +1,4 @@
-"""Reads a check's folder (`verdict.json`, `traces/`, `evidence/`) into what MLflow shall hold."""
+"""Reads a check's folder (`verdict.json`, `traces/`, `evidence/`) into what MLflow gets."""
 
 import contextlib
 import hashlib

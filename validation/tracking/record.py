@@ -1,4 +1,4 @@
-"""A run folder as MLflow shall see it, in plain values.
+"""A run folder as MLflow gets it, in plain values.
 
 Nothing here touches MLflow: `validation.tracking.publish` sends what this module describes.
 """
@@ -53,7 +53,7 @@ class CheckRecord:
         experiment: name of the experiment: one per lane.
         started_ms: Start, milliseconds since the epoch.
         ended_ms: End, milliseconds since the epoch.
-        passed: whether MLflow shall show the run as finished rather than failed.
+        passed: whether MLflow shows the run as finished rather than failed.
         parent: the check or benchmark; its tag `golden.kind` says which.
         cases: its cases.
     """

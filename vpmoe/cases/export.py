@@ -1,4 +1,4 @@
-"""The target of the case `export`: a trained model leaves, is computed without Megatron, returns.
+"""The target of the case `export`: a trained model, exported, computed without Megatron, imported.
 
 A short training is saved and exported. The reference forward pass must give the training model's
 logits, and the export, imported and exported again, must be itself bit for bit.

@@ -1,4 +1,4 @@
-"""The target of the case `kernels`: every attention backend of a GPU, probed and held to fp32.
+"""The target of the case `kernels`: every attention backend of a GPU, probed, compared with fp32.
 
 A backend's window is read off it by gradients, and its outputs and gradients must be those of the
 eager fp32 reference within what bf16 leaves.

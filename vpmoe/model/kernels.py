@@ -1,4 +1,4 @@
-"""Which kernels `auto` stands for, decided once, when the model's configuration is made."""
+"""Chooses the kernels where a flag says `auto`, once, when the model is configured."""
 
 from __future__ import annotations
 

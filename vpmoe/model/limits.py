@@ -1,4 +1,4 @@
-"""Limits that limit nothing: settings that read as a restriction and cannot change a result.
+"""Finds settings that read as a restriction and cannot change a result.
 
 They are no errors, since a run without them would be the same; `vpmoe pretrain` names them once.
 """

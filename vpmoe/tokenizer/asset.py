@@ -58,7 +58,7 @@ def ensure_asset(path: Path | str | None = None, source: Path | str | None = Non
     it may be somebody's.
 
     Args:
-        path: where it shall be; `default_path()` when None.
+        path: where it belongs; `default_path()` when None.
         source: a copy to install from, plain or gzipped; the `bpe-openai` wheel when None.
 
     Returns:

@@ -11,7 +11,7 @@ from validation.calibration.pooling import reruns_made_elsewhere
 from validation.cases import Case
 from validation.config import Lane
 from validation.files import DamagedFileError
-from validation.gate.base import hold_to_base
+from validation.gate.base import with_base_tolerances
 from validation.gate.check import compared_with, must_repeat
 from validation.goldens import Golden, GoldenStore, MissingGoldenError
 from validation.goldens.acceptance import propose
@@ -105,7 +105,7 @@ def test_a_judge_without_the_environment_holds_it_to_its_nearest_tolerances(
     base = GoldenStore(tmp_path / "base")
     base.save(golden(H200))
     loose = replace(golden(H100, FOLDER), tolerances=tolerances_of(random_trace(1)))
-    assert hold_to_base(loose, base.folder).tolerances == golden(H200).tolerances
+    assert with_base_tolerances(loose, base.folder).tolerances == golden(H200).tolerances
 
 
 def test_the_verdict_names_the_goldens_environment() -> None:
