@@ -23,11 +23,11 @@ from vpmoe.optimizer.arguments import (
 from vpmoe.runtime import detect_lane
 from vpmoe.tokenizer.arguments import add_tokenizer_args, validate_tokenizer_args
 
-_WIDENED_CHOICES = {
-    "--tokenizer-type": "O200kHarmonyTokenizer",
-    "--position-embedding-type": "grapem",
-    "--optimizer": "normuon",
-}
+_WIDENED_CHOICES = (
+    ("--tokenizer-type", "O200kHarmonyTokenizer"),
+    ("--position-embedding-type", "grapem"),
+    ("--optimizer", "normuon"),
+)
 
 _DESCRIPTION = (
     "Train. Flags are Megatron-LM's and vpMoE's; --config FILE, a preset such as "
@@ -40,7 +40,7 @@ _PERCENT = re.compile(r"%%|%\(\w+\)[a-z]|%")
 
 def add_vpmoe_args(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Adds vpMoE's flags to Megatron's parser; Megatron's `extra_args_provider`."""
-    for flag, choice in _WIDENED_CHOICES.items():
+    for flag, choice in _WIDENED_CHOICES:
         widen_choices(parser, flag, choice)
     add_tokenizer_args(parser)
     add_data_args(parser)

@@ -267,7 +267,8 @@ def _flatten(document: Mapping[str, Any], homes: dict[str, str]) -> dict[str, An
             # A flag may have several names, and a field stand in several tables.
             earlier = first.setdefault(action.option_strings[0], place)
             if earlier != place:
-                raise FieldError(field, f"set twice: {earlier[0]} in [{earlier[1]}]; leave one out")
+                also = f"{earlier[0]} in [{earlier[1]}]"
+                raise FieldError(field, f"set twice: also as {also}; leave one out")
             parse_field(field, value)
             fields[field] = value
     return fields

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 import subprocess
 import sys
 
@@ -11,10 +13,19 @@ import torch
 from validation.cases import discover_benign, discover_cases, discover_faults
 from validation.running.source import find_root
 from validation.running.worker import resolve
+from vpmoe.cases import faults
+from vpmoe.cases.faults import benign, planting
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="plants in the CPU lane")
 
 FAULTS, BENIGN = discover_faults(find_root()), discover_benign(find_root())
+
+
+def test_no_file_of_faults_is_left_out() -> None:
+    for found in pkgutil.iter_modules(faults.__path__, f"{faults.__name__}."):
+        importlib.import_module(found.name)
+        assert {fault.id for fault in planting.declared(found.name)} <= FAULTS.keys()
+        assert {change.id for change in benign.declared(found.name)} <= BENIGN.keys()
 
 
 @pytest.mark.parametrize("name", [*FAULTS, *BENIGN])

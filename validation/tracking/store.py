@@ -87,7 +87,7 @@ def _make_ignored(folder: Path) -> None:
 
 
 def _hide_from_git(database: Path, artifacts: Path) -> None:
-    """Have this clone's git ignore a store that somebody keeps in a folder of the checkout."""
+    """Makes this clone's git ignore a store that somebody keeps in a folder of the checkout."""
     try:
         root = find_root(database.parent)
         if not (database.resolve().is_relative_to(root) and _git_sees(root, database)):

@@ -32,7 +32,7 @@ def run(recorder: Recorder, settings: Mapping[str, Any]) -> None:
     """
     for name, value in settings.get("environment", {}).items():
         os.environ.setdefault(name, value)
-    from vpmoe.model.attention.backends import _BACKENDS
+    from vpmoe.model.attention.backends import BACKENDS
     from vpmoe.model.attention.pattern import AttentionPattern
     from vpmoe.model.grape import alibi_slopes
 
@@ -44,7 +44,7 @@ def run(recorder: Recorder, settings: Mapping[str, Any]) -> None:
         "plain": AttentionPattern(scale),
     }
     for kind, pattern in patterns.items():
-        for backend in _BACKENDS:
+        for backend in BACKENDS:
             _record(recorder, settings, f"{backend.name}/{kind}", backend, pattern)
 
 

@@ -165,7 +165,7 @@ def _te_module(pattern: AttentionPattern, heads: int, groups: int, channels: int
 
 
 # In the order of preference.
-_BACKENDS: tuple[AttentionBackend, ...] = (
+BACKENDS: tuple[AttentionBackend, ...] = (
     TritonBackend(),
     TransformerEngineBackend(),
     EagerBackend(),
@@ -193,7 +193,7 @@ def choose_backend(
         ValueError: the requested backend cannot do it; the message says why.
     """
     reasons: list[str] = []
-    for backend in _BACKENDS:
+    for backend in BACKENDS:
         if requested not in ("auto", backend.name):
             continue
         reason = backend.unsupported_reason(pattern, query, document_ids)
