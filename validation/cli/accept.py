@@ -41,7 +41,7 @@ def add_commands(commands: Any) -> None:
     parser = commands.add_parser(
         "update",
         help="accept new goldens, with a reason",
-        description="Run cases (or take runs made elsewhere) and accept their traces as goldens. "
+        description="Runs cases (or takes runs made elsewhere) and accepts the traces as goldens. "
         "Shows what changes first. Refused: a tree that is dirty outside goldens/, a missing "
         "reason, movement that --expect does not declare. That refusal prints the command which "
         "accepts the run that was made, every movement declared.",
@@ -61,7 +61,9 @@ def add_commands(commands: Any) -> None:
         metavar="RUN_DIR",
         help="accept these runs instead of running here; digests and source tree are verified",
     )
-    parser.add_argument("--reason", metavar="TEXT", help="why the goldens change; kept for ever")
+    parser.add_argument(
+        "--reason", metavar="TEXT", help="why the goldens change; stays in the audit"
+    )
     parser.add_argument(
         "--expect",
         action="append",

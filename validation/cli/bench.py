@@ -68,7 +68,7 @@ def add_commands(commands: Any) -> None:
     parser.add_argument(
         "--pairs",
         type=int,
-        help="of a base block and a head block, an even number, at least "
+        help="pairs of a base block and a head block, an even number, at least "
         f"{MIN_PAIRS} (default: {CPU_PAIRS} on the cpu, {GPU_PAIRS} on lanes with GPUs)",
     )
     parser.add_argument(
@@ -76,21 +76,21 @@ def add_commands(commands: Any) -> None:
         type=float,
         default=BLOCK_SECONDS,
         metavar="SECONDS",
-        help=f"of a block, a step at least (default: {BLOCK_SECONDS:g})",
+        help=f"length of a block, which has one step at least (default: {BLOCK_SECONDS:g})",
     )
     parser.add_argument(
         "--min-effect",
         type=float,
         default=MIN_EFFECT,
         metavar="SHARE",
-        help=f"slowdown that is worth an alarm (default: {MIN_EFFECT:g})",
+        help=f"smallest slowdown that raises an alarm (default: {MIN_EFFECT:g})",
     )
     parser.add_argument(
         "--max-neighbours",
         type=float,
         default=MAX_NEIGHBOURS,
         metavar="SHARE",
-        help="of the CPU time that others may use on lane cpu, or it is UNFIT "
+        help="share of the CPU time above which others make lane cpu UNFIT "
         f"(default: {MAX_NEIGHBOURS:g})",
     )
     parser.add_argument(

@@ -63,8 +63,8 @@ def add_commands(commands: Any) -> None:
     parser = commands.add_parser(
         "check",
         help="run, compare, verdict",
-        description="Run cases, compare their traces with the goldens, plant a known bug (the "
-        "canary) and say PASS, FAIL, INVALID or UNFIT. Everything is left in runs/.",
+        description="Runs cases, compares their traces with the goldens, plants a known bug (the "
+        "canary) and says PASS, FAIL, INVALID or UNFIT. Everything is left in runs/.",
         epilog="examples:\n  golden check\n  golden check my_case --exact\n"
         "  golden check --lane cpu --json > verdict.json\n"
         "  golden check my_case --against origin/main    (was it the code, or the machine?)\n"
@@ -94,9 +94,9 @@ def add_commands(commands: Any) -> None:
     parser = commands.add_parser(
         "calibrate",
         help="measure noise, write tolerances and the detectable effect",
-        description="Rerun cases of an unchanged source tree under random rounding, each seed a\n"
+        description="Reruns cases of an unchanged source tree under random rounding, each seed a\n"
         "machine that could exist, on a GPU with what the case declares as equivalent, and\n"
-        "store the tolerances that follow.",
+        "stores the tolerances that follow.",
         epilog="examples:\n  golden calibrate my_case --runs 12\n"
         "  golden calibrate my_case --from runs/A runs/B   (of several machines)\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,

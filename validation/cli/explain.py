@@ -44,7 +44,7 @@ def add_commands(commands: Any) -> None:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="of the other run's environment; repeatable, with --ops",
+        help="environment variable of the other run; repeatable, with --ops",
     )
     parser.add_argument("--steps", type=int, metavar="N", help="train so many steps; with --ops")
     parser.add_argument("--json", action="store_true", help="print one JSON object; with --ops")

@@ -78,13 +78,13 @@ def add_commands(commands: Any) -> None:
     parser = commands.add_parser(
         "list",
         help="cases, lanes, when and why last accepted",
-        description="A line for each golden of each case: its lane, its age, the smallest relative "
-        "change of a\nleading metric that it detects, and why it was accepted. Of the cases named, "
-        "everything.",
+        description="Prints a line for each golden of each case: its lane, its age, the smallest\n"
+        "relative change of a leading metric that it detects, and why it was accepted; of cases\n"
+        "that are named, everything.",
         epilog="examples:\n  golden list\n  golden list my_case\n  golden list --json\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add_case(parser, nargs="*", help="tell all of this one; default: a line of each")
+    add_case(parser, nargs="*", help="show everything about this one; default: a line for each")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(func=list_cases)
 
