@@ -78,6 +78,16 @@ if answer.exists():
     print(text, end="")
     sys.exit(int(code))
 """
+# Python itself, whose judges are the stub.
+_JUDGE_STUB = f"""#!{sys.executable}
+import os, sys
+from pathlib import Path
+stub = Path(__file__).with_name("golden")
+words = sys.argv[1:]
+if words[:2] == ["-I", "-S"] and words[5:6] == ["validation.cli"]:
+    os.execv(stub, [str(stub), *words[6:]])
+os.execv(sys.executable, [sys.executable, *words])
+"""
 _VERDICT: dict[str, Any] = {
     "verdict": "FAIL",
     "lane": "cpu",
@@ -129,6 +139,7 @@ def stubbed(repository: Path, project_type: Any, tmp_path: Path) -> Runner:
     project.git("commit", "-q", "--allow-empty", "-m", "the working tree")
     made = make_runner(project, tmp_path / "tools")
     made.install("golden", _STUB)
+    made.install("python3", _JUDGE_STUB)
     answer(made, "check", 1, _VERDICT)
     return made
 
@@ -226,7 +237,6 @@ def test_the_bases_gate_judges_what_a_change_can_move(stubbed: Runner) -> None:
     (call,) = recorded(stubbed)
     base = stubbed.project.git("rev-parse", "HEAD~1").strip()
     assert call[-4:-1] == ["laws", "--judge", base]
-    assert call[-1] != f"GATE={stubbed.project.root}"
     assert stubbed.verdict("reports/here") == _VERDICT
     assert "1 of 10 records differ" in job.out
 

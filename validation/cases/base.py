@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from validation.config import CaseError, lane_of
+from validation.config import CaseError, Lane
 from validation.files import encode_json, safe_name
 from validation.isolation import HIDDEN
 
@@ -31,7 +31,7 @@ class Needs:
     modules: Sequence[str] = ()
     paths: Sequence[str] = ()
 
-    def missing(self, root: Path, gpus: int, lane: str) -> str | None:
+    def missing(self, root: Path, gpus: int, lane: Lane) -> str | None:
         """Says why the case cannot run here.
 
         Args:
@@ -44,10 +44,9 @@ class Needs:
         """
         if gpus < self.gpus:
             return f"needs {self.gpus} GPU(s), this machine has {gpus}"
-        hidden = not lane_of(root, lane).on_gpus
         for name in self.modules:
-            if hidden and name.partition(".")[0] in HIDDEN:
-                return f"needs the Python module {name}, which lane {lane} hides"
+            if not lane.on_gpus and name.partition(".")[0] in HIDDEN:
+                return f"needs the Python module {name}, which lane {lane.name} hides"
             if importlib.util.find_spec(name) is None:
                 return f"needs the Python module {name}"
         for path in self.paths:

@@ -15,6 +15,7 @@ from validation.cli.common import add_selection, chosen_cases, lane_to_run
 from validation.cli.progress import TerminalProgress
 from validation.cli.proofs import prove_accepted
 from validation.cli.suggest import unknown
+from validation.config import lane_of
 from validation.gate.plan import CheckPlan, recordings_of
 from validation.goldens import GoldenStore
 from validation.goldens.acceptance import (
@@ -165,7 +166,7 @@ def runnable(root: Path, cases: Mapping[str, Case], lane: str, names: Sequence[s
     """
     able, progress = [], TerminalProgress()
     for case in chosen_cases(cases, names, lane):
-        reason = case.needs.missing(root, gpu_count(), lane)
+        reason = case.needs.missing(root, gpu_count(), lane_of(root, lane))
         if reason is None:
             able.append(case)
         elif case.name in names:

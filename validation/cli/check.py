@@ -40,7 +40,7 @@ from validation.cli.proofs import Unproven, prove
 from validation.config import lane_of
 from validation.files import encode_json, write_atomically
 from validation.gate.against import run_against
-from validation.gate.base import check_with_base, judged_declaration
+from validation.gate.base import check_with_base, judged_declaration, sources_of
 from validation.gate.check import run_check
 from validation.gate.plan import CheckPlan, describe_source
 from validation.gate.verdict import CheckResult
@@ -133,11 +133,12 @@ def check(options: argparse.Namespace) -> int:
         return check_with_base(root, options.judge, _words(options))
     lane = chosen_lane(options)
     declared = judged_declaration(root, options.judged_by)
+    sources = sources_of(root, options.judged_by)
     plan = CheckPlan(
         root=root,
         lane=lane,
-        cases=chosen_cases(discover_cases(root, declared), options.case, lane),
-        faults=list(discover_faults(root, declared).values()),
+        cases=chosen_cases(discover_cases(sources, declared), options.case, lane),
+        faults=list(discover_faults(sources, declared).values()),
         exact=options.exact,
         judge=options.judged_by,
     )
@@ -228,7 +229,7 @@ def calibrate(options: argparse.Namespace) -> int:
     folder = RunFolder.create(root, lane)
     plan = CheckPlan(root=root, lane=lane)
     for case in chosen_cases(cases, options.case, lane):
-        reason = case.needs.missing(root, gpu_count(), lane)
+        reason = case.needs.missing(root, gpu_count(), lane_of(root, lane))
         if reason is not None:
             progress.message(f"{case.name}: skipped, it {reason}")
             continue

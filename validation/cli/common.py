@@ -13,7 +13,7 @@ from validation.cli import completion
 from validation.cli.progress import TerminalProgress
 from validation.cli.suggest import did_you_mean, unknown
 from validation.config import declaration_of
-from validation.gate.base import judged_declaration
+from validation.gate.base import judged_declaration, sources_of
 from validation.goldens.acceptance import RefusedError
 from validation.running.environment import default_lane, gpu_count
 from validation.running.machine import unfit
@@ -51,9 +51,10 @@ def chosen_lane(options: argparse.Namespace) -> str:
         CaseError: the repository declares no such lane.
     """
     root = find_root()
-    declared = judged_declaration(root, getattr(options, "judged_by", None))
+    judge = getattr(options, "judged_by", None)
+    declared = judged_declaration(root, judge)
     if options.lane is None:
-        return default_lane(lanes_with_cases(root, declared), gpu_count())
+        return default_lane(lanes_with_cases(sources_of(root, judge), declared), gpu_count())
     if options.lane not in declared.lanes:
         hint = did_you_mean(options.lane, declared.lanes)
         raise CaseError(

@@ -11,6 +11,7 @@ from typing import Any
 from validation.cases import discover_cases
 from validation.cli.common import add_case, add_lane, chosen_cases, lane_to_run
 from validation.cli.progress import TerminalProgress
+from validation.config import lane_of
 from validation.diagnosis.first_operation import Search, described, first_operation
 from validation.goldens.acceptance import RefusedError
 from validation.run_folder import RunFolder, finished_runs
@@ -91,7 +92,7 @@ def explain_operation(root: Path, options: argparse.Namespace) -> int:
         commit_of(root, options.against, "--against")
     lane = lane_to_run(options)
     (case,) = chosen_cases(discover_cases(root), [options.ops], lane)
-    lacks = case.needs.missing(root, gpu_count(), lane)
+    lacks = case.needs.missing(root, gpu_count(), lane_of(root, lane))
     if lacks is not None:
         raise RefusedError(f"case {case.name}: it {lacks}")
     log = RunFolder.create(root, lane).log

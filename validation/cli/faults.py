@@ -106,7 +106,10 @@ def faults(options: argparse.Namespace) -> int:
     goldens: dict[str, Golden] = {}
     store, progress, gpus = GoldenStore(root / "goldens"), TerminalProgress(), gpu_count()
     for case in cases.values():
-        if lane not in case.lanes or case.needs.missing(root, gpus, lane) is not None:
+        if (
+            lane not in case.lanes
+            or case.needs.missing(root, gpus, lane_of(root, lane)) is not None
+        ):
             continue
         try:
             goldens[case.name] = store.nearest(

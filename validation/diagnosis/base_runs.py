@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from validation.cases import Case, discover_cases
-from validation.config import declaration_of
+from validation.compat import module_command
+from validation.config import declaration_of, lane_of
 from validation.files import decode_json, encode_json, read_file, write_atomically
 from validation.progress import Progress
 from validation.running.environment import gpu_count
@@ -47,6 +48,7 @@ class BaseRuns:
         plant: put into every run besides the proof that the base's own code ran.
         environment: variables of the runs, put over the user's.
         settings: of the runs, put over each case's own.
+        nonce: of the runs, see `validation.running.execution.RunOptions`.
         problems: of the last batch, by case: why it left no trace, or nothing.
         seconds: of the last batch, by case.
     """
@@ -61,6 +63,7 @@ class BaseRuns:
     plant: str | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
+    nonce: int | None = None
     problems: dict[str, str] = field(init=False, default_factory=dict)
     seconds: dict[str, float] = field(init=False, default_factory=dict)
 
@@ -92,10 +95,11 @@ class BaseRuns:
             "plant": self.plant,
             "environment": dict(self.environment),
             "settings": dict(self.settings),
+            "nonce": self.nonce,
             "answer": str(answer),
         }
         write_atomically(job, encode_json(document))
-        words = [sys.executable, "-P", "-m", "validation.diagnosis.base_runs", str(job)]
+        words = module_command("validation.diagnosis.base_runs", str(job))
         environment = {
             **os.environ,
             "PYTHONPATH": revision_path(self.root, self.tree, self.gate),
@@ -154,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         case = replace(known[name], **job["cases"][name])
         began = time.monotonic()
         print(name, flush=True)
-        lacks = case.needs.missing(tree, gpus, job["lane"])
+        lacks = case.needs.missing(tree, gpus, lane_of(tree, job["lane"]))
         problems[name] = "" if lacks is None else f"it {lacks}"
         if lacks is None:
             options = RunOptions(
@@ -162,6 +166,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 fault=[name for name in (_GUARD, job["plant"]) if name],
                 environment=job["environment"],
                 settings=job["settings"],
+                nonce=job["nonce"],
             )
             try:
                 save_trace(run_case(case, options, tree, Path(job["log"])), output / name)

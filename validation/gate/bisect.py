@@ -20,7 +20,7 @@ from pathlib import Path
 
 from validation.cases import discover_cases
 from validation.compare import compare
-from validation.compat import StrEnum
+from validation.compat import StrEnum, module_command
 from validation.config import declaration_of
 from validation.files import DamagedFileError
 from validation.gate.base import checked_out
@@ -159,7 +159,7 @@ class Workshop:
         git(self.tree, "checkout", "--quiet", "--force", "--detach", commit)
         git(self.tree, "clean", "-fdq")
         words = [self.lane, self.case, str(goldens), str(self.root)]
-        command = [python, "-P", "-m", "validation.gate.bisect", *words]
+        command = module_command("validation.gate.bisect", *words, python=python)
         path = revision_path(self.root, self.tree, self.gate)
         done = subprocess.run(
             command,

@@ -37,7 +37,7 @@ from validation.goldens.layout import FILES, HEAD, read_file_of, settle, stage, 
 from validation.goldens.merge import refuse_conflict
 from validation.run_folder import runs_folder
 from validation.trace.model import Trace
-from validation.trace.storage import decode_trace, encode_trace
+from validation.trace.storage import MAX_BINARY_BYTES, decode_trace, encode_trace
 
 
 class MissingGoldenError(DamagedFileError):
@@ -86,10 +86,38 @@ class GoldenStore:
 
     Args:
         folder: usually `goldens/`.
+        kept: contents by path, which are then read instead of the folder's; see `keep`.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, kept: Mapping[Path, bytes] | None = None) -> None:
         self.folder = folder
+        self._kept = kept
+
+    @classmethod
+    def keep(cls, folder: Path, lane: str) -> GoldenStore:
+        """Reads the goldens of a lane into memory; later changes of the files are not seen.
+
+        Args:
+            folder: usually `goldens/`.
+            lane: the one whose goldens can be read.
+
+        Returns:
+            A store that reads from memory.
+        """
+        found = (folder / lane).rglob("*")
+        small = (p for p in found if p.is_file() and p.stat().st_size <= MAX_BINARY_BYTES)
+        return cls(folder, {path: path.read_bytes() for path in small})
+
+    def _heads(self, folder: Path, pattern: str) -> list[Path]:
+        """Heads below a folder of the store."""
+        if self._kept is None:
+            return list(folder.glob(f"{pattern}{HEAD}"))
+        depth = len(folder.parts) + pattern.count("/") + 1
+        return [
+            path
+            for path in self._kept
+            if path.name == HEAD and len(path.parts) == depth and path.is_relative_to(folder)
+        ]
 
     def path(self, lane: str, case: str, place: str = "") -> Path:
         """Returns the folder of a golden, which need not exist.
@@ -117,15 +145,15 @@ class GoldenStore:
         """Cases that have a golden on a lane, damaged ones included."""
         folder = self.folder / lane
         return sorted(
-            {p.parent.name for p in folder.glob(f"*/{HEAD}")}
-            | {p.parent.parent.name for p in folder.glob(f"*/*/{HEAD}")}
+            {p.parent.name for p in self._heads(folder, "*/")}
+            | {p.parent.parent.name for p in self._heads(folder, "*/*/")}
         )
 
     def places(self, lane: str, case: str) -> list[str]:
         """Places of a case's goldens, the first environment first, damaged ones included."""
         folder = self.path(lane, case)
-        first = [""] if (folder / HEAD).exists() else []
-        return first + sorted(p.parent.name for p in folder.glob(f"*/{HEAD}"))
+        first = [""] if self._heads(folder, "") else []
+        return first + sorted(p.parent.name for p in self._heads(folder, "*/"))
 
     def place_of(self, lane: str, case: str, environment: Mapping[str, Any]) -> str | None:
         """Where the golden of this very environment is; None where there is none.
@@ -202,11 +230,11 @@ class GoldenStore:
             DamagedFileError: it is damaged; the path comes first.
         """
         path = self.path(lane, case, place) / HEAD
-        if not path.exists():
+        if not self._heads(path.parent, ""):
             raise MissingGoldenError(
                 f"{path}: no golden; record one with `golden update {case} --reason TEXT`"
             )
-        content = read_file(path)
+        content = read_file(path) if self._kept is None else self._kept[path]
         refuse_conflict(path, content, case)
         head = decode_json(content, path)
         check_schema(head, path)
@@ -260,7 +288,7 @@ class GoldenStore:
         """
         lane, case = str(head["lane"]), str(head["case"])
         folder = self.path(lane, case, place)
-        files = {name: read_file_of(folder, name, head["files"]) for name in FILES}
+        files = {name: read_file_of(folder, name, head["files"], self._kept) for name in FILES}
         path = folder / HEAD
         return Golden(
             lane=lane,

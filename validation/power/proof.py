@@ -15,7 +15,7 @@ from pathlib import Path
 
 from validation.cases import Case, Fault
 from validation.compare import Catch, Comparison, compare
-from validation.config import declaration_of
+from validation.config import declaration_of, lane_of
 from validation.files import DamagedFileError
 from validation.goldens.canaries import CERTAIN, Canaries, Proof
 from validation.goldens.environments import identity, in_words
@@ -220,7 +220,7 @@ def record_matrix(
 def _unable(site: Site, lane: str, case: Case) -> str | None:
     """Why this machine cannot run a case of a lane; None if it can."""
     gpus = gpu_count()
-    missing = case.needs.missing(site.root, gpus, lane)
+    missing = case.needs.missing(site.root, gpus, lane_of(site.root, lane))
     return unfit(declaration_of(site.root).lanes[lane], gpus) or (missing and f"it {missing}")
 
 

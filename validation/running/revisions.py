@@ -68,11 +68,22 @@ def base_checkout(
         tree.parent.mkdir(parents=True, exist_ok=True)
         git(root, "worktree", "add", "--quiet", "--detach", "--force", str(tree), commit)
         try:
-            for path in needs:
-                _link(root, tree, os.path.normpath(path))
+            link_needs(root, tree, needs)
             yield tree, commit
         finally:
             git(root, "worktree", "remove", "--force", str(tree))
+
+
+def link_needs(root: Path, tree: Path, needs: Sequence[str]) -> None:
+    """Links what runs read and git does not track from a checkout into a worktree of it.
+
+    Args:
+        root: the checkout.
+        tree: the worktree.
+        needs: paths relative to both.
+    """
+    for path in needs:
+        _link(root, tree, os.path.normpath(path))
 
 
 def _link(root: Path, tree: Path, path: str) -> None:

@@ -201,8 +201,9 @@ def run_bench(plan: BenchPlan, logs: Path, gpus: int, progress: Progress) -> Ben
     needs = [path for case in plan.cases for path in case.needs.paths]
     with base_checkout(plan.root, plan.base, "--base", needs) as (tree, commit):
         for case in () if results else plan.cases:
-            reason = case.needs.missing(plan.root, gpus, plan.lane)
-            reason = reason or case.needs.missing(tree, gpus, plan.lane)
+            lane = lane_of(plan.root, plan.lane)
+            reason = case.needs.missing(plan.root, gpus, lane)
+            reason = reason or case.needs.missing(tree, gpus, lane)
             if reason is not None:
                 results.append(CaseBench(case=case.name, verdict=Verdict.SKIPPED, message=reason))
                 continue

@@ -129,12 +129,13 @@ def load_trace(folder: Path) -> Trace:
     )
 
 
-def read_verified(path: Path, expected: object) -> bytes:
+def read_verified(path: Path, expected: object, kept: Mapping[Path, bytes] | None = None) -> bytes:
     """Reads a file and compares it with its recorded digest.
 
     Args:
-        path: the file.
-        expected: the recorded digest.
+        path: of the file.
+        expected: its digest.
+        kept: contents by path, which are then read instead.
 
     Returns:
         Its content.
@@ -142,7 +143,12 @@ def read_verified(path: Path, expected: object) -> bytes:
     Raises:
         DamagedFileError: missing, too large, or changed since it was recorded.
     """
-    content = read_file(path, MAX_BINARY_BYTES)
+    if kept is None:
+        content = read_file(path, MAX_BINARY_BYTES)
+    elif path in kept:
+        content = kept[path]
+    else:
+        raise DamagedFileError(f"{path}: missing")
     if digest(content) != expected:
         raise DamagedFileError(f"{path}: damaged: its content is not what was recorded")
     return content
