@@ -116,7 +116,7 @@ def test_a_judge_without_the_environment_holds_it_to_its_nearest_tolerances(
     base = GoldenStore(tmp_path / "base")
     base.save(golden(H200))
     loose = replace(golden(H100, FOLDER), tolerances=tolerances_of(random_trace(1)))
-    assert with_base_tolerances(loose, base.folder).tolerances == golden(H200).tolerances
+    assert with_base_tolerances(loose, base).tolerances == golden(H200).tolerances
 
 
 def test_the_verdict_names_the_goldens_environment() -> None:
