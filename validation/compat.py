@@ -22,12 +22,15 @@ else:
 
 
 def module_command(module: str, *arguments: str, python: str = sys.executable) -> Sequence[str]:
-    """The command that runs a module with neither the working directory nor a script's on its path.
+    """Builds a command that runs a module, without the working directory on its path.
 
     Args:
         module: its name.
-        arguments: handed to it.
+        *arguments: handed to it.
         python: an interpreter of this version.
+
+    Returns:
+        The command in words.
     """
     if sys.version_info >= (3, 11):
         return [python, "-P", "-m", module, *arguments]

@@ -63,8 +63,8 @@ def add_commands(commands: Any) -> None:
     parser = commands.add_parser(
         "check",
         help="run, compare, verdict",
-        description="Run cases, compare their traces with the goldens, plant a known bug (the "
-        "canary) and say PASS, FAIL, INVALID or UNFIT. Everything is left in runs/.",
+        description="Runs cases, compares their traces with the goldens, plants a known bug (the "
+        "canary) and says PASS, FAIL, INVALID or UNFIT. Everything is left in runs/.",
         epilog="examples:\n  golden check\n  golden check my_case --exact\n"
         "  golden check --lane cpu --json > verdict.json\n"
         "  golden check my_case --against origin/main    (was it the code, or the machine?)\n"
@@ -94,9 +94,9 @@ def add_commands(commands: Any) -> None:
     parser = commands.add_parser(
         "calibrate",
         help="measure noise, write tolerances and the detectable effect",
-        description="Rerun cases of an unchanged source tree under random rounding, each seed a\n"
+        description="Reruns cases of an unchanged source tree under random rounding, each seed a\n"
         "machine that could exist, on a GPU with what the case declares as equivalent, and\n"
-        "store the tolerances that follow.",
+        "stores the tolerances that follow.",
         epilog="examples:\n  golden calibrate my_case --runs 12\n"
         "  golden calibrate my_case --from runs/A runs/B   (of several machines)\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -127,7 +127,7 @@ def check(options: argparse.Namespace) -> int:
     if options.against is not None:
         refuse_mixture(options)
         commit_of(root, options.against, "--against")
-        # A cancelled job's runs and worktree shall end as they do on Ctrl-C.
+        # A cancelled job's runs and worktree must end as they do on Ctrl-C.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     if options.judge:
         return check_with_base(root, options.judge, _words(options))
@@ -167,7 +167,10 @@ def check(options: argparse.Namespace) -> int:
 
 
 def refuse_mixture(options: argparse.Namespace) -> None:
-    """Refuses what `--against`, which has neither golden nor tolerance, leaves nothing to do.
+    """Refuses options that `--against` leaves nothing to do, having no golden and no tolerance.
+
+    Args:
+        options: of the command line.
 
     Raises:
         RefusedError: such an option is there.
@@ -285,7 +288,16 @@ def _calibrate_on(
 
 
 def golden_of_runs(store: GoldenStore, lane: str, case: str, folders: Sequence[Path]) -> Golden:
-    """The golden of the environment that run folders were made in.
+    """Loads the golden of the environment that run folders were made in.
+
+    Args:
+        store: the goldens.
+        lane: lane of the golden.
+        case: name of the case.
+        folders: run folders; the first that has a run of the case decides.
+
+    Returns:
+        The golden.
 
     Raises:
         RefusedError: there is no run, or no golden of its environment.

@@ -45,7 +45,7 @@ def add_commands(commands: Any) -> None:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="of the other run's environment; repeatable, with --ops",
+        help="environment variable of the other run; repeatable, with --ops",
     )
     parser.add_argument("--steps", type=int, metavar="N", help="train so many steps; with --ops")
     parser.add_argument("--json", action="store_true", help="print one JSON object; with --ops")
@@ -69,7 +69,14 @@ def explain(options: argparse.Namespace) -> int:
 
 
 def explain_operation(root: Path, options: argparse.Namespace) -> int:
-    """Prints the first operation that differs; returns 1 if there is one, else 0.
+    """Prints the first operation that differs.
+
+    Args:
+        root: the repository.
+        options: of the command line.
+
+    Returns:
+        The exit status: 1 if there is one, else 0.
 
     Raises:
         RefusedError: nothing says in what the two runs differ, or a run left no trace.

@@ -28,7 +28,7 @@ from validation.running.warm import die_with_parent
 from validation.trace import save_trace
 
 _HEAD = "GOLDEN_AGAINST_HEAD"
-_HELD = "validation.diagnosis.base_runs:held_to_this_tree"
+_GUARD = "validation.diagnosis.base_runs:importing_this_tree"
 _FROM_HEAD = ("settings", "processes", "traced_steps", "arithmetic", "timeout")
 _TAIL = 12
 
@@ -64,18 +64,21 @@ class BaseRuns:
     environment: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     nonce: int | None = None
+    problems: dict[str, str] = field(init=False, default_factory=dict)
+    seconds: dict[str, float] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.gate = copied_gate(self.temporary / "gate")
-        self.problems: dict[str, str] = {}
-        self.seconds: dict[str, float] = {}
 
     def run(self, cases: Sequence[Case], output: Path) -> list[str]:
-        """Runs cases as the base's code has them; returns the names that it declares.
+        """Runs cases as the base's code has them.
 
         Args:
             cases: the head's declarations; those that the base does not have are left out.
             output: receives a trace for each.
+
+        Returns:
+            Names of the cases that the base declares.
 
         Raises:
             RunError: the base's cases cannot be imported, or its process died.
@@ -145,13 +148,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     job = decode_json(read_file(Path(job_file)), Path(job_file))
     tree, output = Path.cwd(), Path(job["output"])
-    # A base from before repositories declared their cases is told today's declaration.
+    # A base from before repositories declared their cases gets today's declaration.
     every = discover_cases(tree, declaration_of(tree, Path(job["root"])))
     known = {name: case for name, case in every.items() if job["lane"] in case.lanes}
     problems, seconds = {}, {}
     gpus = gpu_count()
     for name in [name for name in job["cases"] if name in known]:
-        # Where the function is that runs the case is the base's own affair, what it runs is not.
+        # The base decides which function runs the case, the head decides what it runs.
         case = replace(known[name], **job["cases"][name])
         began = time.monotonic()
         print(name, flush=True)
@@ -160,7 +163,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if lacks is None:
             options = RunOptions(
                 lane=job["lane"],
-                fault=[name for name in (_HELD, job["plant"]) if name],
+                fault=[name for name in (_GUARD, job["plant"]) if name],
                 environment=job["environment"],
                 settings=job["settings"],
                 nonce=job["nonce"],
@@ -176,7 +179,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 @contextlib.contextmanager
-def held_to_this_tree() -> Iterator[None]:
+def importing_this_tree() -> Iterator[None]:
     """Refuses a run of the base that imported code of the head, or none of its own.
 
     An installed or editable package may come before the worktree; the comparison would then be of

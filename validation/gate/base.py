@@ -36,14 +36,17 @@ from validation.running.source import RepositoryError, git
 _DISTRIBUTION = "vpmoe"
 
 
-def hold_to_base(golden: Golden, base: GoldenStore | None) -> Golden:
-    """The golden with the base's tolerances, if the base has any golden of its case.
+def with_base_tolerances(golden: Golden, base: GoldenStore | None) -> Golden:
+    """Gives a golden the base's tolerances, if the base has any golden of its case.
 
     A golden of an environment that the base does not have gets those of the base's nearest.
 
     Args:
         golden: this tree's.
         base: the base's goldens; None leaves the golden as it is.
+
+    Returns:
+        The golden to compare with.
 
     Raises:
         DamagedFileError: the base's golden is damaged.
@@ -58,21 +61,27 @@ def hold_to_base(golden: Golden, base: GoldenStore | None) -> Golden:
 
 
 def sources_of(root: Path, judge: Path | None) -> Path:
-    """The checkout whose cases, faults and declaration count.
+    """Chooses the checkout whose cases, faults and declaration count.
 
     Args:
         root: this tree.
         judge: `goldens/` in a checkout of the base; None without a judge.
+
+    Returns:
+        The base's checkout, or this tree without a judge.
     """
     return root if judge is None else judge.parent
 
 
 def judged_declaration(root: Path, judge: Path | None) -> Declaration:
-    """What says which modules have the cases, and which lanes there are.
+    """Reads what says which modules have the cases, and which lanes there are.
 
     Args:
         root: this tree.
         judge: `goldens/` of the base, beside its `pyproject.toml`; None without a judge.
+
+    Returns:
+        The base's declaration, or this tree's where the base has none.
 
     Raises:
         CaseError: there is no declaration, or a wrong one.
@@ -95,12 +104,15 @@ def vanished_cases(base: GoldenStore, lane: str, declared: Collection[str]) -> l
 
 
 def check_with_base(root: Path, revision: str, words: Sequence[str]) -> int:
-    """Runs `golden check` as it was at a revision, on this tree; returns its exit code.
+    """Runs `golden check` as it was at a revision, on this tree.
 
     Args:
         root: the repository.
         revision: the base.
         words: of `golden check`, without `--judge`.
+
+    Returns:
+        Its exit status.
 
     Raises:
         RepositoryError: there is no such revision.
@@ -205,7 +217,15 @@ def _names_for_old_gate(root: Path, base: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def checked_out(root: Path, revision: str, names: Sequence[str]) -> Iterator[Path]:
-    """A temporary folder with what a revision has at its root of these; absent ones are left out.
+    """Exports parts of a revision into a temporary folder.
+
+    Args:
+        root: the repository.
+        revision: what to export.
+        names: files and folders of the root; those that the revision does not have are left out.
+
+    Yields:
+        The folder.
 
     Raises:
         RepositoryError: there is no such revision.

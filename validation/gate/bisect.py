@@ -69,6 +69,9 @@ def bisect(root: Path, good: str, bad: str, case: str, lane: str, progress: Prog
         lane: lane of the golden.
         progress: told each verdict.
 
+    Returns:
+        The first bad commit, and the log of the runs.
+
     Raises:
         RefusedError: GOOD fails, BAD passes, or there is no golden to judge by.
     """
@@ -147,6 +150,9 @@ class Workshop:
             goldens: a folder for each set of goldens; matching any of them is good.
             python: interpreter of the environment to run in.
 
+        Returns:
+            Whether the commit is good, bad or cannot be tried.
+
         Raises:
             RefusedError: the gate itself failed.
         """
@@ -171,13 +177,16 @@ class Workshop:
 
 @contextlib.contextmanager
 def workshop(root: Path, commit: str, case: str, lane: str) -> Iterator[Workshop]:
-    """A workshop that is gone afterwards; the repository's working tree stays as it is.
+    """Makes a workshop that is gone afterwards; the repository's working tree stays as it is.
 
     Args:
         root: the repository.
         commit: any that can be checked out.
         case: name of the case.
         lane: its lane.
+
+    Yields:
+        The workshop.
     """
     with tempfile.TemporaryDirectory(prefix="golden-bisect-") as name:
         gate, tree = copied_gate(Path(name) / "gate"), Path(name) / "tree"
@@ -201,7 +210,14 @@ def _collect_goldens(root: Path, first: str, last: str, case: str, lane: str, fo
 
 
 def resolve_commit(root: Path, revision: str) -> str:
-    """The commit id of a revision.
+    """Resolves a revision to a commit.
+
+    Args:
+        root: the repository.
+        revision: a branch, tag or commit.
+
+    Returns:
+        The commit's id.
 
     Raises:
         RefusedError: there is no such revision.
@@ -231,6 +247,9 @@ def judge_here(lane: str, name: str, goldens: Path, today: Path) -> State:
         name: of the case.
         goldens: a folder for each set of goldens.
         today: the repository, whose declaration serves commits from before they had one.
+
+    Returns:
+        Whether the case matches a golden, matches none, or left no trace.
     """
     tree = Path.cwd()
     try:

@@ -1,7 +1,8 @@
-"""The canary of a check: a bug that a golden is proven to catch, planted to show that it still is.
+"""The canary of a check: a planted bug that a golden is proven to catch.
 
 First the comparison must find gross edits of a compared golden's own trace, in each kind of record
-(`validation.gate.blindness`). Where no bug of the lane is proven, that is all, and it is said.
+(`validation.gate.blindness`). Where no bug of the lane is proven, the
+check does no more, and says so.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 from validation.compare import compare
 from validation.files import DamagedFileError
-from validation.gate.base import hold_to_base
+from validation.gate.base import with_base_tolerances
 from validation.gate.blindness import unseen_edit
 from validation.gate.plan import Check
 from validation.gate.verdict import Canary
@@ -38,7 +39,7 @@ def check_canary(check: Check, compared: Sequence[str], progress: Progress) -> t
     """
     plan, first = check.plan, compared[0]
     edited = check.store.nearest(plan.lane, first, check.environment_of(first))
-    unseen = unseen_edit(hold_to_base(edited, check.base), compare)
+    unseen = unseen_edit(with_base_tolerances(edited, check.base), compare)
     if unseen is not None:
         return Canary(EDITED_TRACE, False), f"the gate is blind to {unseen} in {first}"
     drawn = _draw(check, first)
@@ -73,7 +74,7 @@ def _plant(check: Check, drawn: Candidate, progress: Progress) -> tuple[Canary, 
     try:
         trace = run_case(drawn.case, options, plan.root, check.folder.log)
         golden = check.store.load(plan.lane, drawn.case.name, drawn.place)
-        golden = hold_to_base(golden, check.base)
+        golden = with_base_tolerances(golden, check.base)
     except (DamagedFileError, RunError) as error:
         # A planted bug that crashes proves nothing about the comparison.
         progress.message(f"[canary] {fault.id}: could not be run")

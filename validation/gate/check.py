@@ -14,7 +14,7 @@ from validation.cases import Case, Invariant
 from validation.cases.difference import what_differs
 from validation.compare import Comparison, Divergence, compare, compare_invariant
 from validation.files import DamagedFileError
-from validation.gate.base import hold_to_base, vanished_cases
+from validation.gate.base import vanished_cases, with_base_tolerances
 from validation.gate.blindness import shared_records
 from validation.gate.canary import check_canary
 from validation.gate.declared import names_declared
@@ -43,6 +43,9 @@ def run_check(plan: CheckPlan, folder: RunFolder, progress: Progress) -> CheckRe
         plan: what to do.
         folder: receives traces and the log.
         progress: told what happens.
+
+    Returns:
+        The check, with a result for each case.
     """
     if plan.judge is None:
         return _checked(Check.begin(plan, folder, progress), progress)
@@ -262,7 +265,7 @@ def _load(case: Case, check: Check, trace: Trace) -> _Expected:
     plan, store = check.plan, check.store
     try:
         own = store.nearest(plan.lane, case.name, trace.provenance["environment"])
-        golden = hold_to_base(own, check.base)
+        golden = with_base_tolerances(own, check.base)
     except DamagedFileError as error:
         raise _NoVerdictError(Verdict.INVALID, str(error)) from error
     if golden.case_digest != case.digest:
@@ -308,6 +311,9 @@ def compare_with(
         golden: what is expected, and its tolerances.
         trace: of the run.
         exact: whether every record must match bit for bit.
+
+    Returns:
+        The comparison, the verdict, and why it is no PASS (empty where it is one).
     """
     comparison = compare(golden.trace, trace, golden.tolerances, exact=exact)
     if comparison.compared == 0:

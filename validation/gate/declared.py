@@ -24,12 +24,15 @@ _TAIL = 12
 
 
 def names_declared(root: Path, overlay: Path | None, sandbox: Sandbox | None) -> Collection[str]:
-    """Names of the cases that a checkout declares.
+    """Lists the names of the cases that a checkout declares.
 
     Args:
         root: the checkout.
         overlay: folder on PYTHONPATH with modules of the base, which are not the checkout's.
         sandbox: where the process is confined; None confines nothing.
+
+    Returns:
+        The names.
 
     Raises:
         CaseError: its cases cannot be imported, or its declaration is wrong.

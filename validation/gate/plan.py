@@ -13,7 +13,7 @@ from typing import Any
 
 from validation.cases import Case, Fault, discover_cases
 from validation.config import Declaration, Lane
-from validation.gate.base import OVERLAY, hold_to_base, judged_declaration, sources_of
+from validation.gate.base import OVERLAY, judged_declaration, sources_of, with_base_tolerances
 from validation.goldens import Golden, GoldenStore
 from validation.goldens.sealed import Seal
 from validation.progress import Progress
@@ -117,13 +117,16 @@ class Check:
         progress: Progress,
         sandbox: Sandbox | None = None,
     ) -> Check:
-        """A check that is about to run, with source and goldens as they are now.
+        """Begins a check, with source and goldens as they are now.
 
         Args:
             plan: what it does.
             folder: receives traces and the log.
             progress: told what happens.
             sandbox: where its runs are confined; None confines nothing.
+
+        Returns:
+            The check.
         """
         goldens, judge = plan.root / "goldens", plan.judge
         options = RunOptions(lane=plan.lane, declared=plan.declared_lane, sandbox=sandbox)
@@ -145,13 +148,19 @@ class Check:
         return environment_of(self.plan, self.folder, cases)
 
     def golden_of(self, case: str) -> Golden:
-        """The golden that a case's run is compared with, with the tolerances in force.
+        """Loads the golden that a case's run is compared with, with the tolerances in force.
+
+        Args:
+            case: name of the case.
+
+        Returns:
+            The golden.
 
         Raises:
             DamagedFileError: there is none, or it or the base's is damaged.
         """
         own = self.store.nearest(self.plan.lane, case, self.environment_of(case))
-        return hold_to_base(own, self.base)
+        return with_base_tolerances(own, self.base)
 
 
 def environment_of(plan: CheckPlan, folder: RunFolder, cases: Iterable[str]) -> Mapping[str, Any]:
@@ -168,13 +177,16 @@ def environment_of(plan: CheckPlan, folder: RunFolder, cases: Iterable[str]) -> 
 def recordings_of(
     plan: CheckPlan, folder: RunFolder, progress: Progress, options: RunOptions | None = None
 ) -> Recordings:
-    """What makes the runs of a plan, with the source described as it is now.
+    """Prepares the runs of a plan, with the source described as it is now.
 
     Args:
         plan: of the check, or of what accepts its runs.
         folder: receives the log.
         progress: told what happens.
         options: how every run is made; default: plainly.
+
+    Returns:
+        What makes the runs.
     """
     provenance = describe_source(plan)
 

@@ -88,6 +88,9 @@ def write_calibration(store: GoldenStore, before: Golden, after: Golden, reason:
         before: the golden with its former tolerances.
         after: with the measured ones; `calibration` holds `time` and `runs`.
         reason: why it was calibrated; may be empty.
+
+    Returns:
+        Path of the file.
     """
     root = store.folder.parent
     wider = widened(before.tolerances, after.tolerances)
@@ -117,11 +120,14 @@ def write_calibration(store: GoldenStore, before: Golden, after: Golden, reason:
 
 
 def calibration_on_file(goldens: Path, golden: Golden) -> Mapping[str, Any] | None:
-    """The audit file of the calibration that measured a golden's tolerances; None without any.
+    """Finds the audit file of the calibration that measured a golden's tolerances.
 
     Args:
         goldens: the folder of the store.
         golden: of that store.
+
+    Returns:
+        The file's content, or None where there is no such file.
     """
     wanted = {
         "lane": golden.lane,

@@ -86,7 +86,14 @@ def unsettled(folder: Path, recorded: Mapping[str, Any]) -> list[str]:
 
 
 def staged_name(name: str, content_digest: object) -> str:
-    """What a file is called until the head that names it is in place.
+    """Returns the name of a file until the head that lists it is in place.
+
+    Args:
+        name: of the file once it is in place.
+        content_digest: of its content, as the head has it.
+
+    Returns:
+        The temporary name.
 
     Raises:
         DamagedFileError: the head has no digest of it.

@@ -44,7 +44,7 @@ def candidates(
     environment: Callable[[str], Mapping[str, Any]],
     base: GoldenStore | None = None,
 ) -> list[Candidate]:
-    """Every bug of a lane that is proven with a margin of `CERTAIN`, in a fixed order.
+    """Lists every bug of a lane that is proven with a margin of `CERTAIN`, in a fixed order.
 
     Args:
         store: the goldens.
@@ -54,6 +54,9 @@ def candidates(
         environment: name of a case -> where it runs; asked where a case has several goldens.
         base: the goldens of the base, whose lists count then. Of these, the ones of goldens whose
             trace this tree has not replaced come first; the others count where there are none.
+
+    Returns:
+        The bugs, each with the golden that catches it.
     """
     known = {fault.id: fault for fault in faults if fit(fault, lane)}
     found: list[tuple[bool, Candidate]] = []

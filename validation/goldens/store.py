@@ -95,11 +95,14 @@ class GoldenStore:
 
     @classmethod
     def keep(cls, folder: Path, lane: str) -> GoldenStore:
-        """The goldens of a lane as they are now, in memory: what happens to the files is not seen.
+        """Reads the goldens of a lane into memory; later changes of the files are not seen.
 
         Args:
             folder: usually `goldens/`.
             lane: the one whose goldens can be read.
+
+        Returns:
+            A store that reads from memory.
         """
         found = (folder / lane).rglob("*")
         small = (p for p in found if p.is_file() and p.stat().st_size <= MAX_BINARY_BYTES)
@@ -117,7 +120,15 @@ class GoldenStore:
         ]
 
     def path(self, lane: str, case: str, place: str = "") -> Path:
-        """Folder of a golden.
+        """Returns the folder of a golden, which need not exist.
+
+        Args:
+            lane: lane of the golden.
+            case: its case.
+            place: folder of its environment inside the case's; empty for the first golden.
+
+        Returns:
+            The folder.
 
         Raises:
             ValueError: a name that would leave the store.
@@ -166,7 +177,15 @@ class GoldenStore:
         return folder_name(environment) if "" in self.places(lane, case) else ""
 
     def nearest(self, lane: str, case: str, environment: Mapping[str, Any]) -> Golden:
-        """The golden whose environment is nearest to this one.
+        """Loads the golden whose environment is nearest to this one.
+
+        Args:
+            lane: lane of the golden.
+            case: its case.
+            environment: of the run that is to be compared.
+
+        Returns:
+            The golden.
 
         Raises:
             MissingGoldenError: the case has none.
@@ -175,7 +194,15 @@ class GoldenStore:
         return self.load(lane, case, self.nearest_place(lane, case, environment))
 
     def nearest_place(self, lane: str, case: str, environment: Mapping[str, Any]) -> str:
-        """Place of the golden whose environment is nearest; that of the first where none is.
+        """Finds the place of the golden whose environment is nearest.
+
+        Args:
+            lane: lane of the golden.
+            case: its case.
+            environment: of the run that is to be compared.
+
+        Returns:
+            The place; that of the first golden where there is none.
 
         Raises:
             DamagedFileError: one of the case's is damaged, which could have been the nearest.
@@ -188,7 +215,15 @@ class GoldenStore:
         )
 
     def head(self, lane: str, case: str, place: str = "") -> dict[str, Any]:
-        """The verified head of a golden: everything but the trace's records.
+        """Reads the verified head of a golden: everything but the trace's records.
+
+        Args:
+            lane: lane of the golden.
+            case: its case.
+            place: folder of its environment inside the case's; empty for the first golden.
+
+        Returns:
+            The head.
 
         Raises:
             MissingGoldenError: there is none.
@@ -216,6 +251,14 @@ class GoldenStore:
     def load(self, lane: str, case: str, place: str = "") -> Golden:
         """Reads and verifies a golden.
 
+        Args:
+            lane: lane of the golden.
+            case: its case.
+            place: folder of its environment inside the case's; empty for the first golden.
+
+        Returns:
+            The golden.
+
         Raises:
             MissingGoldenError: there is none.
             DamagedFileError: a file of it is missing or damaged; its path comes first.
@@ -232,6 +275,13 @@ class GoldenStore:
 
     def decode(self, head: Mapping[str, Any], place: str = "") -> Golden:
         """Reads and verifies the files that a head names.
+
+        Args:
+            head: content of a verified `golden.json`.
+            place: folder of its environment inside the case's; empty for the first golden.
+
+        Returns:
+            The golden.
 
         Raises:
             DamagedFileError: a file is missing or damaged; its path comes first.
@@ -277,9 +327,17 @@ class GoldenStore:
         return folder
 
     def settle(self, lane: str, case: str, place: str = "") -> list[str]:
-        """Finishes an acceptance that stopped; returns the files that it renamed or deleted.
+        """Finishes an acceptance that stopped.
 
         Call it inside `lock()`.
+
+        Args:
+            lane: lane of the golden.
+            case: its case.
+            place: folder of its environment inside the case's; empty for the first golden.
+
+        Returns:
+            Names of the files that were renamed or deleted.
 
         Raises:
             DamagedFileError: the golden is missing or damaged; nothing was touched.
@@ -318,7 +376,14 @@ def environment_of(provenance: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def verified_head(head: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """A head without its digest, which must be that of the rest.
+    """Verifies a head against the digest in it.
+
+    Args:
+        head: content of a `golden.json`.
+        path: its file, for messages.
+
+    Returns:
+        The head without its digest.
 
     Raises:
         DamagedFileError: it is not; the message begins with `path`.

@@ -144,13 +144,16 @@ def prove_here(
 
 
 def record(store: GoldenStore, faults: Iterable[Fault], golden: Golden, planted: Planted) -> str:
-    """Lists what was proven with a golden, beside what it lists already; returns a line about it.
+    """Lists what was proven with a golden, beside what it lists already.
 
     Args:
         store: the goldens.
         faults: every declared one; what is listed and no longer declared goes.
         golden: as it was when the faults were planted; one that has changed since is left alone.
         planted: what was found.
+
+    Returns:
+        A line that says what was listed.
     """
     subject = "/".join(filter(None, (golden.lane, golden.case, golden.place)))
     against, declared = basis_of(golden), {fault.id for fault in faults}

@@ -69,7 +69,7 @@ class RunOptions:
 
 
 def run_case(case: Case, options: RunOptions, root: Path, log: Path) -> Trace:
-    """Runs a case in processes of its own and returns its trace, ranks merged.
+    """Runs a case in processes of its own.
 
     The user's environment variables (threads, CPU capability) are obeyed. Ctrl-C, a timeout or a
     failing rank stops every process of the run.
@@ -79,6 +79,9 @@ def run_case(case: Case, options: RunOptions, root: Path, log: Path) -> Trace:
         options: variations.
         root: working directory, the repository.
         log: appended with everything that the processes print.
+
+    Returns:
+        Its trace, ranks merged.
 
     Raises:
         RunError: no trace; the message ends with the end of the log.

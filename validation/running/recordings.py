@@ -47,6 +47,9 @@ def record_case(
         provenance: of the source, which all runs of a command share.
         options: how the run differs from the plain case.
 
+    Returns:
+        The trace.
+
     Raises:
         RunError: it left no trace.
     """
@@ -105,7 +108,13 @@ class Recordings:
         pool.shutdown()
 
     def of(self, case: Case) -> Recording:
-        """The run of a case, waited for or made now.
+        """Returns the run of a case: waits for one that was started, or makes it now.
+
+        Args:
+            case: what to run.
+
+        Returns:
+            The trace, and how long the run took.
 
         Raises:
             RunError: it left no trace.

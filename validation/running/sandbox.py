@@ -33,11 +33,14 @@ class Sandbox:
     hidden: tuple[Path, ...] = ()
 
     def command(self, words: Sequence[str], environment: Mapping[str, str]) -> list[str]:
-        """The command that runs another one inside of the sandbox.
+        """Builds the command that runs another one inside of the sandbox.
 
         Args:
             words: the command.
             environment: of the process; caches that it names can be written to.
+
+        Returns:
+            The command in words.
         """
         found = [_PROGRAM, "--ro-bind", "/", "/", "--dev-bind", "/dev", "/dev", "--proc", "/proc"]
         found += ["--unshare-pid", "--die-with-parent"]

@@ -94,6 +94,15 @@ class WarmParent:
     ) -> ForkedRun:
         """Forks a process for a job.
 
+        Args:
+            job: file that describes the run.
+            environment: variables of the process.
+            log: receives what the process prints.
+            preload: modules that the parent imports before it forks.
+
+        Returns:
+            The started run.
+
         Raises:
             OSError: the parent has died.
         """
