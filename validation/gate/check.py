@@ -32,6 +32,7 @@ from validation.run_folder import RunFolder
 from validation.running.execution import RunError, close_parents
 from validation.running.machine import unfit
 from validation.running.recordings import Recording
+from validation.running.revisions import link_needs
 from validation.running.sandbox import Sandbox, why_no_sandbox
 from validation.trace import Trace, save_trace
 
@@ -50,6 +51,9 @@ def run_check(plan: CheckPlan, folder: RunFolder, progress: Progress) -> CheckRe
     if plan.judge is None:
         return _checked(Check.begin(plan, folder, progress), progress)
     no_sandbox = why_no_sandbox()
+    # What the base's own run, and texts of its tokens, may need.
+    needs = [path for case in plan.cases for path in case.needs.paths]
+    link_needs(plan.root, plan.sources, needs)
     with tempfile.TemporaryDirectory(prefix="golden-scratch-") as scratch:
         hidden = (plan.root / "goldens", plan.judge.parent)
         sandbox = None if no_sandbox else Sandbox(Path(scratch), hidden)

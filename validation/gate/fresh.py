@@ -29,7 +29,6 @@ from validation.gate.verdict import CaseResult, FreshInputs, Verdict
 from validation.goldens import Golden
 from validation.progress import Progress
 from validation.running.execution import RunError, run_case
-from validation.running.revisions import link_needs
 from validation.trace import RecordKind, Trace, load_trace
 
 # A step is enough to compute something, and cheap.
@@ -126,7 +125,6 @@ class FreshRuns:
         """
         check, folder = self._check, Path(self._temporary.name)
         tree = check.plan.sources
-        link_needs(check.plan.root, tree, case.needs.paths)
         runs = BaseRuns(
             check.plan.root,
             check.plan.lane,

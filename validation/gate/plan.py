@@ -136,7 +136,7 @@ class Check:
             plan=plan,
             store=GoldenStore.keep(goldens, plan.lane),
             base=None if judge is None else GoldenStore.keep(judge, plan.lane),
-            seal=Seal([goldens, *watched]),
+            seal=Seal([goldens, *([] if judge is None else [judge])], watched),
             folder=folder,
             options=options,
             recordings=recordings_of(plan, folder, progress, options),
