@@ -44,13 +44,22 @@ def hold_to_base(golden: Golden, judge: Path | None) -> Golden:
     Raises:
         DamagedFileError: the base's golden is damaged.
     """
+    base = golden_of_base(golden, judge)
+    return golden if base is None else replace(golden, tolerances=base.tolerances)
+
+
+def golden_of_base(golden: Golden, judge: Path | None) -> Golden | None:
+    """The base's golden whose tolerances judge; None without a judge, or where it has none.
+
+    Raises:
+        DamagedFileError: it is damaged.
+    """
     if judge is None:
-        return golden
+        return None
     try:
-        base = GoldenStore(judge).nearest(golden.lane, golden.case, golden.environment)
+        return GoldenStore(judge).nearest(golden.lane, golden.case, golden.environment)
     except MissingGoldenError:
-        return golden
-    return replace(golden, tolerances=base.tolerances)
+        return None
 
 
 def judged_declaration(root: Path, judge: Path | None) -> Declaration:

@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from validation.calibration.derived import refuse_underived
 from validation.cases import Case, Invariant
 from validation.cases.difference import what_differs
 from validation.compare import Comparison, Divergence, compare, compare_invariant
 from validation.files import DamagedFileError
-from validation.gate.base import hold_to_base, vanished_cases
+from validation.gate.base import golden_of_base, vanished_cases
 from validation.gate.blindness import shared_records
 from validation.gate.canary import check_canary
 from validation.gate.loosening import find_loosenings, quarantine_in_force, verdict_if_accepted
@@ -209,11 +210,15 @@ def _run(case: Case, check: Check) -> Recording:
 
 
 def _load(case: Case, check: Check, trace: Trace) -> _Expected:
-    """The golden that is nearest to where the case ran."""
+    """The golden that is nearest to where the case ran, its tolerances worked out again."""
     plan, store = check.plan, check.store
     try:
         own = store.nearest(plan.lane, case.name, trace.provenance["environment"])
-        golden = hold_to_base(own, plan.judge)
+        refuse_underived(own, check.audit)
+        base = golden_of_base(own, plan.judge)
+        if base is not None:
+            refuse_underived(base, check.judge_audit)
+        golden = own if base is None else replace(own, tolerances=base.tolerances)
     except DamagedFileError as error:
         raise _NoVerdictError(Verdict.INVALID, str(error)) from error
     if golden.case_digest != case.digest:

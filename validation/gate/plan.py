@@ -14,6 +14,7 @@ from validation.cases import Case, Fault, discover_cases
 from validation.config import Declaration, Lane
 from validation.gate.base import judged_declaration
 from validation.goldens import GoldenStore
+from validation.goldens.audit_log import AuditLog
 from validation.progress import Progress
 from validation.run_folder import RunFolder
 from validation.running.environment import describe, gpu_count
@@ -99,6 +100,16 @@ class Check:
             recordings=recordings_of(plan, folder, progress),
             gpus=gpu_count(),
         )
+
+    @cached_property
+    def audit(self) -> AuditLog:
+        """What is on file of the tree's goldens."""
+        return AuditLog(self.store.folder)
+
+    @cached_property
+    def judge_audit(self) -> AuditLog:
+        """What is on file of the base's goldens; of the tree's without a judge."""
+        return self.audit if self.plan.judge is None else AuditLog(self.plan.judge)
 
     def environment_of(self, *cases: str) -> Mapping[str, Any]:
         """The environment that the first run of these cases found itself in."""

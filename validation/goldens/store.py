@@ -221,7 +221,7 @@ class GoldenStore:
             case_digest=head["case_digest"],
             accepted=head["accepted"],
             tolerances=_decode_tolerances(head["tolerances"], path),
-            calibration=head["calibration"],
+            calibration=_mapping(head["calibration"], path, "calibration"),
             detectable_effect={
                 name: to_float(value, path) for name, value in head["detectable_effect"].items()
             },
@@ -286,6 +286,18 @@ def basis_of(golden: Golden) -> str:
     return basis(files, _encode_tolerances(golden.tolerances))
 
 
+def tolerances_digest(tolerances: Tolerances) -> str:
+    """Digest of tolerances, the same before they are stored and after."""
+    return digest(
+        encode_json(
+            {
+                name: {str(step): float(value) for step, value in steps.items()}
+                for name, steps in tolerances.classes.items()
+            }
+        )
+    )
+
+
 def environment_of(provenance: Mapping[str, Any]) -> Mapping[str, Any]:
     """The environment that a trace's provenance tells of."""
     found = provenance.get("environment")
@@ -302,6 +314,12 @@ def verified_head(head: Mapping[str, Any], path: Path) -> dict[str, Any]:
     if head.get("digest") != digest(encode_json(rest)):
         raise DamagedFileError(f"{path}: damaged: its content is not what was recorded")
     return rest
+
+
+def _mapping(value: Any, path: Path, name: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise DamagedFileError(f"{path}: {name}: expected an object, found {value!r}")
+    return value
 
 
 def _encode_tolerances(tolerances: Tolerances) -> dict[str, Any]:

@@ -1,0 +1,143 @@
+"""`goldens/audit/` as it is read: which files count, and which were edited since they were written.
+
+A file's name ends with the digest of its content, so that an edited one shows. Each entry names the
+golden's former file with its whole digest, so that an edited or deleted one shows even under
+another name, from the next entry of its golden on. Files from before that name no former ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from validation.files import (
+    DamagedFileError,
+    decode_json,
+    digest,
+    encode_json,
+    read_file,
+    write_atomically,
+)
+
+AUDIT = "audit"
+ACCEPTED, CALIBRATED = "goldens", "calibrated"
+_FORMER = "former"
+_SHOWN_DIGITS = 8
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What an audit file says of one golden.
+
+    Attributes:
+        path: of the file.
+        kind: `ACCEPTED` or `CALIBRATED`.
+        fields: of the entry.
+        file: the whole file: `time`, `author`, `reason`.
+        intact: whether the file is as it was written.
+    """
+
+    path: Path
+    kind: str
+    fields: Mapping[str, Any]
+    file: Mapping[str, Any]
+    intact: bool
+
+    @property
+    def author(self) -> str:
+        """Who accepted or calibrated; empty where nobody is named."""
+        return str(self.file.get("author") or "").strip()
+
+    @property
+    def reason(self) -> str:
+        """Why; empty where no reason was given."""
+        return str(self.file.get("reason") or "").strip()
+
+    @property
+    def time(self) -> str:
+        """When, as an ISO date and time."""
+        return str(self.file.get("time") or "")
+
+
+class AuditLog:
+    """The audit files of a folder of goldens, read once.
+
+    Args:
+        goldens: the folder of the store.
+    """
+
+    def __init__(self, goldens: Path) -> None:
+        self.goldens = goldens
+        self.folder = goldens / AUDIT
+
+    @cached_property
+    def _read(self) -> tuple[list[Entry], dict[str, str], list[tuple[Path, str]]]:
+        """Entries, name -> digest of every file, and what is wrong with which file."""
+        entries: list[Entry] = []
+        digests: dict[str, str] = {}
+        problems: list[tuple[Path, str]] = []
+        for path in sorted(self.folder.glob("*.json")):
+            try:
+                content = read_file(path)
+                document = decode_json(content, path)
+            except DamagedFileError as error:
+                problems.append((path, str(error)))
+                continue
+            digests[path.name] = digest(content)
+            intact = path.stem.endswith(f"-{digests[path.name][:_SHOWN_DIGITS]}")
+            if not intact:
+                text = "was edited: its name is not of its content; restore it from git"
+                problems.append((path, text))
+            for kind in (ACCEPTED, CALIBRATED):
+                listed = document.get(kind)
+                for fields in listed if isinstance(listed, list) else ():
+                    if isinstance(fields, dict):
+                        entries.append(Entry(path, kind, fields, document, intact))
+        problems += _dangling(entries, digests)
+        return entries, digests, problems
+
+    @property
+    def problems(self) -> list[tuple[Path, str]]:
+        """Files that were edited, deleted or cannot be read: path, and what is wrong."""
+        return self._read[2]
+
+    def of(self, lane: str, case: str) -> Iterator[Entry]:
+        """What is on file of a case's goldens, oldest first; edited files included."""
+        for entry in self._read[0]:
+            if (entry.fields.get("lane"), entry.fields.get("case")) == (lane, case):
+                yield entry
+
+    def former(self, lane: str, case: str) -> dict[str, Any]:
+        """What the next entry of a golden says of the file before it; empty for the first one."""
+        known = max(self.of(lane, case), key=lambda e: (e.time, e.path.name), default=None)
+        if known is None:
+            return {}
+        name = known.path.name
+        return {_FORMER: {"file": name, "digest": self._read[1][name]}}
+
+    def write(self, document: Mapping[str, Any]) -> Path:
+        """Writes one file, whose name no two branches share; returns its path."""
+        content = encode_json(document)
+        stamp = str(document["time"]).replace(":", "").replace("-", "")[:15]
+        path = self.folder / f"{stamp}-{digest(content)[:_SHOWN_DIGITS]}.json"
+        write_atomically(path, content)
+        self.__dict__.pop("_read", None)
+        return path
+
+
+def _dangling(entries: list[Entry], digests: Mapping[str, str]) -> Iterator[tuple[Path, str]]:
+    """Files that later entries name, and that are gone or other than they were."""
+    told = set()
+    for entry in entries:
+        former = entry.fields.get(_FORMER)
+        if not isinstance(former, dict):
+            continue
+        name, recorded = former.get("file"), former.get("digest")
+        if digests.get(str(name)) != recorded and name not in told:
+            told.add(name)
+            gone = "is gone" if str(name) not in digests else "is not what it was"
+            text = f"{gone}, as {entry.path.name} names it; restore it from git"
+            yield entry.path.parent / str(name), text
