@@ -12,11 +12,13 @@ The oldest have a factor of their own and another floor.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, Context
 from pathlib import Path
-from typing import Any
+from typing import Annotated
+
+import msgspec
 
 from validation.calibration.noise import (
     EPSILON,
@@ -27,12 +29,13 @@ from validation.calibration.noise import (
     tolerances_from,
 )
 from validation.compare import Tolerances
-from validation.files import DamagedFileError, to_float
+from validation.files import DamagedFileError, jsonable
 from validation.goldens.audit_log import AuditLog
-from validation.goldens.calibrated import GRAINS, RERUNS, calibration_on_file
+from validation.goldens.calibrated import RERUNS, calibration_on_file
 from validation.goldens.layout import HEAD
 from validation.goldens.store import Golden
 from validation.running.notes import Grains, grains_of
+from validation.schema import Count, Form, Number, Size, Text, parse
 
 # The logarithm in a floor may differ by an ulp between C libraries.
 _SAME = 1e-9
@@ -40,10 +43,47 @@ _SAME = 1e-9
 _GRAIN_OF_RERUN = 1.001
 # No sum has more terms; a floor never takes more than this from a golden's file.
 _MOST_TERMS = 2**53
-# Of the oldest calibrations: factors between these, floors of 1e-6 and, for updates, of more.
-_OLDEST_FACTORS = (4.0, 16.0)
+# Floors of the oldest calibrations.
 _OLDEST_FLOOR, _OLDEST_UPDATE_FLOOR = 1e-6, 512 * EPSILON
 _LINE = Context(prec=3, rounding=ROUND_CEILING)
+
+
+class _Machine(Form, frozen=True):
+    machine: str
+    runs: Count
+    largest_ratio: Number
+
+
+class _Rerun(Form, frozen=True):
+    name: Text
+    machine: str
+    trace: str
+    noise: list[Size]
+
+
+class Stored(Form, frozen=True, kw_only=True):
+    """What a calibration stores with a golden.
+
+    The first fields are of every version; those after `grains` of the oldest alone.
+    """
+
+    time: str = ""
+    runs: Count
+    variants: tuple[str, ...] = ()
+    power: Size = 0.0
+    noise: dict[str, dict[int, Size]]
+    source: str = ""
+    source_digest: str | None = None
+    factor: Size | None = None
+    largest_sum: Annotated[int, msgspec.Meta(ge=0, le=_MOST_TERMS)] = 0
+    floor: Size = 0.0
+    held_out: tuple[Number, ...] = ()
+    calibrated_on: tuple[_Machine, ...] = ()
+    reruns: Annotated[list[_Rerun], msgspec.Meta(min_length=1)] | None = None
+    grains: dict[str, dict[int, Size]] | None = None
+    safety: Annotated[float, msgspec.Meta(ge=4.0, le=16.0)] | None = None
+    classes: Count = 0
+    false_alarm_bound: Number = 0.0
 
 
 class UnderivedError(DamagedFileError):
@@ -75,31 +115,38 @@ def by_text(values: Noise | Grains, tolerances: Tolerances) -> dict[str, dict[st
     }
 
 
+def stored(golden: Golden) -> Stored:
+    """What a golden's calibration stores.
+
+    Raises:
+        DamagedFileError: it is malformed, or has noise of a class or step without a tolerance.
+    """
+    place = Path(f"{golden.lane}/{golden.case}")
+    # A calibration in memory has tuples and numbers as keys, one from a file has not.
+    told: Stored = parse(jsonable(golden.calibration), Stored, place)
+    for name, steps in told.noise.items():
+        if not steps.keys() <= golden.tolerances.classes.get(name, {}).keys():
+            raise DamagedFileError(f"{place}: noise of {name} at steps without a tolerance")
+    size = sum(map(len, golden.tolerances.classes.values()))
+    if any(len(rerun.noise) != size for rerun in told.reruns or ()):
+        raise DamagedFileError(f"{place}: expected a line of {size} numbers for each rerun")
+    return told
+
+
 def stored_noise(golden: Golden) -> Noise:
     """The noise of a golden's calibration, of every class and step that has a tolerance.
 
     Raises:
-        DamagedFileError: it is malformed, or is of a class or step without a tolerance.
+        DamagedFileError: see `stored`.
     """
-    found = _by_step(golden, "noise")
-    for name, steps in found.items():
-        if not steps.keys() <= golden.tolerances.classes.get(name, {}).keys():
-            raise DamagedFileError(
-                f"{golden.lane}/{golden.case}: noise of {name} at steps without a tolerance"
-            )
+    return _everywhere(stored(golden).noise, golden.tolerances)
+
+
+def _everywhere(noise: Noise, tolerances: Tolerances) -> Noise:
     return {
-        name: {step: found.get(name, {}).get(step, 0.0) for step in steps}
-        for name, steps in golden.tolerances.classes.items()
+        name: {step: noise.get(name, {}).get(step, 0.0) for step in steps}
+        for name, steps in tolerances.classes.items()
     }
-
-
-def stored_grains(golden: Golden) -> Grains:
-    """The grains of a golden's calibration.
-
-    Raises:
-        DamagedFileError: they are malformed.
-    """
-    return _by_step(golden, GRAINS)
 
 
 def line_of(noise: Noise, tolerances: Tolerances) -> list[float]:
@@ -123,21 +170,6 @@ def noise_of_line(line: Sequence[float], tolerances: Tolerances) -> Noise:
 def rounded_up(value: float) -> float:
     """The next number of three digits; such a number itself."""
     return float(_LINE.create_decimal(repr(value)))
-
-
-def _by_step(golden: Golden, key: str) -> dict[str, dict[int, float]]:
-    place = Path(f"{golden.lane}/{golden.case}")
-    try:
-        found = {
-            str(name): {int(step): to_float(value, place) for step, value in steps.items()}
-            for name, steps in golden.calibration[key].items()
-        }
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise DamagedFileError(f"{place}: {key}: {error}") from error
-    for name, steps in found.items():
-        if not all(0.0 <= value < math.inf for value in steps.values()):
-            raise DamagedFileError(f"{place}: {key} of {name}: expected finite numbers from 0")
-    return found
 
 
 # --- what follows ----------------------------------------------------------------------------
@@ -200,7 +232,8 @@ def unfounded(golden: Golden) -> list[Problem]:
             return []
         return [Problem("", "has tolerances, and no calibration that they could follow from")]
     try:
-        return [*_reruns(golden), *_derived(golden)]
+        told = stored(golden)
+        return [*_reruns(golden, told), *_derived(golden, told)]
     except DamagedFileError as error:
         return [Problem("", f"its calibration cannot be read: {error}")]
 
@@ -215,9 +248,9 @@ def before_audit(golden: Golden) -> bool:
     return "safety" in golden.calibration and "factor" not in golden.calibration
 
 
-def _derived(golden: Golden) -> list[Problem]:
+def _derived(golden: Golden, told: Stored) -> list[Problem]:
     """Classes whose tolerance is another than the one that follows."""
-    least, most, how = _rule(golden)
+    least, most, how = _rule(golden, told)
     found = []
     for name, steps in sorted(golden.tolerances.classes.items()):
         low, high = least.classes[name], most.classes[name]
@@ -238,46 +271,34 @@ def _derived(golden: Golden) -> list[Problem]:
     return found
 
 
-def _rule(golden: Golden) -> tuple[Tolerances, Tolerances, str]:
+def _rule(golden: Golden, told: Stored) -> tuple[Tolerances, Tolerances, str]:
     """The least and the largest tolerances that a calibration's own kind of rule gives, in words.
 
     Raises:
-        DamagedFileError: the calibration is malformed, or of no rule that was ever in force.
+        DamagedFileError: the calibration is of no rule that was ever in force.
     """
-    record, noise = golden.calibration, stored_noise(golden)
-    if before_audit(golden):
-        factor = _number(golden, "safety")
-        if not _OLDEST_FACTORS[0] <= factor <= _OLDEST_FACTORS[1]:
-            raise DamagedFileError(f"{golden.lane}/{golden.case}: safety: {factor:g}")
-        both = _oldest(noise, factor)
-        return both, both, f"{factor:g} times, of an older calibration"
-    if _number(golden, "factor") != FACTOR:
+    place, noise = f"{golden.lane}/{golden.case}", _everywhere(told.noise, golden.tolerances)
+    if told.safety is not None and told.factor is None:
+        both = _oldest(noise, told.safety)
+        return both, both, f"{told.safety:g} times, of an older calibration"
+    if told.factor != FACTOR:
+        raise DamagedFileError(f"{place}: factor: {told.factor}, the rule has {FACTOR:g}")
+    floor = floor_of(told.largest_sum)
+    if not math.isclose(told.floor, floor, rel_tol=_SAME):
         raise DamagedFileError(
-            f"{golden.lane}/{golden.case}: factor: {record['factor']!r}, the rule has {FACTOR:g}"
-        )
-    terms = record.get("largest_sum")
-    if isinstance(terms, bool) or not isinstance(terms, int) or not 0 <= terms <= _MOST_TERMS:
-        raise DamagedFileError(f"{golden.lane}/{golden.case}: largest_sum: {terms!r}")
-    floor = floor_of(terms)
-    if not math.isclose(_number(golden, "floor"), floor, rel_tol=_SAME):
-        raise DamagedFileError(
-            f"{golden.lane}/{golden.case}: floor: {record['floor']!r}, {floor!r} follows from sums "
-            f"of {terms} terms"
+            f"{place}: floor: {told.floor!r}, {floor!r} follows from sums of {told.largest_sum} "
+            "terms"
         )
     how = f"{FACTOR:g} times, at least {floor:.3g} and a grain"
-    if RERUNS in record:
-        both = tolerances_from(noise, floor, stored_grains(golden))
+    if told.reruns is not None:
+        both = tolerances_from(noise, floor, told.grains)
         return both, both, how
-    grains = stored_grains(golden) if GRAINS in record else grains_of([golden.trace])
+    grains = grains_of([golden.trace]) if told.grains is None else told.grains
     least, most = (
         tolerances_from(noise, floor, _scaled(grains, factor))
         for factor in (1.0 / _GRAIN_OF_RERUN, _GRAIN_OF_RERUN)
     )
     return least, most, how
-
-
-def _number(golden: Golden, key: str) -> float:
-    return to_float(golden.calibration.get(key), Path(f"{golden.lane}/{golden.case}: {key}"))
 
 
 def _oldest(noise: Noise, factor: float) -> Tolerances:
@@ -303,18 +324,14 @@ def _scaled(grains: Grains, factor: float) -> Grains:
     }
 
 
-def _reruns(golden: Golden) -> list[Problem]:
-    """Where the stored noise is not the largest of the reruns' lines.
-
-    Raises:
-        DamagedFileError: the lines are malformed.
-    """
-    if RERUNS not in golden.calibration:
+def _reruns(golden: Golden, told: Stored) -> list[Problem]:
+    """Where the stored noise is not the largest of the reruns' lines."""
+    if told.reruns is None:
         return []
-    noise, lines = stored_noise(golden), _lines(golden)
+    lines = [rerun.noise for rerun in told.reruns]
     largest = noise_of_line([max(values) for values in zip(*lines, strict=True)], golden.tolerances)
     found = []
-    for name, steps in sorted(noise.items()):
+    for name, steps in sorted(_everywhere(told.noise, golden.tolerances).items()):
         for step, value in steps.items():
             if rounded_up(value) != largest[name][step]:
                 found.append(
@@ -326,18 +343,3 @@ def _reruns(golden: Golden) -> list[Problem]:
                 )
                 break
     return found
-
-
-def _lines(golden: Golden) -> list[list[float]]:
-    place = Path(f"{golden.lane}/{golden.case}: {RERUNS}")
-    reruns: Any = golden.calibration[RERUNS]
-    size = sum(map(len, golden.tolerances.classes.values()))
-    lines: list[list[float]] = []
-    for rerun in reruns if isinstance(reruns, list) else ():
-        line = rerun.get("noise") if isinstance(rerun, Mapping) else None
-        if not isinstance(line, list) or len(line) != size:
-            raise DamagedFileError(f"{place}: expected a line of {size} numbers for each rerun")
-        lines.append([to_float(value, place) for value in line])
-    if not lines:
-        raise DamagedFileError(f"{place}: expected a list of one rerun at least")
-    return lines

@@ -14,10 +14,9 @@ from validation.calibration.calibrate import (
     compared,
     measure,
 )
-from validation.calibration.derived import noise_of_line, stored_grains, stored_noise
+from validation.calibration.derived import noise_of_line, stored, stored_noise
 from validation.calibration.noise import floor_of, largest_of, largest_ratio, tolerances_from
 from validation.goldens import Golden
-from validation.goldens.calibrated import GRAINS, RERUNS
 from validation.goldens.environments import identity, in_words
 from validation.goldens.store import environment_of
 from validation.power.matrix import bitwise_equal
@@ -82,7 +81,7 @@ def _extend(
         progress.message(f"{lines[-1]}, {ratios[-1]:.2g} of its tolerance at most")
     made_now = [rerun.noise for rerun in reruns[before:]]
     noise = largest_of([recorded, *made_now])
-    grains = largest_of([grains_of(traces), stored_grains(golden) if GRAINS in record else {}])
+    grains = largest_of([grains_of(traces), stored(golden).grains or {}])
     machines = [rerun.machine for rerun in reruns[before:]]
     counted = int(record["largest_sum"])
     return Measured(
@@ -100,18 +99,12 @@ def _extend(
 
 def _recorded_reruns(golden: Golden) -> list[Rerun]:
     """The reruns that are stored; all in one of an older calibration, which has their noise."""
-    record = golden.calibration
-    if RERUNS not in record:
-        name = f"{record['runs']} reruns of {record['time']}"
-        return [Rerun(name, "", "", stored_noise(golden))]
+    told = stored(golden)
+    if told.reruns is None:
+        return [Rerun(f"{told.runs} reruns of {told.time}", "", "", stored_noise(golden))]
     return [
-        Rerun(
-            str(rerun["name"]),
-            str(rerun["machine"]),
-            str(rerun["trace"]),
-            noise_of_line(rerun["noise"], golden.tolerances),
-        )
-        for rerun in record[RERUNS]
+        Rerun(r.name, r.machine, r.trace, noise_of_line(r.noise, golden.tolerances))
+        for r in told.reruns
     ]
 
 

@@ -13,6 +13,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from validation.files import (
     DamagedFileError,
     decode_json,
@@ -21,11 +23,22 @@ from validation.files import (
     read_file,
     write_atomically,
 )
+from validation.schema import parse
 
 AUDIT = "audit"
 ACCEPTED, CALIBRATED = "goldens", "calibrated"
 _FORMER = "former"
 _SHOWN_DIGITS = 8
+
+
+class _AuditFile(msgspec.Struct, frozen=True):
+    """What an audit file says whatever wrote it; each version tells more besides."""
+
+    time: str = ""
+    author: str = ""
+    reason: str = ""
+    goldens: tuple[dict[str, Any], ...] = ()
+    calibrated: tuple[dict[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -36,30 +49,19 @@ class Entry:
         path: of the file.
         kind: `ACCEPTED` or `CALIBRATED`.
         fields: of the entry.
-        file: the whole file: `time`, `author`, `reason`.
+        author: who accepted or calibrated; empty where nobody is named.
+        reason: why; empty where no reason was given.
+        time: when, as an ISO date and time.
         intact: whether the file is as it was written.
     """
 
     path: Path
     kind: str
     fields: Mapping[str, Any]
-    file: Mapping[str, Any]
+    author: str
+    reason: str
+    time: str
     intact: bool
-
-    @property
-    def author(self) -> str:
-        """Who accepted or calibrated; empty where nobody is named."""
-        return str(self.file.get("author") or "").strip()
-
-    @property
-    def reason(self) -> str:
-        """Why; empty where no reason was given."""
-        return str(self.file.get("reason") or "").strip()
-
-    @property
-    def time(self) -> str:
-        """When, as an ISO date and time."""
-        return str(self.file.get("time") or "")
 
 
 class AuditLog:
@@ -82,7 +84,7 @@ class AuditLog:
         for path in sorted(self.folder.glob("*.json")):
             try:
                 content = read_file(path)
-                document = decode_json(content, path)
+                told = parse(decode_json(content, path), _AuditFile, path)
             except DamagedFileError as error:
                 problems.append((path, str(error)))
                 continue
@@ -91,11 +93,9 @@ class AuditLog:
             if not intact:
                 text = "was edited: its name is not of its content; restore it from git"
                 problems.append((path, text))
-            for kind in (ACCEPTED, CALIBRATED):
-                listed = document.get(kind)
-                for fields in listed if isinstance(listed, list) else ():
-                    if isinstance(fields, dict):
-                        entries.append(Entry(path, kind, fields, document, intact))
+            who = (told.author.strip(), told.reason.strip(), told.time, intact)
+            entries += [Entry(path, ACCEPTED, fields, *who) for fields in told.goldens]
+            entries += [Entry(path, CALIBRATED, fields, *who) for fields in told.calibrated]
         problems += _dangling(entries, digests)
         return entries, digests, problems
 

@@ -196,8 +196,8 @@ FORGERIES = [
     (no_calibration, "no calibration"),
     (as_of_an_earlier_version, ON_FILE),
     (as_of_the_earliest_version, "none tells of it"),
-    (not_a_number, "finite numbers"),
-    (no_object, "noise"),
+    (not_a_number, "Expected `float`, got `str` - at `$.noise"),
+    (no_object, "Expected `object`, got `array` - at `$.noise`"),
 ]
 
 
@@ -404,7 +404,9 @@ def test_tolerances_of_the_earliest_version_are_put_on_file_by_a_command(project
 
 
 def test_malformed_calibrations_are_damaged_goldens(project: Any) -> None:
-    with pytest.raises(DamagedFileError, match="calibration: expected an object"):
+    with pytest.raises(
+        DamagedFileError, match=r"Expected `object`, got `array` - at `\$.calibration`"
+    ):
         edit(project, lambda head: head.update(calibration=[1]))
 
 

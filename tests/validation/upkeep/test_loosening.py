@@ -178,7 +178,7 @@ def test_calibrate_leaves_its_audit_and_health_knows_it(golden_project: Any) -> 
     golden = store.load("cpu", "plain_seed")
     found = calibration_on_file(AuditLog(store.folder), golden)
     assert found is not None
-    assert (found.path, found.file) == (new, audit)
+    assert (found.path, found.fields) == (new, entry)
     assert project.golden("health").code == 0
     # A calibration is no acceptance.
     for path in (store.folder / "audit").iterdir():
