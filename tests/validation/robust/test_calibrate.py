@@ -31,6 +31,7 @@ from validation.calibration.pooling import pool
 from validation.cases import Case
 from validation.compare import Tolerances, compare
 from validation.goldens import Golden
+from validation.goldens.acceptance import _kept_calibration
 from validation.progress import Lines
 from validation.trace import CurveKey, TableKey, Trace, save_trace
 
@@ -248,6 +249,19 @@ def test_runs_extend_a_calibration_of_an_earlier_version(tmp_path: Path) -> None
     extended = replace(golden, tolerances=measured.tolerances, calibration=measured.record(golden))
     assert unfounded(older) == unfounded(extended) == []
     assert [rerun.name for rerun in measured.reruns] == ["8 reruns of 2026", "plain, intel"]
+
+
+def test_a_successor_keeps_the_grains_that_its_calibration_was_made_with() -> None:
+    golden = calibrated(noted(random_trace(1), grain={"curve:lm_loss": {"1": 3e-5}}))
+    assert _kept_calibration(golden) is golden.calibration
+    known = golden.calibration.items()
+    record = {name: value for name, value in known if name not in ("reruns", "grains")}
+    older = replace(golden, calibration=record)
+    successor = replace(
+        older, trace=random_trace(1), calibration=_kept_calibration(older)
+    )  # its own notes have no grain
+    assert unfounded(older) == unfounded(successor) == []
+    assert unfounded(replace(successor, calibration=record)) != []
 
 
 @pytest.mark.parametrize("value", [0.05, 2.38e-7, 1.0, 0.0, 1e-300, 123.0])

@@ -288,6 +288,8 @@ def test_an_edited_audit_file_shows_by_its_name(project: Any) -> None:
     assert ON_FILE in wrong(project)[0]
     path.write_text("{")
     assert "not JSON" in audit_findings(project)[0]
+    path.write_text('{"calibrated": [3]}')
+    assert "Expected `object`, got `int` - at `$.calibrated[0]`" in audit_findings(project)[0]
 
 
 def test_a_rewritten_audit_file_shows_by_the_next_entry_of_its_golden(
