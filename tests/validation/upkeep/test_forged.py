@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from validation.compare import Tolerances
 from validation.config import Lane
 from validation.files import DamagedFileError, digest, encode_json
 from validation.gate.health import examine, notes
+from validation.gate.loosening import find_loosenings
 from validation.goldens import Golden, GoldenStore
 from validation.goldens.audit_log import AuditLog
 from validation.goldens.calibrated import calibration_digest, calibration_on_file, rerun_digests
@@ -385,6 +387,16 @@ def test_a_golden_of_an_earlier_version_counts_and_is_noted(project: Any) -> Non
         edit(project, forge)
         assert wrong(project), forge.__name__
         store_of(project).save(before)
+
+
+def test_nobody_accepts_a_new_calibration_that_names_no_rerun(project: Any, tmp_path: Path) -> None:
+    goldens = store_of(project).folder
+    judge = Path(shutil.copytree(goldens, tmp_path / "base" / "goldens"))
+    put_on_file(project, edit(project, as_of_an_earlier_version))
+    assert wrong(project) == [], "by itself it is what an earlier version leaves"
+    (loosened,) = find_loosenings(goldens, judge, "cpu")
+    assert not loosened.acceptable
+    assert "is new and names no rerun" in loosened.text
 
 
 def test_tolerances_of_the_earliest_version_are_put_on_file_by_a_command(project: Any) -> None:
