@@ -7,13 +7,13 @@
         --output benchmarks/results/clean_runs.json
 
 No setting was used by calibration, which moves roundings at random on one machine. `wide` is the
-command as users run it, `golden check --lane cpu --json`: every case, its laws and the canary; the
-environment alone differs. `native` runs the same cases, all of them, as a lane that is not wide
-would: they are compared with runs in the plain setting, by tolerances that random rounding of such
-runs gave, as `golden calibrate` measures them. Both stand in the reference folder, made there if
-they are missing; take it to another machine to compare the two. Two of its settings also move the
-initial weights by one unit in the last place, where a case can do that; laws compare two runs of a
-check, and are left out there.
+command as users run it, `golden check --lane cpu --json`: every case, its invariants and the
+canary; the environment alone differs. `native` runs the same cases, all of them, as a lane that is
+not wide would: they are compared with runs in the plain setting, by tolerances that random rounding
+of such runs gave, as `golden calibrate` measures them. Both stand in the reference folder, made
+there if they are missing; take it to another machine to compare the two. Two of its settings also
+move the initial weights by one unit in the last place, where a case can do that; invariants compare
+two runs of a check, and are left out there.
 
 A check that is not PASS is an alarm, whatever the reason. Finished checks are kept in the ledger;
 the same command goes on after an interruption, and refuses if the code or a golden is another one.
@@ -233,11 +233,13 @@ class NativeChecks:
         expected, moved = load_trace(self.reference / name), setting.ulp and name not in UNTRAINED
         traces[name] = self._trace(self.cases[name], setting, moved)
         found = [compare(expected, traces[name], self.tolerances[name])]
-        law = self.cases[name].invariant
-        if law is not None and not setting.ulp:
-            if law.reference not in traces:
-                traces[law.reference] = self._trace(self.cases[law.reference], setting, moved)
-            found.append(compare_invariant(law, traces[law.reference], traces[name]))
+        invariant = self.cases[name].invariant
+        if invariant is not None and not setting.ulp:
+            if invariant.reference not in traces:
+                traces[invariant.reference] = self._trace(
+                    self.cases[invariant.reference], setting, moved
+                )
+            found.append(compare_invariant(invariant, traces[invariant.reference], traces[name]))
         return found
 
     def _trace(self, case: Case, setting: Setting, moved: bool) -> Trace:
@@ -263,7 +265,7 @@ def refuse_other_reference(folder: Path, state: Mapping[str, Any]) -> None:
 
 
 def judged(found: Sequence[Comparison]) -> dict[str, Any]:
-    """What a case's comparison with what is expected, and with its law, say together."""
+    """What a case's comparison with what is expected, and with its invariant, say together."""
     compared, first = found[0].compared, next((c.divergences[0] for c in found if c.divergences), 0)
     return {
         "verdict": "PASS" if compared and not first else "FAIL",

@@ -50,7 +50,7 @@ class Api:
     token: str
 
     def call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        """Sends a request; returns the JSON of the answer.
+        """Sends a request; returns the JSON of the response.
 
         Raises:
             OSError: GitHub refused or is not reached.

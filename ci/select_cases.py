@@ -30,7 +30,8 @@ def main() -> int:
     try:
         root = find_root()
         declared = declaration_of(*options.declared_by, root)
-        cases = list(discover_cases(root, declared).values())
+        # With a base that judges, nothing of this tree is imported.
+        cases = list(discover_cases(next(iter(options.declared_by), root), declared).values())
         if options.base:
             changed = changed_files(root, options.base)
             with checked_out(root, options.base, _folders(root, options.base)) as base:

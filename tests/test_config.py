@@ -135,7 +135,7 @@ def test_every_flag_of_the_parser_is_known_as_a_field() -> None:
         ("linear_attention_freq = '[1'", "linear_attention_freq: cannot be read, found '\\[1'"),
         ("cuda_graph_modules = ['nothing']", "cuda_graph_modules: cannot be read"),
         ("load = '--save'", "load: expected one argument"),
-        ("norm_epsilon = 1e-5", r"norm_epsilon: set twice: norm_epsilon in \[model\]"),
+        ("norm_epsilon = 1e-5", r"norm_epsilon: set twice: also as norm_epsilon in \[model\]"),
     ],
 )
 def test_a_bad_field_is_refused_with_its_line(edited, field: str, match: str | None) -> None:
@@ -229,7 +229,7 @@ def test_locked_architecture_of_6b(repository: Path) -> None:
         ("hidden_dropout = 0.0", 'hidden_dropout = "none"', "hidden_dropout"),
         ("num_layers = 4", "num_layers = 0", "num_layers"),
         ("num_layers = 4", "num_layers = 4.0", "num_layers"),
-        ("use_tpa = true", "use_tpa = true\nlr = 1e-3", "lr in [attention] is it"),
+        ("use_tpa = true", "use_tpa = true\nlr = 1e-3", "set twice: also as lr in [attention]"),
         ("use_tpa = true", "use_tpa = true\nuse_tap = true", "use_tap"),
         ("[experts]", "[expert]", "[expert]"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 if sys.version_info >= (3, 11):
     from enum import StrEnum
@@ -20,4 +21,24 @@ else:
         __format__ = str.__format__
 
 
-__all__ = ["StrEnum", "tomllib"]
+def module_command(module: str, *arguments: str, python: str = sys.executable) -> Sequence[str]:
+    """Builds a command that runs a module, without the working directory on its path.
+
+    Args:
+        module: its name.
+        *arguments: handed to it.
+        python: an interpreter of this version.
+
+    Returns:
+        The command in words.
+    """
+    if sys.version_info >= (3, 11):
+        return [python, "-P", "-m", module, *arguments]
+    code = (
+        "import runpy, sys; sys.path.remove(''); "
+        f"runpy.run_module({module!r}, run_name='__main__', alter_sys=True)"
+    )
+    return [python, "-c", code, *arguments]
+
+
+__all__ = ["StrEnum", "module_command", "tomllib"]

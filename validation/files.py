@@ -60,6 +60,9 @@ def decode_json(content: bytes, path: Path) -> dict[str, Any]:
         content: the file's bytes.
         path: its path, for messages.
 
+    Returns:
+        The object.
+
     Raises:
         DamagedFileError: too large, not JSON, or not an object.
     """
@@ -76,6 +79,13 @@ def decode_json(content: bytes, path: Path) -> dict[str, Any]:
 
 def read_file(path: Path, limit: int = MAX_JSON_BYTES) -> bytes:
     """Reads a regular file of bounded size.
+
+    Args:
+        path: the file.
+        limit: the most bytes that it may have.
+
+    Returns:
+        Its content.
 
     Raises:
         DamagedFileError: missing, not a regular file, or larger than `limit`.
@@ -94,6 +104,10 @@ def read_file(path: Path, limit: int = MAX_JSON_BYTES) -> bytes:
 def check_schema(document: Mapping[str, Any], path: Path) -> None:
     """Refuses a document of another schema version.
 
+    Args:
+        document: what was read.
+        path: its file, for messages.
+
     Raises:
         DamagedFileError: with the command that re-records.
     """
@@ -106,7 +120,14 @@ def check_schema(document: Mapping[str, Any], path: Path) -> None:
 
 
 def to_float(value: Any, path: Path) -> float:
-    """A recorded number: a JSON number or one of "nan", "inf", "-inf".
+    """Reads a recorded number: a JSON number or one of "nan", "inf", "-inf".
+
+    Args:
+        value: what JSON holds.
+        path: its file, for messages.
+
+    Returns:
+        The number; an integer that is too large for a float becomes an infinity.
 
     Raises:
         DamagedFileError: anything else.

@@ -10,12 +10,15 @@ CONFIDENCE = 0.95
 
 
 def upper_bound(count: int, runs: int, confidence: float = CONFIDENCE) -> float:
-    """The largest rate that `count` of `runs` does not rule out; 1 without runs.
+    """Computes the largest rate that `count` of `runs` does not rule out.
 
     Args:
         count: how often it happened.
         runs: independent trials.
         confidence: of the one-sided bound.
+
+    Returns:
+        The bound; 1 without runs.
 
     Raises:
         ValueError: no such count, or no such confidence.
@@ -24,12 +27,15 @@ def upper_bound(count: int, runs: int, confidence: float = CONFIDENCE) -> float:
 
 
 def lower_bound(count: int, runs: int, confidence: float = CONFIDENCE) -> float:
-    """The smallest rate that `count` of `runs` does not rule out; 0 without runs.
+    """Computes the smallest rate that `count` of `runs` does not rule out.
 
     Args:
         count: how often it happened.
         runs: independent trials.
         confidence: of the one-sided bound.
+
+    Returns:
+        The bound; 0 without runs.
 
     Raises:
         ValueError: no such count, or no such confidence.

@@ -39,6 +39,12 @@ class RunFolder:
         Args:
             root: the repository.
             lane: where the cases run.
+
+        Returns:
+            The folder.
+
+        Raises:
+            RuntimeError: too many runs began within the same second.
         """
         runs, source = runs_folder(root), tree_digest(root)
         stamp = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%S")

@@ -30,12 +30,15 @@ class Form(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def parse(document: Any, form: type[T], path: Path) -> T:
-    """A document as its form.
+    """Reads a document as its form.
 
     Args:
         document: what JSON holds.
         form: a `Form`, or a type made of them.
         path: of the file, for messages.
+
+    Returns:
+        The document.
 
     Raises:
         DamagedFileError: the document has another form; the path comes first, then the field.

@@ -23,11 +23,11 @@ from vpmoe.optimizer.arguments import (
 from vpmoe.runtime import detect_lane
 from vpmoe.tokenizer.arguments import add_tokenizer_args, validate_tokenizer_args
 
-_WIDENED_CHOICES = {
-    "--tokenizer-type": "O200kHarmonyTokenizer",
-    "--position-embedding-type": "grapem",
-    "--optimizer": "normuon",
-}
+_WIDENED_CHOICES = (
+    ("--tokenizer-type", "O200kHarmonyTokenizer"),
+    ("--position-embedding-type", "grapem"),
+    ("--optimizer", "normuon"),
+)
 
 _DESCRIPTION = (
     "Train. Flags are Megatron-LM's and vpMoE's; --config FILE, a preset such as "
@@ -40,7 +40,7 @@ _PERCENT = re.compile(r"%%|%\(\w+\)[a-z]|%")
 
 def add_vpmoe_args(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Adds vpMoE's flags to Megatron's parser; Megatron's `extra_args_provider`."""
-    for flag, choice in _WIDENED_CHOICES.items():
+    for flag, choice in _WIDENED_CHOICES:
         widen_choices(parser, flag, choice)
     add_tokenizer_args(parser)
     add_data_args(parser)
@@ -84,6 +84,9 @@ def refuse_vpmoe_args(args: argparse.Namespace) -> None:
     Megatron's own checks ask for further flags, which vpMoE would then refuse
     (`--optimizer-cpu-offload` for `--use-precision-aware-optimizer`).
 
+    Args:
+        args: Megatron's and vpMoE's arguments, as they were given.
+
     Raises:
         ValueError: a flag that vpMoE has no use for; the message says what to do.
     """
@@ -93,6 +96,9 @@ def refuse_vpmoe_args(args: argparse.Namespace) -> None:
 
 def validate_vpmoe_args(args: argparse.Namespace) -> None:
     """Checks vpMoE's flags together, after Megatron has checked its own.
+
+    Args:
+        args: Megatron's and vpMoE's arguments; derived ones are set.
 
     Raises:
         ValueError: a combination that vpMoE refuses; the message names the flags.

@@ -105,6 +105,12 @@ def expand_preset_flags(argv: list[str]) -> list[str]:
     tokenizer's where they have Megatron build another. Where they set a learning rate below the
     preset's minimum, the minimum keeps the preset's ratio to it.
 
+    Args:
+        argv: flags of `vpmoe pretrain`.
+
+    Returns:
+        The flags without `--config`.
+
     Raises:
         PresetError: `--config` without a file, given twice, or an unusable preset.
     """
@@ -135,11 +141,14 @@ def expand_preset_flags(argv: list[str]) -> list[str]:
 
 
 def parse_field(field: str, value: Any) -> Any:
-    """Returns what Megatron's parser makes of a field's value.
+    """Parses a field's value with Megatron's parser.
 
     Args:
         field: a flag of `vpmoe pretrain` in snake_case.
         value: as a preset gives it, such as `"([0]+[1]*3)"` for `moe_layer_freq`.
+
+    Returns:
+        What Megatron's arguments hold for the field.
 
     Raises:
         FieldError: there is no such flag, or it does not take the value.
@@ -256,9 +265,10 @@ def _flatten(document: Mapping[str, Any], homes: dict[str, str]) -> dict[str, An
             _, action = _option(field)
             place = (field, table)
             # A flag may have several names, and a field stand in several tables.
-            twin = first.setdefault(action.option_strings[0], place)
-            if twin != place:
-                raise FieldError(field, f"set twice: {twin[0]} in [{twin[1]}] is it; leave one out")
+            earlier = first.setdefault(action.option_strings[0], place)
+            if earlier != place:
+                also = f"{earlier[0]} in [{earlier[1]}]"
+                raise FieldError(field, f"set twice: also as {also}; leave one out")
             parse_field(field, value)
             fields[field] = value
     return fields

@@ -54,12 +54,17 @@ _POSITIVE = (
 class FieldError(ValueError):
     """A field that contradicts another one.
 
+    Args:
+        field: the attribute.
+        message: what is wrong with it.
+
     Attributes:
         field: its name.
     """
 
+    field: str
+
     def __init__(self, field: str, message: str) -> None:
-        """Takes the field's name, and what is wrong with it."""
         super().__init__(message)
         self.field = field
 

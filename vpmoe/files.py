@@ -13,6 +13,10 @@ from pathlib import Path
 def write_atomically(path: Path, content: bytes) -> None:
     """Writes a file so that a reader, or a crash, sees the old or the new content whole.
 
+    Args:
+        path: the file; its folder is made if it is missing.
+        content: all of it.
+
     Raises:
         OSError: the folder cannot be made or written; nothing is left behind.
     """

@@ -29,10 +29,13 @@ _DEFAULT_FLAGS = ("--eval-interval", "1000000", "--no-one-logger", "--ckpt-forma
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Trains. Returns the exit code: 0, or 2 for an unusable preset.
+    """Trains.
 
     Args:
         argv: flags without the program's name; `sys.argv[1:]` when None.
+
+    Returns:
+        The exit status: 0, or 2 for an unusable preset.
 
     Raises:
         ValueError: a combination of flags that vpMoE or Megatron refuses.
@@ -100,6 +103,9 @@ def forward_step(
     Returns:
         The output of this stage and the function that turns the last stage's per-token losses
         [b, s] into Megatron's (loss, number of tokens, report).
+
+    Raises:
+        ValueError: a schedule plan is asked for (`--overlap-moe-expert-parallel-comm`).
     """
     if return_schedule_plan:
         raise ValueError("--overlap-moe-expert-parallel-comm is not supported by vpmoe")

@@ -5,8 +5,8 @@
 CI_DIRECTORY=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 CHECKOUT=$(git rev-parse --show-toplevel)
 
-# Puts `golden` on the PATH and the checkout first among its sources. A runner image brings `golden`;
-# elsewhere tox installs it.
+# prepare [BASE] puts `golden` on the PATH and the checkout first among its sources. A runner image
+# brings `golden`; elsewhere tox installs it. BASE is what will judge, if anything does.
 prepare() {
     if ! command -v golden >/dev/null; then
         if [ ! -x "$CHECKOUT/.tox/dev/bin/golden" ]; then
@@ -17,7 +17,8 @@ prepare() {
     fi
     export PATH PYTHONPATH="$CHECKOUT${PYTHONPATH:+:$PYTHONPATH}"
     cd "$CHECKOUT" || return
-    if command -v vpmoe >/dev/null; then
+    # With a judge nothing of the checkout runs before its goldens were read: see judged_gate.
+    if [ -z "${1:-}" ] && command -v vpmoe >/dev/null; then
         vpmoe tokenizer install >&2
     fi
 }
@@ -55,96 +56,107 @@ gate() {
     else
         judge=$(mktemp -d)
         judged_gate "$lane" "$base" "$output" "$judge" || status=$?
-        rm -rf "$judge"
     fi
     summarise "$output"
+    rm -rf "${judge:-}"
+    WORLD=() SCRIPTS=$CI_DIRECTORY
     return "$status"
 }
 
 judged_gate() {
     local lane=$1 base=$2 output=$3 judge=$4 status=0 new_status=0 selected="" base_names head_names
-    local -a cases=() added=()
+    local -a cases=() added=() world
     base=$(git merge-base "$base" HEAD) || return 2
-    take "$base" "$judge" validation ci pyproject.toml golden.toml || return 2
-    # The base's cases and faults, beside its gate: a base from before that has them inside of it.
-    if [ -e "$judge/validation/gate/overlay.py" ]; then
-        by "$judge" python3 -m validation.gate.overlay "$judge" "$base" || return 2
+    mkdir -p "$judge/tree" "$judge/left"
+    git archive "$base" | tar -x -C "$judge/tree" || return 2
+    WORLD=(python3 -I -S "$(starter "$judge/tree")" "$CHECKOUT" "$judge/tree")
+    if [ -e "$judge/tree/vpmoe/tokenizer" ] && [ -z "${O200K_HARMONY_VOCAB_PATH:-}" ]; then
+        "${WORLD[@]}" vpmoe.cli tokenizer install --path data/tokenizer/o200k_base.tiktoken >&2
     fi
-    if [ -e "$judge/ci/select_cases.py" ]; then
-        selected=$(by "$judge" select_cases "$judge" "$lane" "$base") ||
-            return $?
-    fi
-    base_names=$(by "$judge" names "$lane" "$judge") || return $?
-    head_names=$(names "$lane") || return $?
-    if [ -n "$selected" ]; then
+    if [ -e "$judge/tree/ci/select_cases.py" ]; then
+        SCRIPTS=$judge/tree/ci
+        selected=$(select_cases "$lane" "$judge/tree" "$base") || return $?
         mapfile -t cases <<<"$selected"
     fi
+    base_names=$(select_cases "$lane" "$judge/tree" | LC_ALL=C sort) || return $?
     echo "lane $lane, judged by $base: ${cases[*]:-every case}" >&2
-    by "$judge" check "$lane" "$output" "${cases[@]}" --judge "$base" || status=$?
-    draw_curves "$base" "$output" # no picture changes a verdict
+    check "$lane" "$judge/left" "${cases[@]}" --judge "$base" || status=$?
+    draw_curves "$base" "$judge/left" # no picture changes a verdict
+    world=("${WORLD[@]}") WORLD=()
 
+    # From here on the checkout's own code runs outside of any judge, which has written its verdict.
+    head_names=$(python3 "$CI_DIRECTORY/select_cases.py" --lane "$lane" | LC_ALL=C sort) || return $?
     mapfile -t added < <(LC_ALL=C comm -13 <(echo "$base_names") <(echo "$head_names"))
     if [ "${#added[@]}" -gt 0 ]; then
         echo "lane $lane, unknown to $base: ${added[*]}" >&2
         mkdir -p "$output/new"
         check "$lane" "$output/new" "${added[@]}" || new_status=$?
     fi
+    WORLD=("${world[@]}")
+    cp -R "$judge/left/." "$output"
     return "$(worst "$status" "$new_status")"
+}
+
+# The command that starts a judge's programs, see validation/gate/isolated.py, and the scripts that are
+# among them: the base's with a judge, else none and these.
+WORLD=() SCRIPTS=$CI_DIRECTORY
+
+# starter TREE prints the file that starts a judge's programs: the base's, or where it has none the
+# one that these scripts came with, or the installed one.
+starter() {
+    local place
+    for place in "$1" "$CI_DIRECTORY/.."; do
+        if [ -e "$place/validation/gate/isolated.py" ]; then
+            echo "$place/validation/gate/isolated.py"
+            return
+        fi
+    done
+    (cd / && python3 -c 'import validation.gate.isolated as starter; print(starter.__file__)')
 }
 
 # draw_curves REVISION OUTPUT leaves the curves of goldens that have changed since, as numbers for the
 # comment and as pictures for the summary.
 draw_curves() {
-    python3 "$CI_DIRECTORY/curves.py" "$1" --json "$2/golden_curves.json" >"$2/curves.md" ||
+    python "$SCRIPTS/curves.py" "$1" --json "$2/golden_curves.json" >"$2/curves.md" ||
         echo "no curves of the changed goldens are shown" >&2
-}
-
-# by FOLDER COMMAND... runs a command with the sources in a folder before the checkout's.
-by() {
-    local folder=$1
-    shift
-    PYTHONPATH="$folder:$PYTHONPATH" "$@"
 }
 
 check() {
     local lane=$1 output=$2
+    local -a command=(golden)
     shift 2
-    golden check --lane "$lane" --json --report "$output" --junit "$output/junit.xml" "$@" \
+    if [ "${#WORLD[@]}" -gt 0 ]; then
+        command=("${WORLD[@]}" validation.cli)
+    fi
+    "${command[@]}" check --lane "$lane" --json --report "$output" --junit "$output/junit.xml" "$@" \
         >"$output/verdict.json"
 }
 
-# names LANE [JUDGE] prints the lane's declared cases, sorted.
-names() {
-    select_cases "${2:-}" "$1" | LC_ALL=C sort
+# python FILE ARGUMENT... runs a program: of a judge in its world.
+python() {
+    if [ "${#WORLD[@]}" -gt 0 ]; then
+        "${WORLD[@]}" "$@"
+    else
+        python3 "$@"
+    fi
 }
 
-# select_cases JUDGE LANE [BASE] prints the cases that a change since BASE can move. JUDGE is empty or
-# a folder with what a base has: its choice then, among the cases that it declares.
+# select_cases LANE JUDGE [BASE] prints the cases that a base declares, or those of them that a change
+# since BASE can move, by its choice. JUDGE is a folder with the base.
 select_cases() {
-    local judge=$1 lane=$2 script=$CI_DIRECTORY/select_cases.py
-    shift 2
-    if [ -n "$judge" ] && [ -e "$judge/ci/select_cases.py" ]; then
-        script=$judge/ci/select_cases.py
-    fi
-    python3 "$script" "$@" --lane "$lane" ${judge:+--declared-by "$judge"}
-}
-
-# take REVISION FOLDER NAME... copies what a revision has of these.
-take() {
-    local revision=$1 folder=$2 present
-    shift 2
-    present=$(git ls-tree --name-only "$revision" -- "$@") || return
-    if [ -n "$present" ]; then
-        # shellcheck disable=SC2086 # the names are the callers' own words
-        git archive "$revision" $present | tar -x -C "$folder"
-    fi
+    local lane=$1 judge=$2
+    python "$SCRIPTS/select_cases.py" ${3:+"$3"} --lane "$lane" --declared-by "$judge"
 }
 
 # summarise OUTPUT writes the table of its verdicts, also to the job's summary page where there is one.
 summarise() {
     local output=$1
-    find "$output" -name verdict.json -size +0 -print0 | sort -z |
-        xargs -0 -r python3 "$CI_DIRECTORY/verdict_table.py" >"$output/verdict.md"
+    local -a verdicts
+    mapfile -d '' -t verdicts < <(find "$output" -name verdict.json -size +0 -print0 | sort -z)
+    if [ "${#verdicts[@]}" -gt 0 ]; then
+        python "$SCRIPTS/verdict_table.py" "${verdicts[@]}" >"$output/verdict.md"
+    fi
+    touch "$output/verdict.md"
     if [ -s "$output/curves.md" ]; then
         { echo && cat "$output/curves.md"; } >>"$output/verdict.md"
     fi

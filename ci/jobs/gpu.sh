@@ -20,7 +20,7 @@ if [ -n "${COMMIT:-}" ] && [ "$(git rev-parse HEAD)" != "$COMMIT" ]; then
     echo "gpu: $COMMIT is not the id of the commit that is checked out" >&2
     exit 2
 fi
-prepare
+prepare "${2:-}"
 status=0
 gate "$lane" "${2:-}" "$output" || status=$?
 python3 "$CI_DIRECTORY/gpu_minutes.py" "$output" --json "$output/gpu-minutes.json"

@@ -11,5 +11,5 @@ set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "$0")/common.sh"
 
-prepare
+prepare "${1:-}"
 gate cpu "${1:-}" "${2:-reports/pre-merge}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 import subprocess
 import sys
 
@@ -11,17 +13,26 @@ import torch
 from validation.cases import discover_benign, discover_cases, discover_faults
 from validation.running.source import find_root
 from validation.running.worker import resolve
+from vpmoe.cases import faults
+from vpmoe.cases.faults import benign, planting
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="plants in the CPU lane")
 
 FAULTS, BENIGN = discover_faults(find_root()), discover_benign(find_root())
 
 
+def test_no_file_of_faults_is_left_out() -> None:
+    for found in pkgutil.iter_modules(faults.__path__, f"{faults.__name__}."):
+        importlib.import_module(found.name)
+        assert {fault.id for fault in planting.declared(found.name)} <= FAULTS.keys()
+        assert {change.id for change in benign.declared(found.name)} <= BENIGN.keys()
+
+
 @pytest.mark.parametrize("name", [*FAULTS, *BENIGN])
 def test_it_can_be_planted_and_taken_back(name: str) -> None:
     declared = (FAULTS | BENIGN)[name]
     assert declared.case in discover_cases(find_root())
-    for plant in (declared.plant, declared.plant, getattr(declared, "twin", None)):
+    for plant in (declared.plant, declared.plant, getattr(declared, "no_op", None)):
         if plant is not None:
             with resolve(plant)():
                 pass
@@ -33,11 +44,11 @@ def test_there_are_canaries_and_categories() -> None:
     assert len({fault.category for fault in FAULTS.values()}) >= 12
     assert len(FAULTS) >= 140
     assert len(BENIGN) >= 50
-    assert all(fault.twin for fault in FAULTS.values())
+    assert all(fault.no_op for fault in FAULTS.values())
     assert sum(fault.equivalent is not None for fault in FAULTS.values()) <= 0.05 * len(FAULTS)
 
 
-def test_a_twin_passes_everything_through() -> None:
+def test_a_no_op_control_passes_everything_through() -> None:
     from vpmoe.model.attention import core
 
     class Config:
@@ -46,7 +57,7 @@ def test_a_twin_passes_everything_through() -> None:
     right = core.layer_window(Config(), 1)
     with resolve(FAULTS["window-plus-one"].plant)():
         assert core.layer_window(Config(), 1) == right + 1
-    with resolve(FAULTS["window-plus-one"].twin)():
+    with resolve(FAULTS["window-plus-one"].no_op)():
         assert core.layer_window(Config(), 1) == right
 
 

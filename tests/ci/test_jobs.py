@@ -78,6 +78,16 @@ if answer.exists():
     print(text, end="")
     sys.exit(int(code))
 """
+# Python itself, whose judges are the stub.
+_JUDGE_STUB = f"""#!{sys.executable}
+import os, sys
+from pathlib import Path
+stub = Path(__file__).with_name("golden")
+words = sys.argv[1:]
+if words[:2] == ["-I", "-S"] and words[5:6] == ["validation.cli"]:
+    os.execv(stub, [str(stub), *words[6:]])
+os.execv(sys.executable, [sys.executable, *words])
+"""
 _VERDICT: dict[str, Any] = {
     "verdict": "FAIL",
     "lane": "cpu",
@@ -129,6 +139,7 @@ def stubbed(repository: Path, project_type: Any, tmp_path: Path) -> Runner:
     project.git("commit", "-q", "--allow-empty", "-m", "the working tree")
     made = make_runner(project, tmp_path / "tools")
     made.install("golden", _STUB)
+    made.install("python3", _JUDGE_STUB)
     answer(made, "check", 1, _VERDICT)
     return made
 
@@ -160,15 +171,19 @@ def test_pre_merge_in_a_fresh_clone_says_what_golden_check_says(
     assert f"golden cpu: {verdict}" in job.out
 
 
-def _disarmed(name: str) -> Callable[[Any], None]:
-    """A way of `test_red.py` to plant a bug, or to disarm a change's own copy of the gate."""
-    path = CI.parent / "tests/validation/upkeep/test_red.py"
-    spec = importlib.util.spec_from_file_location("ways_to_disarm", path)
+def _from_file(test: str, name: str) -> Callable[[Any], None]:
+    path = CI.parent / f"tests/validation/upkeep/{test}.py"
+    spec = importlib.util.spec_from_file_location(f"ways_of_{test}", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return getattr(module, name)  # type: ignore[no-any-return]
+
+
+def _disarmed(name: str) -> Callable[[Any], None]:
+    """A way of `test_red.py` to plant a bug, or to disarm a change's own copy of the gate."""
+    return _from_file("test_red", name)
 
 
 def _choose_another_case(project: Any) -> None:
@@ -208,6 +223,27 @@ def test_a_pull_request_that_disarms_the_gate_stays_red(
     )
 
 
+def _exploit(name: str) -> Callable[[Any], None]:
+    """An attack of `test_exploits.py`."""
+    return _from_file("test_exploits", name)
+
+
+@pytest.mark.parametrize(
+    "attack", ["blinding", "shadowing", "replacing_the_harness", "replaying", "rewriting_goldens"]
+)
+def test_a_pull_request_that_attacks_the_judge_stays_red(
+    golden_project: Any, tmp_path: Path, attack: str
+) -> None:
+    runner = make_runner(golden_project, tmp_path / "tools")
+    project = runner.project
+    project.edit("= 32, 48, 16, 4, 6", "= 32, 48, 16, 4, 7")
+    _exploit(attack)(project)
+    project.commit("a harmless refactor")
+    job = runner.run("pre_merge.sh", "HEAD~1")
+    assert job.code in (1, 3), job.out + job.err
+    assert runner.verdict("reports/pre-merge")["verdict"] in ("FAIL", "INVALID")
+
+
 def test_every_case_is_checked_without_a_base(stubbed: Runner) -> None:
     job = stubbed.run("pre_merge.sh")
     assert job.code == 1, job.err
@@ -226,7 +262,6 @@ def test_the_bases_gate_judges_what_a_change_can_move(stubbed: Runner) -> None:
     (call,) = recorded(stubbed)
     base = stubbed.project.git("rev-parse", "HEAD~1").strip()
     assert call[-4:-1] == ["laws", "--judge", base]
-    assert call[-1] != f"GATE={stubbed.project.root}"
     assert stubbed.verdict("reports/here") == _VERDICT
     assert "1 of 10 records differ" in job.out
 

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from vpmoe.model.arguments import ATTENTION_KERNELS
 from vpmoe.model.attention import backends
-from vpmoe.model.attention.backends import _BACKENDS, choose_backend
+from vpmoe.model.attention.backends import BACKENDS, choose_backend
 from vpmoe.model.attention.eager import eager_attention
 from vpmoe.model.attention.pattern import AttentionPattern
 
@@ -129,7 +130,7 @@ def test_reasons(
     reason: str,
 ) -> None:
     monkeypatch.setattr(backends, "_installed", lambda _: True)
-    backend = next(b for b in _BACKENDS if b.name == name)
+    backend = next(b for b in BACKENDS if b.name == name)
     ids = torch.zeros(1, 4, dtype=torch.int32) if documents else None
     found = backend.unsupported_reason(pattern, OnCuda(channels, dtype), ids)  # type: ignore[arg-type]
     assert found is not None
@@ -172,3 +173,7 @@ def test_triton_kernel_in_the_interpreter(repository: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_backend_can_be_asked_for_by_name() -> None:
+    assert sorted(ATTENTION_KERNELS) == sorted(["auto", *(backend.name for backend in BACKENDS)])

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vpmoe.model.attention.backends import _BACKENDS
+from vpmoe.model.attention.backends import BACKENDS
 from vpmoe.model.attention.eager import eager_attention
 from vpmoe.model.attention.pattern import AttentionPattern
 from vpmoe.model.grape import alibi_slopes
@@ -27,7 +27,7 @@ PATTERNS = {
 
 
 @pytest.mark.parametrize(
-    "backend", [b for b in _BACKENDS if b.name != "eager"], ids=lambda b: b.name
+    "backend", [b for b in BACKENDS if b.name != "eager"], ids=lambda b: b.name
 )
 @pytest.mark.parametrize("kind", PATTERNS)
 @pytest.mark.parametrize("length", [128, 2048, 4096, 1000])
@@ -66,7 +66,7 @@ def test_backend_agrees_with_eager_fp32(
         assert error < (4e-3 if index == 0 else 1e-2), index
 
 
-@pytest.mark.parametrize("backend", _BACKENDS, ids=lambda b: b.name)
+@pytest.mark.parametrize("backend", BACKENDS, ids=lambda b: b.name)
 @pytest.mark.parametrize("window", [1, 2, 7, 128, 299, 300, 301])
 def test_backend_sees_exactly_the_window(backend: object, window: int) -> None:
     """Which values move which outputs, forward and backward."""

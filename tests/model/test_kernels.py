@@ -1,4 +1,4 @@
-"""What `auto` stands for, on a machine with and without a GPU, and what a CUDA graph refuses."""
+"""What `auto` resolves to, on a machine with and without a GPU, and what a CUDA graph refuses."""
 
 from __future__ import annotations
 

@@ -39,6 +39,18 @@ class Call:
         plain_results: what the operation itself has returned, where it was called.
     """
 
+    name: str
+    places: Mapping[str, int]
+    has_tensors: bool
+    on_meta: bool
+    dense: bool
+    narrow: list[torch.Tensor]
+    wide: bool
+    mixed: bool
+    regular: bool
+    out: Any
+    plain_results: Any
+
     def __init__(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         self.func, self.args, self.kwargs = func, args, kwargs
         self.name = element_name(func)
@@ -57,7 +69,7 @@ class Call:
             for tensor in tensors
         )
         self.out = kwargs.get("out")
-        self.plain_results: Any = None
+        self.plain_results = None
         returned = [value.alias_info is not None for value in func._schema.returns]
         self.regular = all(returned) or not any(returned)
 
@@ -86,10 +98,13 @@ class Call:
     def in_fp64(
         self, change: Callable[[torch.Tensor, str], torch.Tensor] | None = None
     ) -> list[torch.Tensor]:
-        """What the operation writes, then what it returns, in fp64; no argument is touched.
+        """Evaluates the operation in fp64; no argument is touched.
 
         Args:
             change: given each fp32 argument and its name, returns what to take in its place.
+
+        Returns:
+            The fp64 tensors: what the operation writes, then what it returns.
         """
         found = self._evaluated(lambda x, name: (change(x, name) if change else x).double())
         return [tensor for tensor in found if tensor.dtype is torch.float64]

@@ -34,7 +34,7 @@ class Kind(Enum):
 
 
 class UnknownOperationError(RuntimeError):
-    """An operation on rounded numbers of which nobody has said what it does to their rounding."""
+    """An operation on rounded numbers that is not classified by what it does to their rounding."""
 
 
 def _words(text: str) -> frozenset[str]:

@@ -11,13 +11,16 @@ from validation.arithmetic.counts import Arithmetic
 
 @contextlib.contextmanager
 def arithmetic(kind: str, rounding_seed: int | None = None) -> Iterator[Arithmetic]:
-    """Everything that torch computes inside is computed in this arithmetic; yields its counts.
+    """Has torch compute everything inside of the context in this arithmetic.
 
     Args:
         kind: `native` leaves torch alone; `wide` computes in fp64 and rounds once.
         rounding_seed: every rounded result is moved by up to one unit in the last place, as another
             machine or other code might have rounded it; None moves nothing. Nor does anything where
             there is no torch.
+
+    Yields:
+        Counts of what was intercepted.
     """
     counts = Arithmetic()
     with contextlib.ExitStack() as stack:

@@ -14,7 +14,7 @@ _NORMS = ("norm", "linalg_vector_norm", "_foreach_norm", "dist")
 def longest_sum(
     func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], results: Sequence[torch.Tensor]
 ) -> int:
-    """Terms of the longest sum of a reduction, softmax or accumulation; at least 1.
+    """Counts the terms of the longest sum of a reduction, softmax or accumulation.
 
     A root halves the relative error of a sum, so that a norm of K numbers counts as a sum of their
     square root.
@@ -24,6 +24,9 @@ def longest_sum(
         args: that it was called with.
         kwargs: that it was called with.
         results: its tensors.
+
+    Returns:
+        The number of terms, at least 1.
     """
     names = [argument.name for argument in func._schema.arguments]
     given = {**dict(zip(names, args, strict=False)), **kwargs}

@@ -39,7 +39,7 @@ _ROUNDED: Mapping[torch.dtype, torch.dtype] = {
     torch.complex128: torch.complex64,
 }
 
-# Factories whose type is the default one unless they are told another, or given whole numbers.
+# Factories whose type is the default one unless another is asked for, or whole numbers are given.
 _OF_WHOLE_NUMBERS = ("arange", "range")
 
 

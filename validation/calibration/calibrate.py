@@ -171,14 +171,18 @@ def perturbations(runs: int) -> list[Variant]:
 
 
 def unchanged_base(golden: Golden, source: str, run: Callable[[Variant], Trace]) -> Trace:
-    """The trace that reruns are compared with: noise must not take in what the code has changed.
+    """Returns the trace that reruns are compared with, which no change of the code has moved.
 
-    The golden itself where this source made it; otherwise a rerun, which must pass first.
+    It is the golden itself where this source made it; otherwise a rerun, which must pass first:
+    noise must not take in what the code has changed.
 
     Args:
         golden: of the case.
         source: digest of the case's source here.
         run: makes a rerun.
+
+    Returns:
+        The golden's trace, or the rerun's.
 
     Raises:
         ValueError: the code moves the case beyond its present tolerances.
@@ -215,6 +219,9 @@ def measure_case(
         progress: told what happens.
         jobs: reruns at a time.
 
+    Returns:
+        Noise, tolerances and what the reruns showed.
+
     Raises:
         ValueError: see `measure`.
     """
@@ -249,6 +256,9 @@ def measure(
         chosen: variants.
         progress: told what happens.
         jobs: reruns at a time.
+
+    Returns:
+        Noise, tolerances and what the reruns showed.
 
     Raises:
         ValueError: a variant changed a discrete record or the set of records: such a setting
@@ -290,7 +300,15 @@ def measure(
 
 
 def compared(base: Trace, trace: Trace, variant: Variant) -> tuple[Rerun, str]:
-    """What a rerun differs by, and how it compares, in words.
+    """Measures what a rerun differs by.
+
+    Args:
+        base: the trace that reruns are compared with.
+        trace: of the rerun.
+        variant: what the rerun varied.
+
+    Returns:
+        The rerun with its noise, and a line that says how the rerun compares.
 
     Raises:
         ValueError: see `measure`.
@@ -337,7 +355,7 @@ def by_machine(
 
 
 def detectable_effect(case: Case, trace: Trace, measured: Measured) -> dict[str, float]:
-    """Metric -> the smallest relative change, at every step, that a check sees with `POWER`.
+    """Computes the smallest relative change of each metric that a check sees with `POWER`.
 
     A change is seen where it exceeds the tolerance by what noise may take from it: at most the
     largest that the reruns showed, which a fresh run exceeds once in as many runs as there were
@@ -348,6 +366,9 @@ def detectable_effect(case: Case, trace: Trace, measured: Measured) -> dict[str,
         case: says which metrics lead.
         trace: of its run.
         measured: noise and tolerances.
+
+    Returns:
+        Metric -> the smallest relative change, made at every step.
     """
 
     def needed(name: str, step: int) -> float:

@@ -116,7 +116,13 @@ def by_text(values: Noise | Grains, tolerances: Tolerances) -> dict[str, dict[st
 
 
 def stored(golden: Golden) -> Stored:
-    """What a golden's calibration stores.
+    """Reads what a golden's calibration stores.
+
+    Args:
+        golden: its calibration, and the tolerances that this is of.
+
+    Returns:
+        The calibration.
 
     Raises:
         DamagedFileError: it is malformed, or has noise of a class or step without a tolerance.
@@ -134,7 +140,13 @@ def stored(golden: Golden) -> Stored:
 
 
 def stored_noise(golden: Golden) -> Noise:
-    """The noise of a golden's calibration, of every class and step that has a tolerance.
+    """Reads the noise of a golden's calibration.
+
+    Args:
+        golden: its calibration, and its tolerances.
+
+    Returns:
+        Noise of every class and step that has a tolerance.
 
     Raises:
         DamagedFileError: see `stored`.
@@ -207,11 +219,14 @@ def what_to_do(golden: Golden) -> str:
 
 
 def problems_of(golden: Golden, log: AuditLog) -> list[Problem]:
-    """Why a golden's tolerances do not count; empty where they follow, or where there are none.
+    """Works a golden's tolerances out again, and looks for the audit file that names them.
 
     Args:
         golden: of the log's store.
         log: the audit files.
+
+    Returns:
+        Why the tolerances do not count; empty where they follow, or where there are none.
     """
     found = unfounded(golden)
     if found or not golden.calibration or calibration_on_file(log, golden) is not None:

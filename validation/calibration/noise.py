@@ -49,7 +49,13 @@ def largest_so_far(steps: Mapping[int, float], step: int) -> float:
 
 
 def noise_of(comparison: Comparison) -> Noise:
-    """The largest error of a comparison by class and step.
+    """Takes the largest error of a comparison by class and step.
+
+    Args:
+        comparison: of a rerun with the base.
+
+    Returns:
+        Class -> step -> the largest error.
 
     Raises:
         ValueError: a floating record is not finite.
@@ -76,13 +82,16 @@ def largest_of(runs: Sequence[Noise]) -> Noise:
 
 
 def tolerances_from(noise: Noise, floor: float, grains: Grains | None = None) -> Tolerances:
-    """Tolerances that never shrink along a run, except with a grain.
+    """Computes tolerances that never shrink along a run, except with a grain.
 
     Args:
         noise: the largest of the reruns. A class in which nothing moved has the floor: other code
             may move it.
         floor: see `floor_of`.
         grains: of values made of rounded numbers.
+
+    Returns:
+        A tolerance for each class and step of the noise.
     """
     known = grains or {}
     return Tolerances(

@@ -37,6 +37,9 @@ def pool(golden: Golden, folders: Sequence[Path], progress: Progress) -> Measure
         folders: run folders, of any machines.
         progress: told what happens.
 
+    Returns:
+        Noise and tolerances of the reruns, pooled with those of earlier ones where there are any.
+
     Raises:
         ValueError: a folder that does not count, or that does already; or too few runs.
     """
@@ -111,7 +114,7 @@ def _recorded_reruns(golden: Golden) -> list[Rerun]:
 def reruns_made_elsewhere(
     golden: Golden, folders: Sequence[Path]
 ) -> tuple[list[Variant], Callable[[Variant], Trace]]:
-    """What run folders hold of a golden's case, for `measure`.
+    """Finds what run folders hold of a golden's case, for `measure`.
 
     A folder's `traces/<case>` is a plain run, and `reruns/<case>/<n>` are what `golden calibrate`
     left there. They count if the golden's source tree made them, or if the folder's plain run
@@ -120,6 +123,9 @@ def reruns_made_elsewhere(
     Args:
         golden: of the environment that the runs were made in.
         folders: run folders, of any machines.
+
+    Returns:
+        The variants, and a function that loads the trace of one.
 
     Raises:
         ValueError: a folder with nothing of the case, of other code, or of another environment.

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from validation.config import CaseError, lane_of
+from validation.config import CaseError, Lane
 from validation.files import encode_json, safe_name
 from validation.isolation import HIDDEN
 
@@ -31,20 +31,22 @@ class Needs:
     modules: Sequence[str] = ()
     paths: Sequence[str] = ()
 
-    def missing(self, root: Path, gpus: int, lane: str) -> str | None:
-        """Why the case cannot run here, or None.
+    def missing(self, root: Path, gpus: int, lane: Lane) -> str | None:
+        """Says why the case cannot run here.
 
         Args:
             root: the repository.
             gpus: CUDA devices of the machine.
             lane: where it would run.
+
+        Returns:
+            The reason, or None where it can run.
         """
         if gpus < self.gpus:
             return f"needs {self.gpus} GPU(s), this machine has {gpus}"
-        hidden = not lane_of(root, lane).on_gpus
         for name in self.modules:
-            if hidden and name.partition(".")[0] in HIDDEN:
-                return f"needs the Python module {name}, which lane {lane} hides"
+            if not lane.on_gpus and name.partition(".")[0] in HIDDEN:
+                return f"needs the Python module {name}, which lane {lane.name} hides"
             if importlib.util.find_spec(name) is None:
                 return f"needs the Python module {name}"
         for path in self.paths:
@@ -168,13 +170,14 @@ class Fault:
             trace it to.
         imitates: what it is like; a link where there is a public report.
         plant: `module:function`; a context manager entered in the worker around the target.
-        twin: the same patch without effect, which must pass; dots reach into the function.
         case: the cheapest case that shows it.
-        case_on: lane -> the case that shows it there, where that is another one.
+        no_op: the no-op control, which is the same patch without effect and must pass; as `plant`,
+            where dots reach into the function.
         canary_steps: training steps after which it shows; None when only a whole run does.
         lanes: where it applies.
         canary: whether a check may plant it to prove itself, which must be cheap and certain.
         equivalent: why it changes nothing on this lane, if so; its trace must then be equal.
+        case_on: lane -> the case that shows it there, where that is another one.
     """
 
     id: str
@@ -183,7 +186,7 @@ class Fault:
     imitates: str
     plant: str
     case: str
-    twin: str | None = None
+    no_op: str | None = None
     canary_steps: int | None = None
     lanes: Sequence[str] = ("cpu",)
     canary: bool = True

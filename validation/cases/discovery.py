@@ -16,11 +16,14 @@ _GROUPS = {"cases": "validation.cases", "faults": "validation.faults"}
 
 
 def discover_cases(root: Path, declared: Declaration | None = None) -> dict[str, Case]:
-    """Every case of a repository, by name.
+    """Imports every case of a repository.
 
     Args:
         root: the checkout whose modules are imported.
         declared: what names them; default: the checkout's own declaration.
+
+    Returns:
+        Name -> case.
 
     Raises:
         CaseError: no declaration, or a wrong one; a module that cannot be imported or has no

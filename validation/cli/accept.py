@@ -15,6 +15,7 @@ from validation.cli.common import add_selection, chosen_cases, lane_to_run
 from validation.cli.progress import TerminalProgress
 from validation.cli.proofs import prove_accepted
 from validation.cli.suggest import unknown
+from validation.config import lane_of
 from validation.gate.plan import CheckPlan, recordings_of
 from validation.goldens import GoldenStore
 from validation.goldens.acceptance import (
@@ -41,7 +42,7 @@ def add_commands(commands: Any) -> None:
     parser = commands.add_parser(
         "update",
         help="accept new goldens, with a reason",
-        description="Run cases (or take runs made elsewhere) and accept their traces as goldens. "
+        description="Runs cases (or takes runs made elsewhere) and accepts the traces as goldens. "
         "Shows what changes first. Refused: a tree that is dirty outside goldens/, a missing "
         "reason, movement that --expect does not declare. That refusal prints the command which "
         "accepts the run that was made, every movement declared.",
@@ -61,7 +62,9 @@ def add_commands(commands: Any) -> None:
         metavar="RUN_DIR",
         help="accept these runs instead of running here; digests and source tree are verified",
     )
-    parser.add_argument("--reason", metavar="TEXT", help="why the goldens change; kept for ever")
+    parser.add_argument(
+        "--reason", metavar="TEXT", help="why the goldens change; stays in the audit"
+    )
     parser.add_argument(
         "--expect",
         action="append",
@@ -73,7 +76,13 @@ def add_commands(commands: Any) -> None:
 
 
 def update(options: argparse.Namespace) -> int:
-    """Proposes, shows, checks and accepts; returns 0.
+    """Proposes, shows, checks and accepts goldens.
+
+    Args:
+        options: of the command line.
+
+    Returns:
+        The exit status, 0.
 
     Raises:
         RefusedError: why nothing was accepted.
@@ -140,7 +149,16 @@ def _command(words: Sequence[object], reason: str, declarations: Sequence[Expect
 
 
 def runnable(root: Path, cases: Mapping[str, Case], lane: str, names: Sequence[str]) -> list[Case]:
-    """The chosen cases of a lane that this machine can run; others are named on stderr.
+    """Chooses the cases that this machine can run; others are named on stderr.
+
+    Args:
+        root: the repository.
+        cases: every declared case, by name.
+        lane: where they would run.
+        names: those that the user named; empty for every case of the lane.
+
+    Returns:
+        The cases to run.
 
     Raises:
         CaseError: an unknown case, or one that does not run on the lane.
@@ -148,7 +166,7 @@ def runnable(root: Path, cases: Mapping[str, Case], lane: str, names: Sequence[s
     """
     able, progress = [], TerminalProgress()
     for case in chosen_cases(cases, names, lane):
-        reason = case.needs.missing(root, gpu_count(), lane)
+        reason = case.needs.missing(root, gpu_count(), lane_of(root, lane))
         if reason is None:
             able.append(case)
         elif case.name in names:
@@ -161,7 +179,16 @@ def runnable(root: Path, cases: Mapping[str, Case], lane: str, names: Sequence[s
 def record_here(
     root: Path, lane: str, cases: Sequence[Case], folder: RunFolder
 ) -> list[tuple[str, Trace]]:
-    """Runs cases, leaves their traces in a run folder and returns them.
+    """Runs cases and leaves their traces in a run folder.
+
+    Args:
+        root: the repository.
+        lane: where the cases run.
+        cases: what to run.
+        folder: receives the traces and the log.
+
+    Returns:
+        (lane, trace) of each case, in order.
 
     Raises:
         RefusedError: a run failed.

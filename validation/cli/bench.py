@@ -68,7 +68,7 @@ def add_commands(commands: Any) -> None:
     parser.add_argument(
         "--pairs",
         type=int,
-        help="of a base block and a head block, an even number, at least "
+        help="pairs of a base block and a head block, an even number, at least "
         f"{MIN_PAIRS} (default: {CPU_PAIRS} on the cpu, {GPU_PAIRS} on lanes with GPUs)",
     )
     parser.add_argument(
@@ -76,21 +76,21 @@ def add_commands(commands: Any) -> None:
         type=float,
         default=BLOCK_SECONDS,
         metavar="SECONDS",
-        help=f"of a block, a step at least (default: {BLOCK_SECONDS:g})",
+        help=f"length of a block, which has one step at least (default: {BLOCK_SECONDS:g})",
     )
     parser.add_argument(
         "--min-effect",
         type=float,
         default=MIN_EFFECT,
         metavar="SHARE",
-        help=f"slowdown that is worth an alarm (default: {MIN_EFFECT:g})",
+        help=f"smallest slowdown that raises an alarm (default: {MIN_EFFECT:g})",
     )
     parser.add_argument(
         "--max-neighbours",
         type=float,
         default=MAX_NEIGHBOURS,
         metavar="SHARE",
-        help="of the CPU time that others may use on lane cpu, or it is UNFIT "
+        help="share of the CPU time above which others make lane cpu UNFIT "
         f"(default: {MAX_NEIGHBOURS:g})",
     )
     parser.add_argument(
@@ -130,7 +130,7 @@ def bench(options: argparse.Namespace) -> int:
         profile=options.profile,
         fault=None if options.fault is None else planted(root, options.fault, lane),
     )
-    # A cancelled job's trainings and checkout shall end as they do on Ctrl-C.
+    # A cancelled job's trainings and checkout must end as they do on Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     folder = RunFolder.create(root, lane)
     progress = TerminalProgress()
@@ -182,7 +182,15 @@ def draw_trend(
 
 
 def paced_cases(root: Path, names: Sequence[str], lane: str) -> list[Case]:
-    """The cases named, or every one of the lane that can be benchmarked.
+    """Chooses the cases to benchmark: those named, or every one of the lane that can be.
+
+    Args:
+        root: the repository.
+        names: those that the user named; empty for all.
+        lane: where they run.
+
+    Returns:
+        The cases, at least one.
 
     Raises:
         CaseError: there is none, or a named one cannot.
@@ -198,7 +206,15 @@ def paced_cases(root: Path, names: Sequence[str], lane: str) -> list[Case]:
 
 
 def planted(root: Path, name: str, lane: str) -> str:
-    """Where a slowdown is planted.
+    """Looks up where a slowdown is planted.
+
+    Args:
+        root: the repository.
+        name: id of the slowdown.
+        lane: where the benchmark runs.
+
+    Returns:
+        The slowdown's context manager as `module:function`.
 
     Raises:
         CaseError: no such slowdown, or not on this lane.

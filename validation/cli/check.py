@@ -41,7 +41,7 @@ from validation.cli.proofs import Unproven, prove
 from validation.config import lane_of
 from validation.files import encode_json, write_atomically
 from validation.gate.against import run_against
-from validation.gate.base import check_with_base, judged_declaration
+from validation.gate.base import check_with_base, judged_declaration, sources_of
 from validation.gate.check import run_check
 from validation.gate.plan import CheckPlan, describe_source
 from validation.gate.verdict import CheckResult
@@ -69,8 +69,8 @@ def add_commands(commands: Any) -> None:
     parser = commands.add_parser(
         "check",
         help="run, compare, verdict",
-        description="Run cases, compare their traces with the goldens, plant a known bug (the "
-        "canary) and say PASS, FAIL, INVALID or UNFIT. Everything is left in runs/.",
+        description="Runs cases, compares their traces with the goldens, plants a known bug (the "
+        "canary) and says PASS, FAIL, INVALID or UNFIT. Everything is left in runs/.",
         epilog="examples:\n  golden check\n  golden check my_case --exact\n"
         "  golden check --lane cpu --json > verdict.json\n"
         "  golden check my_case --against origin/main    (was it the code, or the machine?)\n"
@@ -100,9 +100,9 @@ def add_commands(commands: Any) -> None:
     parser = commands.add_parser(
         "calibrate",
         help="measure noise, write tolerances and the detectable effect",
-        description="Rerun cases of an unchanged source tree under random rounding, each seed a\n"
+        description="Reruns cases of an unchanged source tree under random rounding, each seed a\n"
         "machine that could exist, on a GPU with what the case declares as equivalent, and\n"
-        "store the tolerances that follow.",
+        "stores the tolerances that follow.",
         epilog="examples:\n  golden calibrate my_case --runs 12\n"
         "  golden calibrate my_case --from runs/A runs/B   (of several machines)\n"
         "  golden calibrate my_case --adopt --reason TEXT  (of an earlier version, as it is)\n",
@@ -140,17 +140,18 @@ def check(options: argparse.Namespace) -> int:
     if options.against is not None:
         refuse_mixture(options)
         commit_of(root, options.against, "--against")
-        # A cancelled job's runs and worktree shall end as they do on Ctrl-C.
+        # A cancelled job's runs and worktree must end as they do on Ctrl-C.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     if options.judge:
         return check_with_base(root, options.judge, _words(options))
     lane = chosen_lane(options)
     declared = judged_declaration(root, options.judged_by)
+    sources = sources_of(root, options.judged_by)
     plan = CheckPlan(
         root=root,
         lane=lane,
-        cases=chosen_cases(discover_cases(root, declared), options.case, lane),
-        faults=list(discover_faults(root, declared).values()),
+        cases=chosen_cases(discover_cases(sources, declared), options.case, lane),
+        faults=list(discover_faults(sources, declared).values()),
         exact=options.exact,
         judge=options.judged_by,
     )
@@ -179,7 +180,10 @@ def check(options: argparse.Namespace) -> int:
 
 
 def refuse_mixture(options: argparse.Namespace) -> None:
-    """Refuses what `--against`, which has neither golden nor tolerance, leaves nothing to do.
+    """Refuses options that `--against` leaves nothing to do, having no golden and no tolerance.
+
+    Args:
+        options: of the command line.
 
     Raises:
         RefusedError: such an option is there.
@@ -242,7 +246,7 @@ def calibrate(options: argparse.Namespace) -> int:
     folder = RunFolder.create(root, lane)
     plan = CheckPlan(root=root, lane=lane)
     for case in chosen_cases(cases, options.case, lane):
-        reason = case.needs.missing(root, gpu_count(), lane)
+        reason = case.needs.missing(root, gpu_count(), lane_of(root, lane))
         if reason is not None:
             progress.message(f"{case.name}: skipped, it {reason}")
             continue
@@ -332,7 +336,16 @@ def _adopt(store: GoldenStore, lane: str, cases: Sequence[str], reason: str) -> 
 
 
 def golden_of_runs(store: GoldenStore, lane: str, case: str, folders: Sequence[Path]) -> Golden:
-    """The golden of the environment that run folders were made in.
+    """Loads the golden of the environment that run folders were made in.
+
+    Args:
+        store: the goldens.
+        lane: lane of the golden.
+        case: name of the case.
+        folders: run folders; the first that has a run of the case decides.
+
+    Returns:
+        The golden.
 
     Raises:
         RefusedError: there is no run, or no golden of its environment.

@@ -1,4 +1,4 @@
-"""The commands of `golden` as its help shows them, and what it says of one that does not exist."""
+"""The commands of `golden` as its help shows them, and its message for one that does not exist."""
 
 from __future__ import annotations
 

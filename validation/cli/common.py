@@ -13,7 +13,7 @@ from validation.cli import completion
 from validation.cli.progress import TerminalProgress
 from validation.cli.suggest import did_you_mean, unknown
 from validation.config import declaration_of
-from validation.gate.base import judged_declaration
+from validation.gate.base import judged_declaration, sources_of
 from validation.goldens.acceptance import RefusedError
 from validation.running.environment import default_lane, gpu_count
 from validation.running.machine import unfit
@@ -39,15 +39,22 @@ def add_lane(parser: argparse.ArgumentParser) -> None:
 
 
 def chosen_lane(options: argparse.Namespace) -> str:
-    """The lane asked for, or what this machine is of those that have cases.
+    """Returns the lane asked for, or what this machine is of those that have cases.
+
+    Args:
+        options: of the command line.
+
+    Returns:
+        Name of a declared lane.
 
     Raises:
         CaseError: the repository declares no such lane.
     """
     root = find_root()
-    declared = judged_declaration(root, getattr(options, "judged_by", None))
+    judge = getattr(options, "judged_by", None)
+    declared = judged_declaration(root, judge)
     if options.lane is None:
-        return default_lane(lanes_with_cases(root, declared), gpu_count())
+        return default_lane(lanes_with_cases(sources_of(root, judge), declared), gpu_count())
     if options.lane not in declared.lanes:
         hint = did_you_mean(options.lane, declared.lanes)
         raise CaseError(
@@ -59,7 +66,13 @@ def chosen_lane(options: argparse.Namespace) -> str:
 
 
 def lane_to_run(options: argparse.Namespace) -> str:
-    """The chosen lane, if this machine can serve it.
+    """Returns the chosen lane, if this machine can serve it.
+
+    Args:
+        options: of the command line.
+
+    Returns:
+        Name of the lane.
 
     Raises:
         CaseError: the repository declares no such lane.
@@ -83,7 +96,14 @@ def add_jobs(parser: argparse.ArgumentParser) -> None:
 
 
 def chosen_jobs(options: argparse.Namespace, *, on_gpus: bool) -> int:
-    """How many runs to make at a time.
+    """Decides how many runs to make at a time.
+
+    Args:
+        options: of the command line.
+        on_gpus: whether the lane has GPUs, where one run at a time is the default.
+
+    Returns:
+        At least 1.
 
     Raises:
         RefusedError: less than one.
@@ -102,7 +122,15 @@ def threads_each(jobs: int) -> dict[str, str]:
 
 
 def chosen_cases(cases: Mapping[str, Case], names: Sequence[str], lane: str) -> list[Case]:
-    """The cases named, or every one of the lane.
+    """Chooses the cases named, or every one of the lane.
+
+    Args:
+        cases: every declared case, by name.
+        names: those that the user named; empty for all.
+        lane: where they would run.
+
+    Returns:
+        The cases, each once.
 
     Raises:
         CaseError: an unknown case, or one that does not run on the lane.
@@ -120,7 +148,11 @@ def chosen_cases(cases: Mapping[str, Case], names: Sequence[str], lane: str) -> 
 
 
 def refuse_no_folder(flag: str, folder: Path | None) -> None:
-    """Makes the folder of an option before the work whose result it shall receive.
+    """Makes the folder of an option before the work whose result it receives.
+
+    Args:
+        flag: the option, for messages.
+        folder: its value; None makes nothing.
 
     Raises:
         RefusedError: it cannot be a folder, or cannot be written.

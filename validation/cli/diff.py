@@ -32,7 +32,7 @@ from validation.trace.storage import HEAD
 
 @dataclass(frozen=True)
 class Revision:
-    """A revision of git, which stands for its golden; without a name the working tree."""
+    """A revision of git, whose golden is compared; without a name the working tree."""
 
     name: str | None
 
@@ -71,15 +71,16 @@ def add_commands(commands: Any) -> None:
         "diff",
         help="two traces of a case as a person reads them",
         description="Compares two traces of a case beyond their tolerances, a summary first.\n"
-        "A and B are git revisions, which stand for their golden, run or trace folders. Without\n"
-        "them the committed golden (HEAD) is compared with the one in the working tree; a\n"
-        "revision alone is compared with the working tree's golden, and a run alone is held\n"
-        "to it, as `golden check` did. Of goldens of several environments, A is the first's,\n"
-        "or what --environment says, and B the nearest to it; beside a run, the nearest to\n"
-        "the run. Exits 1 when they differ.",
+        "A and B are git revisions, run folders or trace folders; a revision is compared by its\n"
+        "golden. Without A and B the committed golden (HEAD) is compared with the one in the\n"
+        "working tree; a revision or a run alone is compared with the working tree's golden.\n"
+        "Where a case has goldens of several environments, that of a run's environment is taken;\n"
+        "between two revisions it is the first one's, or the one that --environment names.\n"
+        "Exits 1 when they differ.",
         epilog="examples:\n  golden diff my_case\n  golden diff my_case HEAD~3\n"
         "  golden diff my_case runs/20260101T000000-cpu-0123456789ab\n"
-        "  golden diff my_case HEAD~3 runs/20260101T000000-cpu-0123456789ab\n",
+        "  golden diff my_case HEAD~3 runs/20260101T000000-cpu-0123456789ab\n"
+        "  golden diff my_case --lane gpu --environment nvidia-h100-80gb-hbm3\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_case(parser)
@@ -90,13 +91,19 @@ def add_commands(commands: Any) -> None:
         "--environment",
         default="",
         metavar="FOLDER",
-        help="of the golden, as its folder inside the case's is named; default: the first one's",
+        help="folder of the golden's environment, in goldens/LANE/CASE; default: the first one's",
     )
     parser.set_defaults(func=diff)
 
 
 def diff(options: argparse.Namespace) -> int:
-    """Prints a summary and then what differs; returns 1 when anything does.
+    """Prints a summary and then what differs.
+
+    Args:
+        options: of the command line.
+
+    Returns:
+        The exit status: 1 when anything differs, else 0.
 
     Raises:
         CaseError: no such case or lane.
@@ -112,7 +119,7 @@ def diff(options: argparse.Namespace) -> int:
     if isinstance(one, Run) and options.b is None:
         one, other = other, one
     lane = _lane(options, [side for side in (one, other) if isinstance(side, Run)])
-    a, b = _sides(root, lane, case.name, options.environment, one, other)
+    a, b = sides(root, lane, case.name, options.environment, one, other)
     tolerances = next((t for t in (a.tolerances, b.tolerances) if t is not None), EXACT)
     comparison = compare(a.trace, b.trace, tolerances)
     lines = _environment_changes(a.trace, b.trace)
@@ -172,10 +179,26 @@ def _lane(options: argparse.Namespace, runs: list[Run]) -> str:
     return lane
 
 
-def _sides(
+def sides(
     root: Path, lane: str, case: str, place: str, one: Run | Revision, other: Run | Revision
 ) -> tuple[Side, Side]:
-    """Both sides; of goldens of several environments the fitting ones."""
+    """Loads both sides; of goldens of several environments the fitting ones.
+
+    Args:
+        root: the repository.
+        lane: of the goldens.
+        case: their case.
+        place: folder of the environment that the golden of a revision is of; empty: the first's.
+        one: the first side.
+        other: the second side; a golden of it is the nearest to the first side's.
+
+    Returns:
+        The first and the second side.
+
+    Raises:
+        MissingGoldenError: a revision has no such golden.
+        DamagedFileError: a golden is damaged.
+    """
     a = _side_of_run(one) if isinstance(one, Run) else None
     b = _side_of_run(other) if isinstance(other, Run) else None
     if isinstance(one, Revision):

@@ -11,6 +11,7 @@ from typing import Any
 from validation.cases import discover_cases
 from validation.cli.common import add_case, add_lane, chosen_cases, lane_to_run
 from validation.cli.progress import TerminalProgress
+from validation.config import lane_of
 from validation.diagnosis.first_operation import Search, described, first_operation
 from validation.goldens.acceptance import RefusedError
 from validation.run_folder import RunFolder, finished_runs
@@ -44,7 +45,7 @@ def add_commands(commands: Any) -> None:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="of the other run's environment; repeatable, with --ops",
+        help="environment variable of the other run; repeatable, with --ops",
     )
     parser.add_argument("--steps", type=int, metavar="N", help="train so many steps; with --ops")
     parser.add_argument("--json", action="store_true", help="print one JSON object; with --ops")
@@ -68,7 +69,14 @@ def explain(options: argparse.Namespace) -> int:
 
 
 def explain_operation(root: Path, options: argparse.Namespace) -> int:
-    """Prints the first operation that differs; returns 1 if there is one, else 0.
+    """Prints the first operation that differs.
+
+    Args:
+        root: the repository.
+        options: of the command line.
+
+    Returns:
+        The exit status: 1 if there is one, else 0.
 
     Raises:
         RefusedError: nothing says in what the two runs differ, or a run left no trace.
@@ -84,7 +92,7 @@ def explain_operation(root: Path, options: argparse.Namespace) -> int:
         commit_of(root, options.against, "--against")
     lane = lane_to_run(options)
     (case,) = chosen_cases(discover_cases(root), [options.ops], lane)
-    lacks = case.needs.missing(root, gpu_count(), lane)
+    lacks = case.needs.missing(root, gpu_count(), lane_of(root, lane))
     if lacks is not None:
         raise RefusedError(f"case {case.name}: it {lacks}")
     log = RunFolder.create(root, lane).log

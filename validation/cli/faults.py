@@ -49,8 +49,8 @@ def add_commands(commands: Any) -> None:
         "at which step, and where it was traced to. Runs use other threads, vector\n"
         "instructions and perturbed weights than calibration did (the golden's settings on a\n"
         "lane with GPUs); clean runs, benign changes\n"
-        "and every bug's twin (the same patch without effect) must pass there. Bugs\n"
-        "that are caught with a large margin are listed with the goldens, for checks to plant.\n"
+        "and every bug's no-op control (the same patch without effect) must pass there.\n"
+        "Bugs caught with a large margin are listed with the goldens, for checks to plant.\n"
         "Exits 1 with survivors or false alarms.",
         epilog="examples:\n  golden faults\n  golden faults --only window-plus-one\n"
         "  golden faults --full --json > matrix.json   (every case on every fault)\n"
@@ -78,7 +78,13 @@ def add_commands(commands: Any) -> None:
 
 
 def faults(options: argparse.Namespace) -> int:
-    """Runs the matrix; returns 1 with survivors or false alarms.
+    """Runs the kill matrix and prints it.
+
+    Args:
+        options: of the command line.
+
+    Returns:
+        The exit status: 1 with survivors or false alarms, else 0.
 
     Raises:
         CaseError: an unknown fault.
@@ -100,7 +106,10 @@ def faults(options: argparse.Namespace) -> int:
     goldens: dict[str, Golden] = {}
     store, progress, gpus = GoldenStore(root / "goldens"), TerminalProgress(), gpu_count()
     for case in cases.values():
-        if lane not in case.lanes or case.needs.missing(root, gpus, lane) is not None:
+        if (
+            lane not in case.lanes
+            or case.needs.missing(root, gpus, lane_of(root, lane)) is not None
+        ):
             continue
         try:
             goldens[case.name] = store.nearest(
@@ -185,7 +194,7 @@ def render(matrix: Matrix) -> str:
         "  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[7]])
         for row in rows
     ]
-    lines += [f"false alarm: {entry.id}: {entry.note}" for entry in matrix.false_alarms]
+    lines += [f"false alarm: {entry.label}: {entry.note}" for entry in matrix.false_alarms]
     lines += [f"{name}: {value}" for name, value in scores(matrix).items()]
     nearest = ", ".join(f"{k.fault.id} {margin_of(k)}" for k in matrix.smallest_margins())
     lines.append(f"smallest margins: {nearest or 'none'}")

@@ -40,7 +40,13 @@ def add_commands(commands: Any) -> None:
 
 
 def show(options: argparse.Namespace) -> int:
-    """Prints a golden or a trace as text; returns 0.
+    """Prints a golden or a trace as text.
+
+    Args:
+        options: of the command line.
+
+    Returns:
+        The exit status, 0.
 
     Raises:
         DamagedFileError: the file is missing, damaged, or neither.

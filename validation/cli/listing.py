@@ -78,19 +78,25 @@ def add_commands(commands: Any) -> None:
     parser = commands.add_parser(
         "list",
         help="cases, lanes, when and why last accepted",
-        description="A line for each golden of each case: its lane, its age, the smallest relative "
-        "change of a\nleading metric that it detects, and why it was accepted. Of the cases named, "
-        "everything.",
+        description="Prints a line for each golden of each case: its lane, its age, the smallest\n"
+        "relative change of a leading metric that it detects, and why it was accepted; of cases\n"
+        "that are named, everything.",
         epilog="examples:\n  golden list\n  golden list my_case\n  golden list --json\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add_case(parser, nargs="*", help="tell all of this one; default: a line of each")
+    add_case(parser, nargs="*", help="show everything about this one; default: a line for each")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(func=list_cases)
 
 
 def list_cases(options: argparse.Namespace) -> int:
-    """Prints every case and lane, damaged goldens as such; returns 0.
+    """Prints every case and lane, damaged goldens as such.
+
+    Args:
+        options: of the command line.
+
+    Returns:
+        The exit status, 0.
 
     Raises:
         CaseError: a case that does not exist.
@@ -129,7 +135,7 @@ def list_cases(options: argparse.Namespace) -> int:
 
 
 def entries(store: GoldenStore, cases: Sequence[Case]) -> Iterator[Entry]:
-    """Every golden of the cases, lane by lane, and what stands for one that is missing."""
+    """Every golden of the cases, lane by lane, and an entry for each that is missing."""
     for case in cases:
         for lane in case.lanes:
             for place in store.places(lane, case.name) or [""]:

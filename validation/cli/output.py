@@ -1,4 +1,4 @@
-"""What `golden` prints goes on quietly when nobody reads it any more.
+"""Lets `golden` go on quietly when the reader of its output has closed the pipe.
 
 `golden check --json | head -1` closes the pipe while the command still has work to do: to publish
 the run, and to return its verdict. So a closed pipe ends the printing alone.
@@ -17,6 +17,12 @@ class _Output(io.FileIO):
 
     def write(self, data: object, /) -> int:
         """As `FileIO.write`, but a broken pipe takes everything.
+
+        Args:
+            data: bytes to write.
+
+        Returns:
+            How many bytes were written.
 
         Raises:
             OSError: it cannot be written, such as to a full disk; once, not again at exit.

@@ -1,4 +1,4 @@
-"""What a message says of a name that nobody knows: the names that are near, or all there are."""
+"""Words messages about unknown names: the names that are near, or all there are."""
 
 from __future__ import annotations
 
@@ -29,12 +29,15 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def unknown(kind: str, word: str, known: Iterable[str]) -> str:
-    """`there is no KIND 'WORD'`, what it may have meant, and what there is.
+    """Words a message about an unknown name: what it may have meant, and what there is.
 
     Args:
         kind: what it should be the name of, in the singular.
         word: what was written.
         known: every name there is, in the order to show them.
+
+    Returns:
+        `there is no KIND 'WORD'; ...`, in one line.
     """
     names = list(known)
     hint = did_you_mean(word, names)

@@ -60,11 +60,11 @@ def add_commands(commands: Any) -> None:
     add(
         "health",
         health,
-        "goldens that no check would tell about",
+        "what is wrong with the goldens that no check reports",
         "Finds orphaned, stale, damaged and unreachable goldens, records that nothing checks,\n"
         "tolerances that do not follow from measured noise, edited audit files, cases that are\n"
         "never run, expired quarantine. Exits 1 on a finding; gaps that the repository has\n"
-        "declared, with reason, owner and expiry, are listed and are none.",
+        "declared, with reason, owner and expiry, are listed but do not count.",
         "  golden health\n",
     )
 
@@ -73,7 +73,7 @@ def add_commands(commands: Any) -> None:
         rebase,
         "re-record after a merge conflict or an environment bump",
         "Without --env: records the merged code for goldens that both sides of a merge accepted,\n"
-        "and shows both reasons: amid the merge, whose conflict it resolves, or after it.\n"
+        "and shows both reasons: during the merge, whose conflict it resolves, or after it.\n"
         "With --env: moves goldens to a new environment, if the code is provably unchanged and\n"
         "its drift is what calibration knows; run it there.",
         "  golden rebase\n"
@@ -140,7 +140,13 @@ def health(options: argparse.Namespace) -> int:
 
 
 def rebase(options: argparse.Namespace) -> int:
-    """Records again what a merge or an environment bump calls for; returns 0.
+    """Records again what a merge or an environment bump calls for.
+
+    Args:
+        options: of the command line.
+
+    Returns:
+        The exit status, 0.
 
     Raises:
         RefusedError: what does not hold; no golden is touched then.

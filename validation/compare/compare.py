@@ -26,7 +26,7 @@ from validation.trace.model import (
 )
 from validation.trace.sketch import Sketch, relative_distance
 
-# A value far below its class's largest is held to that scale: a gradient that is zero up to
+# A value far below its class's largest is measured on that scale: a gradient that is zero up to
 # rounding has no relative accuracy of its own.
 _CLASS_FLOOR = 1e-3
 
@@ -162,6 +162,9 @@ def compare(
         actual: what a run left.
         tolerances: of the golden.
         exact: require bit-identity of floating records as well.
+
+    Returns:
+        Divergences in execution order, and an outcome for each compared record.
     """
     allowed = EXACT if exact else tolerances
     found: list[tuple[tuple[Any, ...], Divergence]] = []

@@ -72,11 +72,14 @@ class Divergence:
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any], kind: RecordKind | None = None) -> Divergence:
-        """The divergence that a contract's object tells of; other keys than its own are left out.
+        """Reads the contract's JSON object of a divergence; keys that are not its own are left out.
 
         Args:
             document: the object.
             kind: of the record, which the object does not say.
+
+        Returns:
+            The divergence.
         """
         return cls(**{name: document.get(name) for name in _CONTRACT}, kind=kind)
 

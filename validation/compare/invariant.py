@@ -17,14 +17,17 @@ def compare_invariant(invariant: Invariant, reference: Trace, actual: Trace) -> 
 
     Only what the invariant names is compared: its metrics at the steps that the run has, on every
     rank that has them, and, if it asks for that, the tensors that both runs traced on the same
-    rank. A rank's metric is held to the same rank's of the reference, or to that of the first rank
-    that has it. A metric of the reference that no rank of the run has is missing, and so is a
-    pattern without a metric.
+    rank. A rank's metric is compared with the same rank's of the reference, or with that of the
+    first rank that has it. A metric of the reference that no rank of the run has is missing, and so
+    is a pattern without a metric.
 
     Args:
         invariant: of the run's case.
         reference: the run of the invariant's reference case.
         actual: the run.
+
+    Returns:
+        Divergences in execution order, and an outcome for each compared record.
     """
     classes: dict[str, Mapping[int, float]] = {}
     expected: dict[CurveKey, dict[int, float]] = {}

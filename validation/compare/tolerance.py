@@ -28,5 +28,14 @@ class Tolerances:
         known = sorted(steps)
         return steps[known[min(bisect.bisect_left(known, step), len(known) - 1)]]
 
+    def times(self, factor: float) -> Tolerances:
+        """Tolerances that allow `factor` times as much."""
+        return Tolerances(
+            {
+                name: {step: factor * allowed for step, allowed in steps.items()}
+                for name, steps in self.classes.items()
+            }
+        )
+
 
 EXACT = Tolerances()

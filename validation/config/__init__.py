@@ -108,10 +108,13 @@ class Declaration:
 
 
 def declaration_of(*folders: Path) -> Declaration:
-    """The declaration of the first of these folders that has one.
+    """Returns the declaration of the first of these folders that has one.
 
     Args:
-        folders: roots of checkouts.
+        *folders: roots of checkouts.
+
+    Returns:
+        What it declares.
 
     Raises:
         CaseError: none has one, or it is not as this module says.
@@ -127,7 +130,13 @@ def declaration_of(*folders: Path) -> Declaration:
 
 
 def read_declaration(folder: Path) -> Declaration | None:
-    """What a folder declares; None when neither of its files declares anything.
+    """Reads what a folder declares in one of its files.
+
+    Args:
+        folder: root of a checkout.
+
+    Returns:
+        The declaration, or None when neither file declares anything.
 
     Raises:
         CaseError: both files do, or a key is unknown or of another type.
@@ -236,11 +245,14 @@ def _section(path: Path, *keys: str) -> str:
 
 
 def lane_of(root: Path, name: str) -> Lane:
-    """A lane as a checkout declares it.
+    """Returns a lane as a checkout declares it.
 
     Args:
         root: the checkout that is run; an old one may declare nothing.
         name: of the lane. One that is not declared is taken to use a GPU, unless it is `cpu`.
+
+    Returns:
+        The lane.
     """
     declared = read_declaration(root)
     known = {} if declared is None else declared.lanes

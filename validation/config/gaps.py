@@ -53,10 +53,13 @@ class Gap:
 
 
 def parse_gaps(value: Any) -> tuple[Gap, ...]:
-    """The gaps of a declaration.
+    """Parses the gaps of a declaration.
 
     Args:
-        value: what stands under `gaps`.
+        value: what `gaps` holds.
+
+    Returns:
+        The gaps, in order.
 
     Raises:
         ValueError: it is not as this module says; the message says which gap, from 1.

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from validation.cases import Case, discover_cases
-from validation.config import declaration_of
+from validation.compat import module_command
+from validation.config import declaration_of, lane_of
 from validation.files import decode_json, encode_json, read_file, write_atomically
 from validation.progress import Progress
 from validation.running.environment import gpu_count
@@ -27,7 +28,7 @@ from validation.running.warm import die_with_parent
 from validation.trace import save_trace
 
 _HEAD = "GOLDEN_AGAINST_HEAD"
-_HELD = "validation.diagnosis.base_runs:held_to_this_tree"
+_GUARD = "validation.diagnosis.base_runs:importing_this_tree"
 _FROM_HEAD = ("settings", "processes", "traced_steps", "arithmetic", "timeout")
 _TAIL = 12
 
@@ -47,6 +48,7 @@ class BaseRuns:
         plant: put into every run besides the proof that the base's own code ran.
         environment: variables of the runs, put over the user's.
         settings: of the runs, put over each case's own.
+        nonce: of the runs, see `validation.running.execution.RunOptions`.
         problems: of the last batch, by case: why it left no trace, or nothing.
         seconds: of the last batch, by case.
     """
@@ -61,18 +63,22 @@ class BaseRuns:
     plant: str | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
+    nonce: int | None = None
+    problems: dict[str, str] = field(init=False, default_factory=dict)
+    seconds: dict[str, float] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.gate = copied_gate(self.temporary / "gate")
-        self.problems: dict[str, str] = {}
-        self.seconds: dict[str, float] = {}
 
     def run(self, cases: Sequence[Case], output: Path) -> list[str]:
-        """Runs cases as the base's code has them; returns the names that it declares.
+        """Runs cases as the base's code has them.
 
         Args:
             cases: the head's declarations; those that the base does not have are left out.
             output: receives a trace for each.
+
+        Returns:
+            Names of the cases that the base declares.
 
         Raises:
             RunError: the base's cases cannot be imported, or its process died.
@@ -89,10 +95,11 @@ class BaseRuns:
             "plant": self.plant,
             "environment": dict(self.environment),
             "settings": dict(self.settings),
+            "nonce": self.nonce,
             "answer": str(answer),
         }
         write_atomically(job, encode_json(document))
-        words = [sys.executable, "-P", "-m", "validation.diagnosis.base_runs", str(job)]
+        words = module_command("validation.diagnosis.base_runs", str(job))
         environment = {
             **os.environ,
             "PYTHONPATH": revision_path(self.root, self.tree, self.gate),
@@ -141,24 +148,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     job = decode_json(read_file(Path(job_file)), Path(job_file))
     tree, output = Path.cwd(), Path(job["output"])
-    # A base from before repositories declared their cases is told today's declaration.
+    # A base from before repositories declared their cases gets today's declaration.
     every = discover_cases(tree, declaration_of(tree, Path(job["root"])))
     known = {name: case for name, case in every.items() if job["lane"] in case.lanes}
     problems, seconds = {}, {}
     gpus = gpu_count()
     for name in [name for name in job["cases"] if name in known]:
-        # Where the function is that runs the case is the base's own affair, what it runs is not.
+        # The base decides which function runs the case, the head decides what it runs.
         case = replace(known[name], **job["cases"][name])
         began = time.monotonic()
         print(name, flush=True)
-        lacks = case.needs.missing(tree, gpus, job["lane"])
+        lacks = case.needs.missing(tree, gpus, lane_of(tree, job["lane"]))
         problems[name] = "" if lacks is None else f"it {lacks}"
         if lacks is None:
             options = RunOptions(
                 lane=job["lane"],
-                fault=[name for name in (_HELD, job["plant"]) if name],
+                fault=[name for name in (_GUARD, job["plant"]) if name],
                 environment=job["environment"],
                 settings=job["settings"],
+                nonce=job["nonce"],
             )
             try:
                 save_trace(run_case(case, options, tree, Path(job["log"])), output / name)
@@ -171,7 +179,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 @contextlib.contextmanager
-def held_to_this_tree() -> Iterator[None]:
+def importing_this_tree() -> Iterator[None]:
     """Refuses a run of the base that imported code of the head, or none of its own.
 
     An installed or editable package may come before the worktree; the comparison would then be of

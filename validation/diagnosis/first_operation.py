@@ -109,7 +109,14 @@ class Search:
 
 
 def first_operation(search: Search, progress: Progress) -> tuple[FirstOperation | None, int]:
-    """Runs the case twice; returns the first difference and how many operations were compared.
+    """Runs the case twice and finds the first operation that differs.
+
+    Args:
+        search: the case, and what the two runs differ in.
+        progress: told what happens.
+
+    Returns:
+        The first difference, or None, and how many operations were compared.
 
     Raises:
         RunError: a run left no trace.

@@ -1,9 +1,9 @@
 """`golden check --against REV`: base and head both run here and are compared bit for bit.
 
-No golden and no tolerance has a part in it, so it tells what the code moves from what a machine
-does. The base is a worktree of REV. The harness (the `validation` package) is the running one on
-both sides; the code in the repository, adapters included, is each side's own. A case's settings,
-traced steps and processes are the head's.
+It uses no golden and no tolerance, so that it tells what the code moves from what a machine does.
+The base is a worktree of REV. The harness (the `validation` package) is the running one on both
+sides; the code in the repository, adapters included, is each side's own. A case's settings, traced
+steps and processes are the head's.
 """
 
 from __future__ import annotations
@@ -45,11 +45,14 @@ def run_against(
     machine does not repeat, which is INVALID and says nothing of the change.
 
     Args:
-        plan: the cases; its goldens, faults and judge have no part in this.
+        plan: the cases; its goldens, faults and judge are not used.
         revision: the base.
         folder: receives the head's traces in `traces/`, the base's in `base/`, and the log.
         progress: told what happens.
-        every_case: whether cases that the base alone has are worth a word.
+        every_case: whether to mention cases that only the base has.
+
+    Returns:
+        The check, with a result for each case.
 
     Raises:
         RepositoryError: there is no such revision.

@@ -1,10 +1,11 @@
 """`golden check --judge REV`: the base revision's gate judges this tree.
 
-A change must not loosen its own judge. The comparator, the cases and the faults are the ones of the
-`validation` package at the base revision, run from outside the checkout, and the modules that the
-base's `[tool.golden]` names inside of packages are the base's too (`validation.gate.overlay`). The
-accepted values are this tree's, which reviewers see; the tolerances are the base's for every golden
-that it has.
+A change must not loosen its own judge. The judge is a process that sees the base's checkout and the
+environment alone (`validation.gate.isolated`): comparator, cases, faults and declaration are the
+base's. This tree's code runs in processes that the judge starts, in a sandbox where the machine has
+one, under the base's recorder and beside the cases that the base declares inside of packages
+(`validation.gate.overlay`). The accepted values are this tree's, which reviewers see; the
+tolerances are the base's for every golden that it has.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -20,54 +22,82 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from validation.compat import module_command
 from validation.config import FILES, Declaration, declaration_of, search_path
 from validation.files import DamagedFileError, write_atomically
 from validation.gate.overlay import lay_declared_modules
 from validation.gate.verdict import CaseResult, Verdict
 from validation.goldens import layout
 from validation.goldens.store import Golden, GoldenStore, MissingGoldenError
+from validation.running.revisions import base_checkout
 from validation.running.source import RepositoryError, git
 
 # What gates that read entry points were installed as.
 _DISTRIBUTION = "vpmoe"
 
 
-def hold_to_base(golden: Golden, judge: Path | None) -> Golden:
-    """The golden with the base's tolerances, if the base has any golden of its case.
+def with_base_tolerances(golden: Golden, base: GoldenStore | None) -> Golden:
+    """Gives a golden the base's tolerances, if the base has any golden of its case.
 
     A golden of an environment that the base does not have gets those of the base's nearest.
 
     Args:
         golden: this tree's.
-        judge: `goldens/` of the base; None leaves the golden as it is.
+        base: the base's goldens; None leaves the golden as it is.
+
+    Returns:
+        The golden to compare with.
 
     Raises:
         DamagedFileError: the base's golden is damaged.
     """
-    base = golden_of_base(golden, judge)
-    return golden if base is None else replace(golden, tolerances=base.tolerances)
+    judging = golden_of_base(golden, base)
+    return golden if judging is None else replace(golden, tolerances=judging.tolerances)
 
 
-def golden_of_base(golden: Golden, judge: Path | None) -> Golden | None:
-    """The base's golden whose tolerances judge; None without a judge, or where it has none.
+def golden_of_base(golden: Golden, base: GoldenStore | None) -> Golden | None:
+    """Loads the golden whose tolerances judge.
+
+    Args:
+        golden: this tree's.
+        base: the base's goldens; None without a judge.
+
+    Returns:
+        The base's golden; None without a judge, or where the base has none of the case.
 
     Raises:
         DamagedFileError: it is damaged.
     """
-    if judge is None:
+    if base is None:
         return None
     try:
-        return GoldenStore(judge).nearest(golden.lane, golden.case, golden.environment)
+        return base.nearest(golden.lane, golden.case, golden.environment)
     except MissingGoldenError:
         return None
 
 
+def sources_of(root: Path, judge: Path | None) -> Path:
+    """Chooses the checkout whose cases, faults and declaration count.
+
+    Args:
+        root: this tree.
+        judge: `goldens/` in a checkout of the base; None without a judge.
+
+    Returns:
+        The base's checkout, or this tree without a judge.
+    """
+    return root if judge is None else judge.parent
+
+
 def judged_declaration(root: Path, judge: Path | None) -> Declaration:
-    """What says which modules have the cases, and which lanes there are.
+    """Reads what says which modules have the cases, and which lanes there are.
 
     Args:
         root: this tree.
         judge: `goldens/` of the base, beside its `pyproject.toml`; None without a judge.
+
+    Returns:
+        The base's declaration, or this tree's where the base has none.
 
     Raises:
         CaseError: there is no declaration, or a wrong one.
@@ -76,7 +106,7 @@ def judged_declaration(root: Path, judge: Path | None) -> Declaration:
     return declaration_of(*([] if judge is None else [judge.parent]), root)
 
 
-def vanished_cases(judge: Path, lane: str, declared: Collection[str]) -> list[CaseResult]:
+def vanished_cases(base: GoldenStore, lane: str, declared: Collection[str]) -> list[CaseResult]:
     """An INVALID result for every golden of the base whose case is not declared any more."""
     return [
         CaseResult(
@@ -84,35 +114,77 @@ def vanished_cases(judge: Path, lane: str, declared: Collection[str]) -> list[Ca
             Verdict.INVALID,
             message=f"the base has a golden of {lane}/{name}, and no case of that name is left",
         )
-        for name in GoldenStore(judge).names(lane)
+        for name in base.names(lane)
         if name not in declared
     ]
 
 
 def check_with_base(root: Path, revision: str, words: Sequence[str]) -> int:
-    """Runs `golden check` as it was at a revision, on this tree; returns its exit code.
+    """Runs `golden check` as it was at a revision, on this tree.
 
     Args:
         root: the repository.
         revision: the base.
         words: of `golden check`, without `--judge`.
 
+    Returns:
+        Its exit status.
+
     Raises:
         RepositoryError: there is no such revision.
     """
-    with checked_out(root, revision, ("validation", "goldens", *FILES)) as base:
-        lay_declared_modules(root, revision, base)
-        _declare_to_old_gate(root, base)
-        command = [sys.executable, "-P", "-m", "validation.cli", "check", *words]
-        command += ["--judged-by", str(base / "goldens")]
+    with (
+        base_checkout(root, revision, "--judge") as (base, commit),
+        tempfile.TemporaryDirectory(prefix="golden-overlay-") as name,
+    ):
+        gate, overlay = Path(name, "gate"), Path(name, "cases")
+        gate.mkdir()
+        overlay.mkdir()
         # Where the base has no gate of its own, the installed one judges by the base's goldens.
-        inherited = os.environ.get("PYTHONPATH")
-        path = os.pathsep.join(part for part in (str(base), inherited, *search_path(root)) if part)
-        with _names_for_old_gate(root, base):
-            done = subprocess.run(
-                command, cwd=root, env={**os.environ, "PYTHONPATH": path}, check=False
-            )
+        own = base / GATE
+        if own.is_dir():
+            shutil.copytree(own, gate / GATE, ignore=shutil.ignore_patterns("__pycache__"))
+        for file in FILES:
+            if (base / file).exists():
+                shutil.copy(base / file, overlay / file)
+        lay_declared_modules(root, commit, overlay)
+        starter = own / STARTER if own.is_dir() else Path(__file__).with_name(Path(STARTER).name)
+        if not starter.exists():
+            return _check_with_old_gate(root, gate, overlay, base, words)
+        command = [sys.executable, "-I", "-S", str(starter), str(root), str(base)]
+        command += ["validation.cli", "check", *words, "--judged-by", str(base / "goldens")]
+        environment = {**_above_head(root, overlay, gate), OVERLAY: str(overlay)}
+        done = subprocess.run(command, cwd=root, env=environment, check=False)
     return done.returncode
+
+
+GATE = "validation"
+STARTER = "gate/isolated.py"
+"""Of the harness: what starts a judge's programs."""
+OVERLAY = "GOLDEN_OVERLAY"
+"""Variable that tells a judge the folder of the base's modules that its runs find first."""
+
+
+def _above_head(root: Path, *folders: Path) -> dict[str, str]:
+    """Variables of the judge, whose runs find these folders ahead of the checkout."""
+    inherited = os.environ.get("PYTHONPATH")
+    parts = (*map(str, folders), inherited, *search_path(root))
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(part for part in parts if part)}
+
+
+def _check_with_old_gate(
+    root: Path, gate: Path, overlay: Path, base: Path, words: Sequence[str]
+) -> int:
+    """Judges by a gate from before judges had a world of their own; it imports this tree's code."""
+    for folder in (base / "goldens", gate / GATE):
+        if folder.is_dir():
+            shutil.copytree(folder, overlay / folder.name, dirs_exist_ok=True)
+    _declare_to_old_gate(root, overlay)
+    command = [*module_command("validation.cli"), "check", *words]
+    command += ["--judged-by", str(overlay / "goldens")]
+    environment = _above_head(root, overlay)
+    with _names_for_old_gate(root, overlay):
+        return subprocess.run(command, cwd=root, env=environment, check=False).returncode
 
 
 def _declare_to_old_gate(root: Path, base: Path) -> None:
@@ -161,7 +233,15 @@ def _names_for_old_gate(root: Path, base: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def checked_out(root: Path, revision: str, names: Sequence[str]) -> Iterator[Path]:
-    """A temporary folder with what a revision has at its root of these; absent ones are left out.
+    """Exports parts of a revision into a temporary folder.
+
+    Args:
+        root: the repository.
+        revision: what to export.
+        names: files and folders of the root; those that the revision does not have are left out.
+
+    Yields:
+        The folder.
 
     Raises:
         RepositoryError: there is no such revision.

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from validation.cases import discover_cases
 from validation.compare import compare
-from validation.compat import StrEnum
+from validation.compat import StrEnum, module_command
 from validation.config import declaration_of
 from validation.files import DamagedFileError
 from validation.gate.base import checked_out
@@ -68,6 +68,9 @@ def bisect(root: Path, good: str, bad: str, case: str, lane: str, progress: Prog
         case: name of the case.
         lane: lane of the golden.
         progress: told each verdict.
+
+    Returns:
+        The first bad commit, and the log of the runs.
 
     Raises:
         RefusedError: GOOD fails, BAD passes, or there is no golden to judge by.
@@ -147,13 +150,16 @@ class Workshop:
             goldens: a folder for each set of goldens; matching any of them is good.
             python: interpreter of the environment to run in.
 
+        Returns:
+            Whether the commit is good, bad or cannot be tried.
+
         Raises:
             RefusedError: the gate itself failed.
         """
         git(self.tree, "checkout", "--quiet", "--force", "--detach", commit)
         git(self.tree, "clean", "-fdq")
         words = [self.lane, self.case, str(goldens), str(self.root)]
-        command = [python, "-P", "-m", "validation.gate.bisect", *words]
+        command = module_command("validation.gate.bisect", *words, python=python)
         path = revision_path(self.root, self.tree, self.gate)
         done = subprocess.run(
             command,
@@ -171,13 +177,16 @@ class Workshop:
 
 @contextlib.contextmanager
 def workshop(root: Path, commit: str, case: str, lane: str) -> Iterator[Workshop]:
-    """A workshop that is gone afterwards; the repository's working tree stays as it is.
+    """Makes a workshop that is gone afterwards; the repository's working tree stays as it is.
 
     Args:
         root: the repository.
         commit: any that can be checked out.
         case: name of the case.
         lane: its lane.
+
+    Yields:
+        The workshop.
     """
     with tempfile.TemporaryDirectory(prefix="golden-bisect-") as name:
         gate, tree = copied_gate(Path(name) / "gate"), Path(name) / "tree"
@@ -201,7 +210,14 @@ def _collect_goldens(root: Path, first: str, last: str, case: str, lane: str, fo
 
 
 def resolve_commit(root: Path, revision: str) -> str:
-    """The commit id of a revision.
+    """Resolves a revision to a commit.
+
+    Args:
+        root: the repository.
+        revision: a branch, tag or commit.
+
+    Returns:
+        The commit's id.
 
     Raises:
         RefusedError: there is no such revision.
@@ -231,6 +247,9 @@ def judge_here(lane: str, name: str, goldens: Path, today: Path) -> State:
         name: of the case.
         goldens: a folder for each set of goldens.
         today: the repository, whose declaration serves commits from before they had one.
+
+    Returns:
+        Whether the case matches a golden, matches none, or left no trace.
     """
     tree = Path.cwd()
     try:

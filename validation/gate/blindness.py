@@ -1,4 +1,4 @@
-"""Proofs that a comparison looks at all, for every check: they need no run, only a golden.
+"""Proves in every check that the comparison is not blind, by edits of a golden's own trace.
 
 A planted bug proves the comparison of the kind of record that it moves. A misspelt name or a
 tolerance without end may blind the gate to another kind, so each kind that a golden has is edited
@@ -32,11 +32,14 @@ def shared_records(golden: Trace, actual: Trace) -> int:
 def unseen_edit(
     golden: Golden, compare: Callable[[Trace, Trace, Tolerances], Comparison]
 ) -> str | None:
-    """The first gross edit of a golden's own trace that the comparison does not find, or None.
+    """Makes gross edits in a golden's own trace, and asks whether the comparison finds each.
 
     Args:
         golden: trace and tolerances.
         compare: the comparison that is to prove itself.
+
+    Returns:
+        Name of the first edit that it does not find, or None.
     """
     for name, trace in _edited(golden.trace):
         if not compare(golden.trace, trace, golden.tolerances).divergences:

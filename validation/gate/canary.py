@@ -1,23 +1,25 @@
-"""The canary of a check: a bug that a golden is proven to catch, planted to show that it still is.
+"""The canary of a check: a planted bug that a golden is proven to catch.
 
 First the comparison must find gross edits of a compared golden's own trace, in each kind of record
-(`validation.gate.blindness`). Where no bug of the lane is proven, that is all, and it is said.
+(`validation.gate.blindness`). Where no bug of the lane is proven, the
+check does no more, and says so.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from validation.compare import compare
 from validation.files import DamagedFileError
-from validation.gate.base import hold_to_base
+from validation.gate.base import with_base_tolerances
 from validation.gate.blindness import unseen_edit
 from validation.gate.plan import Check
 from validation.gate.verdict import Canary
 from validation.goldens.proven import Candidate, candidates, choose_canary, why_none
 from validation.progress import Progress
-from validation.running.execution import RunError, RunOptions, run_case
+from validation.running.execution import RunError, run_case
 from validation.running.source import tree_digest
 
 EDITED_TRACE = "edited-trace"
@@ -37,7 +39,7 @@ def check_canary(check: Check, compared: Sequence[str], progress: Progress) -> t
     """
     plan, first = check.plan, compared[0]
     edited = check.store.nearest(plan.lane, first, check.environment_of(first))
-    unseen = unseen_edit(hold_to_base(edited, plan.judge), compare)
+    unseen = unseen_edit(with_base_tolerances(edited, check.base), compare)
     if unseen is not None:
         return Canary(EDITED_TRACE, False), f"the gate is blind to {unseen} in {first}"
     drawn = _draw(check, first)
@@ -55,23 +57,24 @@ def _draw(check: Check, first: str) -> Candidate | None:
     able = [
         case
         for case in known.values()
-        if plan.lane in case.lanes and case.needs.missing(plan.root, check.gpus, plan.lane) is None
+        if plan.lane in case.lanes
+        and case.needs.missing(plan.root, check.gpus, plan.declared_lane) is None
     ]
 
     def environment(name: str) -> Mapping[str, Any]:
         return check.environment_of(name, first)
 
-    found = candidates(check.store, plan.lane, able, plan.faults, environment, plan.judge)
+    found = candidates(check.store, plan.lane, able, plan.faults, environment, check.base)
     return choose_canary(found, tree_digest(plan.root))
 
 
 def _plant(check: Check, drawn: Candidate, progress: Progress) -> tuple[Canary, str]:
     plan, fault, steps = check.plan, drawn.fault, drawn.proof.steps
-    options = RunOptions(lane=plan.lane, settings={"stop_after": steps}, fault=fault.plant)
+    options = replace(check.options, settings={"stop_after": steps}, fault=fault.plant)
     try:
         trace = run_case(drawn.case, options, plan.root, check.folder.log)
         golden = check.store.load(plan.lane, drawn.case.name, drawn.place)
-        golden = hold_to_base(golden, plan.judge)
+        golden = with_base_tolerances(golden, check.base)
     except (DamagedFileError, RunError) as error:
         # A planted bug that crashes proves nothing about the comparison.
         progress.message(f"[canary] {fault.id}: could not be run")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from validation.calibration.derived import refuse_underived
@@ -15,50 +18,76 @@ from validation.files import DamagedFileError
 from validation.gate.base import golden_of_base, vanished_cases
 from validation.gate.blindness import shared_records
 from validation.gate.canary import check_canary
+from validation.gate.declared import names_declared
+from validation.gate.fresh import FreshRuns
 from validation.gate.loosening import find_loosenings, quarantine_in_force, verdict_if_accepted
 from validation.gate.nearness import calibrated_here, may_be_the_machine, nearness, summary
 from validation.gate.plan import Check, CheckPlan
 from validation.gate.quarantine import apply_quarantine
 from validation.gate.tokens import decoded_tokens
-from validation.gate.verdict import CaseResult, CheckResult, Loosening, Verdict, worst
+from validation.gate.verdict import CaseResult, CheckResult, Judged, Loosening, Verdict, worst
 from validation.goldens import Golden
 from validation.goldens.environments import in_words, same_stack
 from validation.progress import Lines, Progress
 from validation.run_folder import RunFolder
-from validation.running.execution import RunError
+from validation.running.execution import RunError, close_parents
 from validation.running.machine import unfit
 from validation.running.recordings import Recording
-from validation.trace import Trace, load_trace, save_trace
+from validation.running.sandbox import Sandbox, why_no_sandbox
+from validation.trace import Trace, save_trace
 
 
 def run_check(plan: CheckPlan, folder: RunFolder, progress: Progress) -> CheckResult:
-    """Runs and compares every case, then the canary.
+    """Runs and compares every case, then the canary, then what a judge demands besides.
 
     Args:
         plan: what to do.
         folder: receives traces and the log.
         progress: told what happens.
+
+    Returns:
+        The check, with a result for each case.
     """
-    began = time.monotonic()
-    check = Check.begin(plan, folder, progress)
+    if plan.judge is None:
+        return _checked(Check.begin(plan, folder, progress), progress)
+    no_sandbox = why_no_sandbox()
+    with tempfile.TemporaryDirectory(prefix="golden-scratch-") as scratch:
+        hidden = (plan.root / "goldens", plan.judge.parent)
+        sandbox = None if no_sandbox else Sandbox(Path(scratch), hidden)
+        try:
+            result = _checked(Check.begin(plan, folder, progress, sandbox), progress)
+        finally:
+            close_parents()  # they write below the scratch folder
+    judged = Judged(no_sandbox, None if result.judged is None else result.judged.fresh_inputs)
+    said = f"The change's code ran without a sandbox: {no_sandbox}." if no_sandbox else ""
+    message = "\n".join(filter(None, (result.message, said)))
+    return replace(result, judged=judged, message=message)
+
+
+def _checked(check: Check, progress: Progress) -> CheckResult:
+    plan, began = check.plan, time.monotonic()
     # Read before any run: what is declared during the check does not count in it.
     quarantine = quarantine_in_force(check.store.folder, plan.judge)
     unquarantined = _check_cases(check, progress)
     results, counted = apply_quarantine(unquarantined, quarantine)
     compared = [r for r in results if r.verdict is not Verdict.SKIPPED and r.compared]
     verdict, message, note = worst(counted), "", ""
-    canary = None
+    canary, fresh = None, None
     if compared:
-        canary, said = check_canary(check, [r.case for r in compared], progress)
-        if canary.caught:
-            note = said
-        else:
-            verdict, message = Verdict.INVALID, said
+        with _fresh_runs(check, verdict, results, progress) as runs:
+            canary, said = check_canary(check, [r.case for r in compared], progress)
+            fresh = runs.result() if runs is not None else None
+        note = "\n".join(filter(None, (said, "" if fresh is None else fresh.describe())))
+        if not canary.caught or (fresh is not None and fresh.held is False):
+            verdict, message, note = Verdict.INVALID, note, ""
     if all(r.verdict is Verdict.SKIPPED for r in results):
         message = "nothing was compared: no case ran"
     elif not counted:
         message = "nothing was compared: every case that ran is quarantined"
     loosened = find_loosenings(check.store.folder, plan.judge, plan.lane) if plan.judge else []
+    broken = check.seal.broken()
+    if broken:
+        verdict, message = Verdict.INVALID, _changed(broken, plan.root)
 
     def proves() -> bool:
         """Whether this tree's own tolerances would let the gate prove itself."""
@@ -76,6 +105,7 @@ def run_check(plan: CheckPlan, folder: RunFolder, progress: Progress) -> CheckRe
         if loosened
         else None,
         calibrated_here=bool(compared) and all(case.calibrated_here for case in compared),
+        judged=None if plan.judge is None else Judged("", fresh),
     )
     said = message or summary(checked)
     return replace(checked, message="\n".join(filter(None, (said, note))))
@@ -91,9 +121,31 @@ def _check_cases(check: Check, progress: Progress) -> list[CaseResult]:
             result = check_case(case, check)
             progress.ended(number, len(plan.cases), case.name, result.verdict)
             results.append(result)
-    if plan.judge is not None:
-        results += vanished_cases(plan.judge, plan.lane, plan.all_cases())
+    if check.base is not None:
+        declared = names_declared(plan.root, plan.overlay, check.options.sandbox)
+        results += vanished_cases(check.base, plan.lane, declared)
     return results
+
+
+@contextlib.contextmanager
+def _fresh_runs(
+    check: Check, verdict: Verdict, results: Sequence[CaseResult], progress: Progress
+) -> Iterator[FreshRuns | None]:
+    """The runs with fresh inputs of a judged check that passes so far; the base's begins now."""
+    if check.base is None or verdict is not Verdict.PASS:
+        yield None
+        return
+    with FreshRuns(check, results, progress) as runs:
+        yield runs
+
+
+def _changed(broken: Sequence[Path], root: Path) -> str:
+    names = [str(p.relative_to(root) if p.is_relative_to(root) else p) for p in broken]
+    more = f" and {len(names) - 1} more files" if len(names) > 1 else ""
+    return (
+        f"{names[0]}{more} changed while the check ran: a run, or somebody beside it, has written "
+        "to what decides; restore it (git checkout goldens), then check again"
+    )
 
 
 def _own_canary(
@@ -102,7 +154,7 @@ def _own_canary(
     """Whether the canary is caught at the tree's own tolerances, where these are looser."""
     if all(loosening.kind != "tolerance" for loosening in loosened):
         return True
-    own = replace(check, plan=replace(check.plan, judge=None))
+    own = replace(check, base=None)
     return check_canary(own, [r.case for r in compared], Lines(lambda line: None))[0].caught
 
 
@@ -186,7 +238,7 @@ def cannot_run(case: Case, plan: CheckPlan, gpus: int) -> CaseResult | None:
     refusal = unfit(plan.declared_lane, gpus)
     if refusal is not None:
         return CaseResult(case.name, Verdict.UNFIT, message=refusal)
-    reason = case.needs.missing(plan.root, gpus, plan.lane)
+    reason = case.needs.missing(plan.root, gpus, plan.declared_lane)
     if reason is not None:
         return CaseResult(case.name, Verdict.SKIPPED, skipped_because=reason)
     return None
@@ -215,9 +267,9 @@ def _load(case: Case, check: Check, trace: Trace) -> _Expected:
     try:
         own = store.nearest(plan.lane, case.name, trace.provenance["environment"])
         refuse_underived(own, check.audit)
-        base = golden_of_base(own, plan.judge)
-        if base is not None:
-            refuse_underived(base, check.judge_audit)
+        base = golden_of_base(own, check.base)
+        if base is not None and check.base_audit is not None:
+            refuse_underived(base, check.base_audit)
         golden = own if base is None else replace(own, tolerances=base.tolerances)
     except DamagedFileError as error:
         raise _NoVerdictError(Verdict.INVALID, str(error)) from error
@@ -264,6 +316,9 @@ def compare_with(
         golden: what is expected, and its tolerances.
         trace: of the run.
         exact: whether every record must match bit for bit.
+
+    Returns:
+        The comparison, the verdict, and why it is no PASS (empty where it is one).
     """
     comparison = compare(golden.trace, trace, golden.tolerances, exact=exact)
     if comparison.compared == 0:
@@ -312,14 +367,11 @@ def _reference(invariant: Invariant, check: Check) -> Trace:
     Raises:
         RunError: it left no trace, or there is no such case.
     """
-    folder = check.folder.trace(invariant.reference)
-    if (folder / "trace.json").exists():
-        return load_trace(folder)
     case = check.plan.all_cases().get(invariant.reference)
     if case is None:
         raise RunError(f"there is no case {invariant.reference}")
     trace = check.recordings.of(case).trace
-    save_trace(trace, folder)
+    save_trace(trace, check.folder.trace(invariant.reference))
     return trace
 
 

@@ -1,4 +1,4 @@
-"""`golden health`: what in the store no check would ever tell you about."""
+"""`golden health`: what is wrong in the store and no check reports."""
 
 from __future__ import annotations
 
@@ -46,13 +46,16 @@ class Finding:
 def examine(
     root: Path, cases: Mapping[str, Case], faults: Mapping[str, Fault], lanes: Mapping[str, Lane]
 ) -> list[Finding]:
-    """Everything that is wrong with the goldens of a repository.
+    """Finds everything that is wrong with the goldens of a repository.
 
     Args:
         root: the repository.
         cases: every declared case.
         faults: every declared fault.
         lanes: every declared lane, by name.
+
+    Returns:
+        The findings; empty where all is well.
     """
     store = GoldenStore(root / "goldens")
     log = AuditLog(store.folder)

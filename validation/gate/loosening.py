@@ -1,11 +1,11 @@
-"""What of a change would loosen the gate, as the base's judge sees it under `--judge`.
+"""Lists what of a change would loosen the gate, for the base that judges it under `--judge`.
 
-The base judges: its tolerances decide, and a quarantine counts that neither the base nor the change
-is without. Two things of a change would loosen the gate after its merge: tolerances of its goldens
-that are wider than the base's, and quarantine that the base lacks or that ends earlier there. They
-are listed, with the verdict that the check would have if an owner accepted them: the change's own
-tolerances and quarantine, in the hands of the base's comparator, cases and canary. Only tolerances
-that a calibration measured can be accepted. A golden or a case that is gone stays INVALID.
+The base's tolerances decide, and a quarantine counts only where both the base and the change have
+it. Two things of a change would loosen the gate after its merge: tolerances of its goldens that are
+wider than the base's, and quarantine that the base lacks or that ends earlier there. They are
+listed, with the verdict that the check would have if an owner accepted them: the base's comparator,
+cases and canary with the change's own tolerances and quarantine. Only tolerances that a calibration
+measured can be accepted. A golden or a case that is gone stays INVALID.
 """
 
 from __future__ import annotations
@@ -24,12 +24,15 @@ from validation.goldens.store import GoldenStore
 
 
 def find_loosenings(goldens: Path, judge: Path, lane: str) -> list[Loosening]:
-    """Everything in a tree's goldens that would loosen the gate of a lane.
+    """Finds everything in a tree's goldens that would loosen the gate of a lane.
 
     Args:
         goldens: `goldens/` of the change.
         judge: `goldens/` of the base.
         lane: whose goldens are compared; quarantine is of all lanes.
+
+    Returns:
+        The loosenings; empty where there is none.
 
     Raises:
         DamagedFileError: the base's quarantine is damaged.
@@ -95,9 +98,16 @@ def _quarantined(goldens: Path, judge: Path) -> Iterator[Loosening]:
 
 
 def quarantine_in_force(goldens: Path, judge: Path | None) -> list[QuarantineEntry]:
-    """The quarantine that a check obeys: with a judge, the stricter of its own and the tree's.
+    """Reads the quarantine in force: with a judge, the stricter of the judge's and the tree's.
 
     An entry that the tree removes or shortens is removed or shortened: tightening needs nobody.
+
+    Args:
+        goldens: `goldens/` of the tree.
+        judge: `goldens/` of the base; None without a judge.
+
+    Returns:
+        The entries in force.
 
     Raises:
         DamagedFileError: the file that decides is damaged.
@@ -122,7 +132,7 @@ def verdict_if_accepted(
     goldens: Path,
     proves: Callable[[], bool],
 ) -> Verdict:
-    """The verdict that the check would have if an owner accepted the loosenings.
+    """Computes the verdict that the check would have if an owner accepted the loosenings.
 
     Args:
         found: loosenings.
@@ -130,6 +140,9 @@ def verdict_if_accepted(
         goldens: `goldens/` of the change, whose quarantine would be in force.
         proves: whether the canary is caught at the tolerances that would be in force; asked only
             where everything else passes.
+
+    Returns:
+        The verdict.
     """
     if not all(loosening.acceptable for loosening in found):
         return Verdict.INVALID

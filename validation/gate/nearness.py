@@ -42,11 +42,14 @@ def nearness(*comparisons: Comparison) -> dict[str, Any]:
 
 
 def calibrated_here(golden: Golden, environment: Mapping[str, Any]) -> bool:
-    """Whether a golden's tolerances were calibrated on a type of machine.
+    """Says whether a golden's tolerances were calibrated on a type of machine.
 
     Args:
         golden: its calibration lists `calibrated_on`, an object with `machine` for each type.
         environment: of a run on the machine in question.
+
+    Returns:
+        Whether the calibration lists the environment's type of machine.
     """
     listed = golden.calibration.get("calibrated_on") or []
     machines = {entry.get("machine") for entry in listed if isinstance(entry, Mapping)}
@@ -60,7 +63,7 @@ def may_be_the_machine(
     divergences: Sequence[Divergence],
     lane: str,
 ) -> str:
-    """What a FAIL of floating records alone says of the machine; empty where nothing is to say.
+    """Says whether a FAIL of floating records alone may come from the machine.
 
     Args:
         case: that failed.
@@ -68,6 +71,9 @@ def may_be_the_machine(
         environment: of the run.
         divergences: beyond tolerance.
         lane: of the check.
+
+    Returns:
+        The sentences for the user; empty where there is nothing to say.
     """
     errors = [d.relative_error for d in divergences if d.relative_error is not None]
     if not errors or len(errors) < len(divergences):
@@ -101,10 +107,13 @@ def may_be_the_machine(
 
 
 def summary(result: CheckResult) -> str:
-    """A check's message: the verdict's reason in the first line, what else to know in further ones.
+    """Words a check's message.
 
     Args:
         result: the check; its own message is not looked at.
+
+    Returns:
+        The verdict's reason in the first line, what else to know in further ones.
     """
     ran = [case for case in result.cases if case.skipped_because is None]
     bad = [case for case in ran if case.verdict == result.verdict]
@@ -167,7 +176,7 @@ def _machine(result: CheckResult) -> list[str]:
         return []
     nearest = max(unknown, key=lambda case: case.largest_ratio or 0.0)
     source = (
-        "come from random rounding, which stands for machines that could exist"
+        "come from random rounding, which imitates machines that could exist"
         if result.environment.get("capability") is None
         else "were measured on other machines"
     )

@@ -62,6 +62,12 @@ class _Quarantine(Form, frozen=True):
 def load_quarantine(goldens: Path) -> list[QuarantineEntry]:
     """Reads the quarantine file of a store; an absent file is an empty quarantine.
 
+    Args:
+        goldens: `goldens/` of a repository.
+
+    Returns:
+        The entries, expired ones included.
+
     Raises:
         DamagedFileError: malformed, an entry without owner or issue, or one of more than
             `MAX_DAYS` days; the file's path comes first.

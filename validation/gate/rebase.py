@@ -100,6 +100,9 @@ def rebase_merge(
         places: the case's merged goldens, from `conflicted`.
         rerun: runs the merged code.
 
+    Returns:
+        What to write, and what to show of it.
+
     Raises:
         RefusedError: the merged goldens are other environments'.
     """
@@ -168,6 +171,9 @@ def rebase_environment(
         rerun: runs a case here, which must be the new environment.
         lane: the runs' lane to move; None for the only one they have.
 
+    Returns:
+        What to write for each case, and what to show of it.
+
     Raises:
         RefusedError: the first check that does not hold, naming the case.
         RunError: a clean run failed here.
@@ -214,11 +220,14 @@ def rebase_environment(
 
 
 def lane_to_move(folder: Path, wanted: str | None) -> str:
-    """The lane of a run folder that is to be moved.
+    """Finds the lane of a run folder that is to be moved.
 
     Args:
         folder: what a check left.
         wanted: what the user named; None for the only one there is.
+
+    Returns:
+        Name of the lane.
 
     Raises:
         RefusedError: the folder has no trace of it, or has several lanes and none was named.

@@ -124,6 +124,46 @@ class Canary:
 
 
 @dataclass(frozen=True)
+class FreshInputs:
+    """Whether a judged change computes what the base does, on inputs that the judge drew.
+
+    Attributes:
+        case: the case that was run; empty where none could be.
+        held: whether the change's records are the base's; None where that could not be found out.
+        message: the first difference, or why it could not be found out.
+    """
+
+    case: str
+    held: bool | None
+    message: str
+
+    def describe(self) -> str:
+        """One line for people."""
+        if self.held:
+            return f"On seeds drawn for this check, {self.case} computes what the base does."
+        if self.held is None:
+            return f"Fresh inputs were not compared: {self.message}."
+        return (
+            f"on seeds drawn for this check, {self.case} does not compute what the base does, "
+            f"though it matches its golden on the golden's own: {self.message}. Either its records "
+            "were copied and not computed, or other inputs show what the golden's do not"
+        )
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a verdict by a base's gate rests on, besides the comparison.
+
+    Attributes:
+        no_sandbox: why the change's code ran without a sandbox; empty where it had one.
+        fresh_inputs: None where the check was no PASS without them.
+    """
+
+    no_sandbox: str
+    fresh_inputs: FreshInputs | None = None
+
+
+@dataclass(frozen=True)
 class Loosening:
     """Something of a change that would loosen the gate after its merge.
 
@@ -156,6 +196,7 @@ class CheckResult:
             machine; None where no golden has a part in it.
         loosened: what of a change would loosen the gate of the base that judges it.
         if_accepted: the verdict if an owner accepted that.
+        judged: what the verdict of a base's gate rests on; None without one.
     """
 
     verdict: Verdict
@@ -168,6 +209,7 @@ class CheckResult:
     calibrated_here: bool | None = None
     loosened: Sequence[Loosening] = ()
     if_accepted: Verdict | None = None
+    judged: Judged | None = None
 
     @property
     def kind(self) -> str:
@@ -202,6 +244,8 @@ class CheckResult:
             "message": self.message,
             "cases": [case.to_json() for case in self.cases],
         }
+        if self.judged is not None:
+            document["judged"] = asdict(self.judged)
         if self.loosened:
             document["loosened"] = [asdict(loosening) for loosening in self.loosened]
             document["verdict_if_accepted"] = (

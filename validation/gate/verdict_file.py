@@ -13,7 +13,13 @@ from validation.run_folder import VERDICT_FILE
 
 
 def read_verdict(run_dir: Path) -> CheckResult:
-    """Return the check that `verdict.json` of a run folder holds.
+    """Reads the check that `verdict.json` of a run folder holds.
+
+    Args:
+        run_dir: the run folder.
+
+    Returns:
+        The check.
 
     Raises:
         DamagedFileError: it is missing, or not a verdict; its path comes first.

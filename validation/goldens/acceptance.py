@@ -112,10 +112,16 @@ def _propose_beside(store: GoldenStore, lane: str, trace: Trace) -> Proposal:
 class UndeclaredError(RefusedError):
     """A record that moved and is not declared, or a declaration of something that did not move.
 
+    Args:
+        message: for the user.
+        declarations: the attribute.
+
     Attributes:
-        declarations: what to declare instead, complete: what of the given declarations something
-            answers, and one for each undeclared movement.
+        declarations: what to declare instead, complete: those given that match a movement, and
+            one for each undeclared movement.
     """
+
+    declarations: Sequence[Expectation]
 
     def __init__(self, message: str, declarations: Sequence[Expectation]) -> None:
         super().__init__(message)
@@ -125,6 +131,10 @@ class UndeclaredError(RefusedError):
 def refuse_undeclared(proposals: Sequence[Proposal], expected: Sequence[Expectation]) -> None:
     """Refuses records that moved undeclared, and declarations of what did not move.
 
+    Args:
+        proposals: what would be accepted.
+        expected: what the user declared with `--expect`.
+
     Raises:
         UndeclaredError: naming every one.
     """
@@ -132,8 +142,8 @@ def refuse_undeclared(proposals: Sequence[Proposal], expected: Sequence[Expectat
     for proposal in proposals:
         moved.setdefault(proposal.trace.case, []).extend(proposal.changed)
     missing = {case: undeclared(case, found, expected) for case, found in moved.items()}
-    answered = [e for e in expected if any(e.covers(e.case, c) for c in moved.get(e.case, ()))]
-    idle = [str(e) for e in expected if e not in answered]
+    matched = [e for e in expected if any(e.covers(e.case, c) for c in moved.get(e.case, ()))]
+    idle = [str(e) for e in expected if e not in matched]
     wrong = []
     if names := sum(len(movement.changes) for found in missing.values() for movement in found):
         wrong.append(f"movement that was not declared, of {names} name(s)")
@@ -141,7 +151,7 @@ def refuse_undeclared(proposals: Sequence[Proposal], expected: Sequence[Expectat
         wrong.append(f"nothing moved like --expect {', '.join(idle)}")
     if wrong:
         needed = [m.declared(case) for case, found in missing.items() for m in found]
-        raise UndeclaredError("; ".join(wrong), [*answered, *needed])
+        raise UndeclaredError("; ".join(wrong), [*matched, *needed])
 
 
 def refuse_unknown(
@@ -150,7 +160,7 @@ def refuse_unknown(
     expected: Sequence[Expectation],
     traces: Sequence[Trace] = (),
 ) -> None:
-    """Refuses declarations that nothing can answer, before anything is trained.
+    """Refuses declarations that no record can match, before anything is trained.
 
     Args:
         store: the goldens.
@@ -185,6 +195,11 @@ def refuse_missing_lanes(
     store: GoldenStore, proposals: Sequence[Proposal], cases: Mapping[str, Case]
 ) -> None:
     """Refuses to move a case on some of its lanes only: the others' goldens would be of old code.
+
+    Args:
+        store: the goldens.
+        proposals: what would be accepted.
+        cases: every declared case, by name.
 
     Raises:
         RefusedError: naming the case and the lane that is missing.

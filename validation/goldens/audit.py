@@ -16,7 +16,7 @@ from validation.running.source import RepositoryError, git, tree_digest
 from validation.trace import RecordKind
 
 SHOWN = 8
-"""How many movements of a golden are told one by one."""
+"""How many movements of a golden are listed one by one."""
 
 
 def write_audit(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -74,39 +73,32 @@ class AuditLog:
     def __init__(self, goldens: Path) -> None:
         self.goldens = goldens
         self.folder = goldens / AUDIT
+        self.problems: list[tuple[Path, str]] = []
+        self._entries: list[Entry] = []
+        self._digests: dict[str, str] = {}
+        self._read()
 
-    @cached_property
-    def _read(self) -> tuple[list[Entry], dict[str, str], list[tuple[Path, str]]]:
-        """Entries, name -> digest of every file, and what is wrong with which file."""
-        entries: list[Entry] = []
-        digests: dict[str, str] = {}
-        problems: list[tuple[Path, str]] = []
+    def _read(self) -> None:
         for path in sorted(self.folder.glob("*.json")):
             try:
                 content = read_file(path)
                 told = parse(decode_json(content, path), _AuditFile, path)
             except DamagedFileError as error:
-                problems.append((path, str(error)))
+                self.problems.append((path, str(error)))
                 continue
-            digests[path.name] = digest(content)
-            intact = path.stem.endswith(f"-{digests[path.name][:_SHOWN_DIGITS]}")
+            self._digests[path.name] = digest(content)
+            intact = path.stem.endswith(f"-{self._digests[path.name][:_SHOWN_DIGITS]}")
             if not intact:
                 text = "was edited: its name is not of its content; restore it from git"
-                problems.append((path, text))
+                self.problems.append((path, text))
             who = (told.author.strip(), told.reason.strip(), told.time, intact)
-            entries += [Entry(path, ACCEPTED, fields, *who) for fields in told.goldens]
-            entries += [Entry(path, CALIBRATED, fields, *who) for fields in told.calibrated]
-        problems += _dangling(entries, digests)
-        return entries, digests, problems
-
-    @property
-    def problems(self) -> list[tuple[Path, str]]:
-        """Files that were edited, deleted or cannot be read: path, and what is wrong."""
-        return self._read[2]
+            self._entries += [Entry(path, ACCEPTED, fields, *who) for fields in told.goldens]
+            self._entries += [Entry(path, CALIBRATED, fields, *who) for fields in told.calibrated]
+        self.problems += _dangling(self._entries, self._digests)
 
     def of(self, lane: str, case: str) -> Iterator[Entry]:
         """What is on file of a case's goldens, oldest first; edited files included."""
-        for entry in self._read[0]:
+        for entry in self._entries:
             if (entry.fields.get("lane"), entry.fields.get("case")) == (lane, case):
                 yield entry
 
@@ -116,7 +108,7 @@ class AuditLog:
         if known is None:
             return {}
         name = known.path.name
-        return {_FORMER: {"file": name, "digest": self._read[1][name]}}
+        return {_FORMER: {"file": name, "digest": self._digests[name]}}
 
     def write(self, document: Mapping[str, Any]) -> Path:
         """Writes one file, whose name no two branches share; returns its path."""
@@ -124,7 +116,6 @@ class AuditLog:
         stamp = str(document["time"]).replace(":", "").replace("-", "")[:15]
         path = self.folder / f"{stamp}-{digest(content)[:_SHOWN_DIGITS]}.json"
         write_atomically(path, content)
-        self.__dict__.pop("_read", None)
         return path
 
 

@@ -88,6 +88,9 @@ def write_calibration(store: GoldenStore, before: Golden, after: Golden, reason:
         before: the golden with its former tolerances.
         after: with the measured ones; `calibration` holds `time`, `runs` and the reruns.
         reason: why it was calibrated; may be empty.
+
+    Returns:
+        Path of the file.
     """
     wider = widened(before.tolerances, after.tolerances)
     entry = {
@@ -105,6 +108,9 @@ def write_adoption(store: GoldenStore, golden: Golden, reason: str) -> Path:
         store: of the golden.
         golden: whose tolerances are on no file.
         reason: why they may stay.
+
+    Returns:
+        Path of the file.
     """
     time = datetime.now(timezone.utc).isoformat(timespec="seconds")
     entry = {"adopted": True, "measured": golden.calibration.get("time", "")}
@@ -138,11 +144,14 @@ def _write(
 
 
 def calibration_on_file(log: AuditLog, golden: Golden) -> Entry | None:
-    """The audit entry of the calibration that measured a golden's tolerances; None without any.
+    """Finds the audit entry of the calibration that measured a golden's tolerances.
 
     Args:
         log: of the golden's store.
         golden: its tolerances, and what is stored with them.
+
+    Returns:
+        The entry, or None where no intact file has one.
     """
     entries = list(log.of(golden.lane, golden.case))
     wanted, here = tolerances_digest(golden.tolerances), in_words(golden.environment)

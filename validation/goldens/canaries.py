@@ -80,17 +80,27 @@ class Canaries:
 
 
 def basis(files: Mapping[str, str], tolerances: Mapping[str, Any]) -> str:
-    """Digest of what a proof holds for.
+    """Computes a digest of what a proof holds for.
 
     Args:
         files: digests of the trace's files.
         tolerances: as a golden's head holds them.
+
+    Returns:
+        The digest.
     """
     return digest(encode_json({"files": dict(files), "tolerances": dict(tolerances)}))
 
 
 def listed(head: Mapping[str, Any], path: Path) -> Canaries:
-    """The canaries that a head lists, stale ones included; none in a head without the list.
+    """Reads the canaries that a head lists, stale ones included.
+
+    Args:
+        head: content of a `golden.json`.
+        path: its file, for messages.
+
+    Returns:
+        The canaries; none in a head without the list.
 
     Raises:
         DamagedFileError: the list is malformed; the message begins with `path`.

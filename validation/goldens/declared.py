@@ -35,7 +35,13 @@ class Expectation:
 
     @classmethod
     def parse(cls, text: str) -> Expectation:
-        """Parses the command line's form.
+        """Parses a declaration as the command line has it.
+
+        Args:
+            text: `CASE:METRIC:up|down|any[:MAXREL]`.
+
+        Returns:
+            The declaration.
 
         Raises:
             ValueError: it is malformed; the message says how.
@@ -133,12 +139,15 @@ def undeclared(
 
 
 def unknown(expected: Expectation, cases: Collection[str], metrics: Collection[str]) -> str | None:
-    """Why nothing can answer a declaration; None where something can.
+    """Says why no record can match a declaration.
 
     Args:
         expected: the declaration.
         cases: that would be accepted.
         metrics: names of every record of the declaration's case.
+
+    Returns:
+        The reason, or None where some record can.
     """
     if expected.case not in cases:
         close = get_close_matches(expected.case, cases, 1)

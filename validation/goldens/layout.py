@@ -19,13 +19,16 @@ HEAD = "golden.json"
 FILES = (CURVES, EVENTS, TABLES, PROJECTION_FILE)
 
 
-def read_file_of(folder: Path, name: str, recorded: Mapping[str, Any]) -> tuple[Path, bytes]:
+def read_file_of(
+    folder: Path, name: str, recorded: Mapping[str, Any], kept: Mapping[Path, bytes] | None = None
+) -> tuple[Path, bytes]:
     """Reads a file of a golden, wherever an acceptance has left it.
 
     Args:
         folder: of the golden.
         name: its fixed name.
         recorded: name -> digest, from the head.
+        kept: contents by path, in place of the folder's.
 
     Returns:
         Where it is, and its content.
@@ -35,8 +38,9 @@ def read_file_of(folder: Path, name: str, recorded: Mapping[str, Any]) -> tuple[
     """
     expected = recorded.get(name)
     staged = folder / staged_name(name, expected)
-    path = staged if staged.exists() else folder / name
-    return path, read_verified(path, expected)
+    there = staged.exists() if kept is None else staged in kept
+    path = staged if there else folder / name
+    return path, read_verified(path, expected, kept)
 
 
 def stage(folder: Path, contents: Mapping[str, bytes]) -> dict[str, str]:
@@ -82,7 +86,14 @@ def unsettled(folder: Path, recorded: Mapping[str, Any]) -> list[str]:
 
 
 def staged_name(name: str, content_digest: object) -> str:
-    """What a file is called until the head that names it is in place.
+    """Returns the name of a file until the head that lists it is in place.
+
+    Args:
+        name: of the file once it is in place.
+        content_digest: of its content, as the head has it.
+
+    Returns:
+        The temporary name.
 
     Raises:
         DamagedFileError: the head has no digest of it.

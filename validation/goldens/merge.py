@@ -85,6 +85,9 @@ def refuse_conflict(path: Path, content: bytes, case: str) -> None:
         path: of the file, for the message.
         content: its bytes, which need not be JSON.
         case: its name, for the command to run.
+
+    Raises:
+        ConflictedGoldenError: the golden was accepted on both sides of a merge.
     """
     sides = conflict_reasons(path, content)
     if sides is None:
@@ -121,11 +124,14 @@ def conflicting_heads(path: Path) -> Mapping[str, Any]:
 
 
 def describe_head(path: Path, content: bytes | None = None) -> list[str]:
-    """A `golden.json` alone as lines, one of a merge included: what git's diff compares.
+    """Describes a `golden.json` alone in lines, one of a merge included: what git's diff compares.
 
     Args:
         path: of the file, for messages at least.
         content: what it holds; None reads it.
+
+    Returns:
+        The lines.
 
     Raises:
         DamagedFileError: missing, or not JSON; the message begins with `path`.
@@ -146,7 +152,7 @@ def describe_head(path: Path, content: bytes | None = None) -> list[str]:
 
 
 def set_up(root: Path, python: str = sys.executable) -> list[str]:
-    """Tells this clone's git how goldens merge and diff; returns what it did, in lines.
+    """Tells this clone's git how goldens merge and diff.
 
     The drivers name the interpreter, since git runs them outside of the environment as well, and
     leave the work to git alone where `golden` is gone or fails. `.gitattributes` is committed once
@@ -155,6 +161,9 @@ def set_up(root: Path, python: str = sys.executable) -> list[str]:
     Args:
         root: the repository.
         python: an interpreter that has this package.
+
+    Returns:
+        What was done, in lines.
     """
     # -P: in a merge or a bisection the checkout's own `validation` may be any.
     golden = f"{shlex.quote(python)} -P -m validation.cli"

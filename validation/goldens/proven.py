@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from validation.cases import Case, Fault
@@ -43,9 +42,9 @@ def candidates(
     cases: Iterable[Case],
     faults: Sequence[Fault],
     environment: Callable[[str], Mapping[str, Any]],
-    judge: Path | None = None,
+    base: GoldenStore | None = None,
 ) -> list[Candidate]:
-    """Every bug of a lane that is proven with a margin of `CERTAIN`, in a fixed order.
+    """Lists every bug of a lane that is proven with a margin of `CERTAIN`, in a fixed order.
 
     Args:
         store: the goldens.
@@ -53,14 +52,17 @@ def candidates(
         cases: that this machine can run.
         faults: declared; a listed one that is not among them is left out.
         environment: name of a case -> where it runs; asked where a case has several goldens.
-        judge: `goldens/` of the base, whose lists count then. Of these, the ones of goldens whose
+        base: the goldens of the base, whose lists count then. Of these, the ones of goldens whose
             trace this tree has not replaced come first; the others count where there are none.
+
+    Returns:
+        The bugs, each with the golden that catches it.
     """
     known = {fault.id: fault for fault in faults if fit(fault, lane)}
     found: list[tuple[bool, Candidate]] = []
     for case in sorted(cases, key=lambda c: c.name):
         try:
-            place, same, proofs = _proofs(store, lane, case, environment, judge)
+            place, same, proofs = _proofs(store, lane, case, environment, base)
         except DamagedFileError:
             continue  # a case of the check is INVALID for it; another one has no golden to compare
         found += [
@@ -77,7 +79,7 @@ def _proofs(
     lane: str,
     case: Case,
     environment: Callable[[str], Mapping[str, Any]],
-    judge: Path | None,
+    base: GoldenStore | None,
 ) -> tuple[str, bool, Mapping[str, Proof]]:
     """Place of a case's golden, whether its trace is the judging one's, and what that one catches.
 
@@ -89,8 +91,7 @@ def _proofs(
     path = store.path(lane, case.name, place) / HEAD
     if ours["case_digest"] != case.digest:
         return place, False, {}
-    if judge is not None:
-        base = GoldenStore(judge)
+    if base is not None:
         its = _nearest(base, lane, case.name, lambda _: environment_of(ours["provenance"]))
         head = base.head(lane, case.name, its)
         path = base.path(lane, case.name, its) / HEAD

@@ -23,13 +23,16 @@ _STAGES = {"ours": 2, "theirs": 3}
 def goldens_of_sides(
     store: GoldenStore, lane: str, case: str, place: str
 ) -> dict[str, Golden | str]:
-    """Each side's golden, or why it cannot be told any more.
+    """Restores each side's golden of a merge conflict.
 
     Args:
         store: the goldens of a repository, one of them in conflict.
         lane: its lane.
         case: its case.
         place: its folder inside the case's.
+
+    Returns:
+        Side -> its golden, or why it cannot be restored.
     """
     root, folder = store.folder.parent, store.path(lane, case, place)
     found: dict[str, Golden | str] = {}

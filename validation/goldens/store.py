@@ -37,7 +37,7 @@ from validation.goldens.merge import refuse_conflict
 from validation.run_folder import runs_folder
 from validation.schema import Form, Number, parse
 from validation.trace.model import Trace
-from validation.trace.storage import decode_trace, encode_trace
+from validation.trace.storage import MAX_BINARY_BYTES, decode_trace, encode_trace
 
 
 class _Series(Form, frozen=True):
@@ -113,13 +113,49 @@ class GoldenStore:
 
     Args:
         folder: usually `goldens/`.
+        kept: contents by path, which are then read instead of the folder's; see `keep`.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, kept: Mapping[Path, bytes] | None = None) -> None:
         self.folder = folder
+        self._kept = kept
+
+    @classmethod
+    def keep(cls, folder: Path, lane: str) -> GoldenStore:
+        """Reads the goldens of a lane into memory; later changes of the files are not seen.
+
+        Args:
+            folder: usually `goldens/`.
+            lane: the one whose goldens can be read.
+
+        Returns:
+            A store that reads from memory.
+        """
+        found = (folder / lane).rglob("*")
+        small = (p for p in found if p.is_file() and p.stat().st_size <= MAX_BINARY_BYTES)
+        return cls(folder, {path: path.read_bytes() for path in small})
+
+    def _heads(self, folder: Path, pattern: str) -> list[Path]:
+        """Heads below a folder of the store."""
+        if self._kept is None:
+            return list(folder.glob(f"{pattern}{HEAD}"))
+        depth = len(folder.parts) + pattern.count("/") + 1
+        return [
+            path
+            for path in self._kept
+            if path.name == HEAD and len(path.parts) == depth and path.is_relative_to(folder)
+        ]
 
     def path(self, lane: str, case: str, place: str = "") -> Path:
-        """Folder of a golden.
+        """Returns the folder of a golden, which need not exist.
+
+        Args:
+            lane: lane of the golden.
+            case: its case.
+            place: folder of its environment inside the case's; empty for the first golden.
+
+        Returns:
+            The folder.
 
         Raises:
             ValueError: a name that would leave the store.
@@ -136,15 +172,15 @@ class GoldenStore:
         """Cases that have a golden on a lane, damaged ones included."""
         folder = self.folder / lane
         return sorted(
-            {p.parent.name for p in folder.glob(f"*/{HEAD}")}
-            | {p.parent.parent.name for p in folder.glob(f"*/*/{HEAD}")}
+            {p.parent.name for p in self._heads(folder, "*/")}
+            | {p.parent.parent.name for p in self._heads(folder, "*/*/")}
         )
 
     def places(self, lane: str, case: str) -> list[str]:
         """Places of a case's goldens, the first environment first, damaged ones included."""
         folder = self.path(lane, case)
-        first = [""] if (folder / HEAD).exists() else []
-        return first + sorted(p.parent.name for p in folder.glob(f"*/{HEAD}"))
+        first = [""] if self._heads(folder, "") else []
+        return first + sorted(p.parent.name for p in self._heads(folder, "*/"))
 
     def place_of(self, lane: str, case: str, environment: Mapping[str, Any]) -> str | None:
         """Where the golden of this very environment is; None where there is none.
@@ -168,7 +204,15 @@ class GoldenStore:
         return folder_name(environment) if "" in self.places(lane, case) else ""
 
     def nearest(self, lane: str, case: str, environment: Mapping[str, Any]) -> Golden:
-        """The golden whose environment is nearest to this one.
+        """Loads the golden whose environment is nearest to this one.
+
+        Args:
+            lane: lane of the golden.
+            case: its case.
+            environment: of the run that is to be compared.
+
+        Returns:
+            The golden.
 
         Raises:
             MissingGoldenError: the case has none.
@@ -177,7 +221,15 @@ class GoldenStore:
         return self.load(lane, case, self.nearest_place(lane, case, environment))
 
     def nearest_place(self, lane: str, case: str, environment: Mapping[str, Any]) -> str:
-        """Place of the golden whose environment is nearest; that of the first where none is.
+        """Finds the place of the golden whose environment is nearest.
+
+        Args:
+            lane: lane of the golden.
+            case: its case.
+            environment: of the run that is to be compared.
+
+        Returns:
+            The place; that of the first golden where there is none.
 
         Raises:
             DamagedFileError: one of the case's is damaged, which could have been the nearest.
@@ -190,18 +242,26 @@ class GoldenStore:
         )
 
     def head(self, lane: str, case: str, place: str = "") -> dict[str, Any]:
-        """The verified head of a golden: everything but the trace's records.
+        """Reads the verified head of a golden: everything but the trace's records.
+
+        Args:
+            lane: lane of the golden.
+            case: its case.
+            place: folder of its environment inside the case's; empty for the first golden.
+
+        Returns:
+            The head.
 
         Raises:
             MissingGoldenError: there is none.
             DamagedFileError: it is damaged; the path comes first.
         """
         path = self.path(lane, case, place) / HEAD
-        if not path.exists():
+        if not self._heads(path.parent, ""):
             raise MissingGoldenError(
                 f"{path}: no golden; record one with `golden update {case} --reason TEXT`"
             )
-        content = read_file(path)
+        content = read_file(path) if self._kept is None else self._kept[path]
         refuse_conflict(path, content, case)
         head = decode_json(content, path)
         check_schema(head, path)
@@ -218,6 +278,14 @@ class GoldenStore:
 
     def load(self, lane: str, case: str, place: str = "") -> Golden:
         """Reads and verifies a golden.
+
+        Args:
+            lane: lane of the golden.
+            case: its case.
+            place: folder of its environment inside the case's; empty for the first golden.
+
+        Returns:
+            The golden.
 
         Raises:
             MissingGoldenError: there is none.
@@ -236,12 +304,19 @@ class GoldenStore:
     def decode(self, head: Mapping[str, Any], place: str = "") -> Golden:
         """Reads and verifies the files that a head names.
 
+        Args:
+            head: content of a verified `golden.json`.
+            place: folder of its environment inside the case's; empty for the first golden.
+
+        Returns:
+            The golden.
+
         Raises:
             DamagedFileError: a file is missing or damaged; its path comes first.
         """
         folder = self.path(str(head["lane"]), str(head["case"]), place)
         told = parse(head, _Head, folder / HEAD)
-        files = {name: read_file_of(folder, name, told.files) for name in FILES}
+        files = {name: read_file_of(folder, name, told.files, self._kept) for name in FILES}
         return Golden(
             lane=told.lane,
             trace=decode_trace(told.case, told.provenance, files),
@@ -277,9 +352,17 @@ class GoldenStore:
         return folder
 
     def settle(self, lane: str, case: str, place: str = "") -> list[str]:
-        """Finishes an acceptance that stopped; returns the files that it renamed or deleted.
+        """Finishes an acceptance that stopped.
 
         Call it inside `lock()`.
+
+        Args:
+            lane: lane of the golden.
+            case: its case.
+            place: folder of its environment inside the case's; empty for the first golden.
+
+        Returns:
+            Names of the files that were renamed or deleted.
 
         Raises:
             DamagedFileError: the golden is missing or damaged; nothing was touched.
@@ -330,7 +413,14 @@ def environment_of(provenance: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def verified_head(head: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """A head without its digest, which must be that of the rest.
+    """Verifies a head against the digest in it.
+
+    Args:
+        head: content of a `golden.json`.
+        path: its file, for messages.
+
+    Returns:
+        The head without its digest.
 
     Raises:
         DamagedFileError: it is not; the message begins with `path`.

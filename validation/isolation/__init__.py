@@ -89,10 +89,13 @@ _MPS = "torch.backends.mps"
 
 
 def isolated(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment for a process, and all that it starts, that shall see no accelerator.
+    """Returns the environment for a process that must see no accelerator, nor must what it starts.
 
     Args:
         environment: every variable that it would have otherwise.
+
+    Returns:
+        The variables.
     """
     path = [str(_SITE), *filter(None, [environment.get("PYTHONPATH")])]
     return {**environment, **VARIABLES, "PYTHONPATH": os.pathsep.join(path)}
@@ -121,12 +124,12 @@ def explain_hidden(error: ModuleNotFoundError) -> None:
 
 
 class _WithoutMps(MetaPathFinder):
-    """Makes torch's module on MPS answer that there is none, right after its import."""
+    """Makes torch's module on MPS report that there is none, right after its import."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """The spec that others find, with a loader that goes on to answer no."""
+        """The spec that others find, with a loader that goes on to report none."""
         if fullname != _MPS:
             return None
         others = (finder for finder in sys.meta_path if finder is not self)

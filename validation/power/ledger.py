@@ -30,13 +30,16 @@ class StateError(RuntimeError):
 def state_of(
     root: Path, lane: str, cases: Iterable[str], without: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Digests of everything that decides the runs: the code, and the heads of the goldens.
+    """Computes digests of what decides the runs: the code, and the heads of the goldens.
 
     Args:
         root: the repository.
         lane: of the goldens.
         cases: names of those that the runs are compared with.
         without: files or folders of code to leave out, besides what reaches nothing.
+
+    Returns:
+        `source`, and `goldens` by case and place.
     """
     store = GoldenStore(root / "goldens")
     heads = {

@@ -1,4 +1,4 @@
-"""The kill matrix: what became of every planted bug, its twin, and every harmless change."""
+"""The kill matrix: what became of every planted bug, no-op control and harmless change."""
 
 from __future__ import annotations
 
@@ -14,6 +14,11 @@ from validation.trace import Trace
 # A bug should show within so many training steps.
 EARLY_STEPS = 3
 
+# The kind of no-op controls, which their ids begin with. JSON results have this name for them.
+NO_OP = "twin"
+_CONTROLS_PASSED = "no-op controls passed"
+_STORED = {_CONTROLS_PASSED: "twins passed"}
+
 
 @dataclass(frozen=True)
 class Sighting:
@@ -23,7 +28,7 @@ class Sighting:
         case: its name.
         first: the first divergence.
         margin: error over tolerance of the worst record, inf where a fact differs; None in results
-            of a time that knew no margins.
+            that were written before margins were.
         steps: training steps after which the run was stopped; None where it was whole.
     """
 
@@ -132,10 +137,11 @@ class Harmless:
 
 @dataclass(frozen=True)
 class Pass:
-    """What became of a change that must pass: a benign one, a bug's twin, or none at all.
+    """What became of a change that must pass: a benign one, a bug's no-op control, or none at all.
 
     Attributes:
-        id: of the benign change; `twin/<fault>`; `unchanged/<case>` for a clean run.
+        id: of the benign change; `twin/<fault>` for a no-op control; `unchanged/<case>` for a clean
+            run.
         passed: whether nothing differed beyond tolerance.
         note: what differed first.
         description: what was changed.
@@ -145,6 +151,22 @@ class Pass:
     passed: bool
     note: str = ""
     description: str = ""
+
+    @property
+    def kind(self) -> str:
+        """What sort of change this is: `unchanged`, `NO_OP` or `benign`."""
+        prefix, slash, _ = self.id.partition("/")
+        return prefix if slash and prefix in ("unchanged", NO_OP) else "benign"
+
+    @property
+    def subject(self) -> str:
+        """Id of the benign change or of the fault; name of the case of a clean run."""
+        return self.id if self.kind == "benign" else self.id.partition("/")[2]
+
+    @property
+    def label(self) -> str:
+        """What was planted, in words."""
+        return f"no-op control of {self.subject}" if self.kind == NO_OP else self.id
 
 
 @dataclass(frozen=True)
@@ -187,8 +209,8 @@ class Matrix:
         return sorted(known, key=lambda kill: (kill.margin, kill.fault.id))[:count]
 
     def harmless(self, kind: str) -> list[Pass]:
-        """Entries of one kind: `unchanged`, `twin`, or `benign`."""
-        return [entry for entry in self.passes if kind_of(entry) == kind]
+        """Entries of one kind: `unchanged`, `NO_OP`, or `benign`."""
+        return [entry for entry in self.passes if entry.kind == kind]
 
     def to_json(self) -> dict[str, Any]:
         """The one object that `golden faults --json` prints."""
@@ -232,15 +254,9 @@ class Matrix:
             **self.to_json(),
             "faults": faults,
             "benign": benign,
-            "scores": scores(self),
+            "scores": {_STORED.get(name, name): text for name, text in scores(self).items()},
             "provenance": self.provenance,
         }
-
-
-def kind_of(entry: Pass) -> str:
-    """What sort of change this was: `unchanged`, `twin` or `benign`."""
-    prefix, slash, _ = entry.id.partition("/")
-    return prefix if slash and prefix in ("unchanged", "twin") else "benign"
 
 
 def scores(matrix: Matrix) -> dict[str, str]:
@@ -259,7 +275,7 @@ def scores(matrix: Matrix) -> dict[str, str]:
     }
     for kind, name in (
         ("benign", "harmless changes passed"),
-        ("twin", "twins passed"),
+        (NO_OP, _CONTROLS_PASSED),
         ("unchanged", "clean runs passed"),
     ):
         entries = matrix.harmless(kind)

@@ -7,7 +7,7 @@ from importlib.resources import files
 import jinja2
 from markupsafe import Markup
 
-from validation.power.matrix import Kill, Matrix, Pass, scores
+from validation.power.matrix import NO_OP, Kill, Matrix, Pass, scores
 
 MARGIN_IS = (
     "The margin of a kill is the error over the tolerance of its worst record; inf where a "
@@ -16,11 +16,14 @@ MARGIN_IS = (
 
 
 def render_html(matrix: Matrix, environment: str) -> str:
-    """One HTML file that needs no network: scores, survivors first, then what must pass.
+    """Renders one HTML file that needs no network: scores, survivors first, then what must pass.
 
     Args:
         matrix: what was found.
         environment: in words, where the bugs were planted.
+
+    Returns:
+        The file's text.
     """
     reports = files("validation.report")
     engine = jinja2.Environment(
@@ -41,7 +44,7 @@ def render_html(matrix: Matrix, environment: str) -> str:
             for title, kind in (
                 ("Harmless changes", "benign"),
                 ("Clean runs", "unchanged"),
-                ("Twins: the same patch without effect", "twin"),
+                ("No-op controls: the same patch without effect", NO_OP),
             )
         ],
         verdict_of=verdict_of,
@@ -84,11 +87,11 @@ def render_markdown(matrix: Matrix, environment: str) -> str:
     for entry in (*matrix.harmless("benign"), *matrix.harmless("unchanged")):
         verdict = "passes" if entry.passed else f"FALSE ALARM: {_cell(entry.note)}"
         lines.append(f"| `{entry.id}` | {verdict} | {_cell(entry.description) or '-'} |")
-    alarms = [entry for entry in matrix.harmless("twin") if not entry.passed]
-    lines += ["", "## Twins", ""]
-    lines += [f"- `{entry.id}`: FALSE ALARM: {entry.note}" for entry in alarms]
+    alarms = [entry for entry in matrix.harmless(NO_OP) if not entry.passed]
+    lines += ["", "## No-op controls", ""]
+    lines += [f"- `{entry.subject}`: FALSE ALARM: {entry.note}" for entry in alarms]
     if not alarms:
-        lines.append(f"All {len(matrix.harmless('twin'))} pass.")
+        lines.append(f"All {len(matrix.harmless(NO_OP))} pass.")
     return "\n".join(lines) + "\n"
 
 

@@ -1,11 +1,11 @@
-"""Runs the kill matrix: each bug, each twin and each harmless change in a process of its own.
+"""Runs the kill matrix: each bug, no-op control and harmless change in a process of its own.
 
 A kill counts only at the golden's frozen tolerances, in an environment that calibration never saw:
 another thread count, other vector instructions and perturbed initial weights, all at once (of
 these only the weights move what is computed in wide arithmetic); on a lane with GPUs, in the
 golden's own settings. A run that crashes is no kill: the gate compared nothing. In the same
 environment every case must pass without a fault, and so must every benign change and every bug's
-twin, which is the same patch without effect.
+no-op control, which is the same patch without effect.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from validation.compare import Comparison, compare
 from validation.config import lane_of
 from validation.goldens import Golden
 from validation.power.matrix import (
+    NO_OP,
     Harmless,
     Kill,
     Matrix,
@@ -38,8 +39,8 @@ from validation.running.execution import RunError, RunOptions, close_parents, ru
 # A perturbation that no calibration uses: it counts its seeds up from 1.
 PERTURBATION = 1_000_003
 
-# Twins have no effect, so many of them are planted in one run; one that fails is tried again alone.
-_TWINS_AT_ONCE = 16
+# No-op controls change nothing, so many are planted in one run; after a FAIL each is tried alone.
+_NO_OPS_AT_ONCE = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +74,7 @@ def run_matrix(
     benign: Sequence[Benign],
     progress: Progress,
 ) -> Matrix:
-    """Plants everything, each in a run of its own, and collects what the gate says."""
+    """Plants everything, each in a run of its own, and gathers what the gate says."""
     telling, ending = threading.Lock(), threading.Event()
 
     def tell(text: str) -> None:
@@ -98,7 +99,7 @@ def run_matrix(
             if not ending.is_set():
                 plan.results.keep_passes(entry, found)
         for done in found:
-            tell(f"{done.id}: {'passes' if done.passed else 'FALSE ALARM'} {done.note}".rstrip())
+            tell(f"{done.label}: {'passes' if done.passed else 'FALSE ALARM'} {done.note}".rstrip())
         return found
 
     entries = _harmless(plan, faults, benign)
@@ -131,13 +132,13 @@ def _harmless(
     needed = {fault.shown_by(plan.lane) for fault in faults} | {change.case for change in benign}
     entries = [Harmless({f"unchanged/{n}": None}, n) for n in sorted(needed & plan.goldens.keys())]
     entries += [Harmless({b.id: b.plant}, b.case, b.steps, b.description) for b in benign]
-    twins: defaultdict[tuple[str, int | None], dict[str, str | None]] = defaultdict(dict)
+    controls: defaultdict[tuple[str, int | None], dict[str, str | None]] = defaultdict(dict)
     for fault in faults:
-        if fault.twin is not None:
+        if fault.no_op is not None:
             place = fault.shown_by(plan.lane), fault.canary_steps
-            twins[place][f"twin/{fault.id}"] = fault.twin
-    for (case, steps), ids in twins.items():
-        entries += [Harmless(part, case, steps) for part in _parts(ids, _TWINS_AT_ONCE)]
+            controls[place][f"{NO_OP}/{fault.id}"] = fault.no_op
+    for (case, steps), ids in controls.items():
+        entries += [Harmless(part, case, steps) for part in _parts(ids, _NO_OPS_AT_ONCE)]
     return entries
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from validation.cases import Case, Fault
 from validation.compare import Catch, Comparison, compare
-from validation.config import declaration_of
+from validation.config import declaration_of, lane_of
 from validation.files import DamagedFileError
 from validation.goldens.canaries import CERTAIN, Canaries, Proof
 from validation.goldens.environments import identity, in_words
@@ -144,13 +144,16 @@ def prove_here(
 
 
 def record(store: GoldenStore, faults: Iterable[Fault], golden: Golden, planted: Planted) -> str:
-    """Lists what was proven with a golden, beside what it lists already; returns a line about it.
+    """Lists what was proven with a golden, beside what it lists already.
 
     Args:
         store: the goldens.
         faults: every declared one; what is listed and no longer declared goes.
         golden: as it was when the faults were planted; one that has changed since is left alone.
         planted: what was found.
+
+    Returns:
+        A line that says what was listed.
     """
     subject = "/".join(filter(None, (golden.lane, golden.case, golden.place)))
     against, declared = basis_of(golden), {fault.id for fault in faults}
@@ -217,7 +220,7 @@ def record_matrix(
 def _unable(site: Site, lane: str, case: Case) -> str | None:
     """Why this machine cannot run a case of a lane; None if it can."""
     gpus = gpu_count()
-    missing = case.needs.missing(site.root, gpus, lane)
+    missing = case.needs.missing(site.root, gpus, lane_of(site.root, lane))
     return unfit(declaration_of(site.root).lanes[lane], gpus) or (missing and f"it {missing}")
 
 

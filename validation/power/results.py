@@ -14,8 +14,8 @@ from validation.power.ledger import Ledger, StateError, module_file
 from validation.power.matrix import Harmless, Kill, Pass, Sighting
 from validation.trace import RecordKind
 
-# What says how a bug is told of, and not what is run.
-_TOLD = ("id", "category", "component", "imitates", "canary", "twin", "lanes", "case_on")
+# What describes a bug, and does not decide what is run.
+_DESCRIPTION = ("id", "category", "component", "imitates", "canary", "no_op", "lanes", "case_on")
 
 
 class Results:
@@ -52,7 +52,7 @@ class Results:
             Sighting(
                 seen["case"],
                 Divergence.from_json(seen["first"], RecordKind(seen["kind"])),
-                # Results of a time that knew no margins have none; infinity is kept as "inf".
+                # Results from before margins were recorded have none; infinity is kept as "inf".
                 None if seen.get("margin") is None else float(seen["margin"]),
                 seen.get("steps"),
             )
@@ -88,8 +88,8 @@ class Results:
         self._ledger.append({"key": key, **entry})
 
     def _key_of_fault(self, fault: Fault) -> str:
-        told = {name: value for name, value in asdict(fault).items() if name not in _TOLD}
-        decided = {**told, "case": fault.shown_by(self._lane), "full": self._full}
+        run = {name: value for name, value in asdict(fault).items() if name not in _DESCRIPTION}
+        decided = {**run, "case": fault.shown_by(self._lane), "full": self._full}
         return _key(decided, [fault.plant])
 
     def _key_of_passes(self, entry: Harmless) -> str:

@@ -32,7 +32,7 @@ class GoldenFailure(Exception):  # noqa: N818 shown to the user as it is
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the plugin's options."""
+    """Adds the plugin's options."""
     group = parser.getgroup("golden", "golden cases")
     group.addoption("--golden", action="store_true", help="run the golden cases as test items")
     group.addoption(
@@ -48,7 +48,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(session: pytest.Session, items: list[pytest.Item]) -> None:
-    """Add the golden items, before -k and -m choose among all."""
+    """Adds the golden items, before -k and -m choose among all."""
     if session.config.option.golden:
         added = list(_golden_items(session))
         items += added
@@ -94,7 +94,7 @@ class GoldenCollector(pytest.Collector):
     """Parent of the golden items of a lane."""
 
     def collect(self) -> Iterator[pytest.Item]:
-        """Return nothing: `pytest_collection_modifyitems` adds the items."""
+        """Returns nothing: `pytest_collection_modifyitems` adds the items."""
         return iter(())
 
 
@@ -107,23 +107,23 @@ class GoldenItem(pytest.Item):
         self.add_marker(MARKER)
 
     def new_folder(self) -> "RunFolder":
-        """Return a run folder of this item's own."""
+        """Returns a run folder of this item's own."""
         from validation.run_folder import RunFolder
 
         return RunFolder.create(self.plan.root, self.plan.lane)
 
     def say(self, line: str) -> None:
-        """Keep a line for the item's report."""
+        """Keeps a line for the item's report."""
         self.add_report_section("call", "golden", line)
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
-        """Return the verdict's text instead of a traceback into the harness."""
+        """Returns the verdict's text instead of a traceback into the harness."""
         if isinstance(excinfo.value, GoldenFailure):
             return str(excinfo.value)
         return super().repr_failure(excinfo, style=style)
 
     def reportinfo(self) -> tuple[Path, int | None, str]:
-        """Return where the item comes from."""
+        """Returns where the item comes from."""
         return self.plan.root / "goldens", None, f"{self.plan.lane}/{self.name}"
 
 
@@ -131,7 +131,7 @@ class CaseItem(GoldenItem):
     """One case, run and compared."""
 
     def runtest(self) -> None:
-        """Run the case; fail unless its verdict is PASS, skip where it cannot run."""
+        """Runs the case; fails unless its verdict is PASS, skips where it cannot run."""
         from dataclasses import replace
 
         from validation.files import encode_json, write_atomically

@@ -39,7 +39,7 @@ class SnapshotFormatError(ValueError):
 
 
 def _as_numpy(data: Any) -> tuple[NDArray[Any], str]:
-    """Return `data` (array, tensor or nested sequence) with the name of its dtype.
+    """Returns `data` (array, tensor or nested sequence) with the name of its dtype.
 
     numpy has no bfloat16, so such a tensor is widened to fp32 (exactly) and keeps its name.
     """
@@ -52,7 +52,7 @@ def _as_numpy(data: Any) -> tuple[NDArray[Any], str]:
 
 
 def _load(text: Any, kind: str) -> dict[str, Any]:
-    """Parse a snapshot's text, refusing another kind or schema by name."""
+    """Parses a snapshot's text, refusing another kind or schema by name."""
     try:
         payload = json.loads(text)
     except (json.JSONDecodeError, TypeError) as error:
@@ -67,7 +67,7 @@ def _load(text: Any, kind: str) -> dict[str, Any]:
 
 
 def _dump(header: Mapping[str, Any], field: str, lines: Sequence[str]) -> str:
-    """Render JSON whose last field is a list with one reviewable line per entry."""
+    """Renders JSON whose last field is a list with one reviewable line per entry."""
     head = json.dumps(header, ensure_ascii=False)[:-1]
     return f'{head}, "{field}": [\n' + ",\n".join(lines) + "\n]}\n"
 
@@ -96,7 +96,7 @@ class TokenSnapshotExtension(_GoldenExtension):
     """A sequence of token ids, equal or not.
 
     Options:
-        decode: Maps a list of ids to text; a difference is then also shown decoded.
+        decode: maps a list of ids to text; a difference is then also shown decoded.
     """
 
     kind = "tokens"
@@ -104,7 +104,7 @@ class TokenSnapshotExtension(_GoldenExtension):
     decode: ClassVar[Callable[[list[int]], str] | None] = None
 
     def serialize(self, data: Any, **_: Any) -> str:
-        """Return `data`, a one-dimensional integer sequence, as JSON text."""
+        """Returns `data`, a one-dimensional integer sequence, as JSON text."""
         array, dtype = _as_numpy(data)
         if (array.size and array.dtype.kind not in "iu") or array.ndim != 1:
             raise SnapshotFormatError(
@@ -119,7 +119,7 @@ class TokenSnapshotExtension(_GoldenExtension):
         return _dump(header, "ids", lines)
 
     def diff_lines(self, serialized_data: Any, snapshot_data: Any) -> Iterator[str]:
-        """Name the first differing offset, with the ids (and text) around it on both sides."""
+        """Names the first differing offset, with the ids (and text) around it on both sides."""
         actual: list[int] = _load(serialized_data, self.kind)["ids"]
         expected: list[int] = _load(snapshot_data, self.kind)["ids"] if snapshot_data else []
         pairs = zip(expected, actual, strict=False)
@@ -144,7 +144,7 @@ class TableSnapshotExtension(_GoldenExtension):
     file_extension = "table.json"
 
     def serialize(self, data: Any, **_: Any) -> str:
-        """Return the table as JSON text, one line per row."""
+        """Returns the table as JSON text, one line per row."""
         if isinstance(data, Sequence) and data and all(isinstance(r, Mapping) for r in data):
             header: dict[str, Any] = {"schema": SCHEMA, "kind": self.kind, "rows": len(data)}
             return _dump(header, "records", [_record_line(i, row) for i, row in enumerate(data)])
@@ -167,7 +167,7 @@ def _record_line(index: int, row: Mapping[str, Any]) -> str:
 
 
 def _boundaries(row: NDArray[Any]) -> list[int]:
-    """Return the offsets at which a run starts, and the row's length."""
+    """Returns the offsets at which a run starts, and the row's length."""
     return [0, *(np.flatnonzero(row[1:] != row[:-1]) + 1).tolist(), len(row)] if len(row) else []
 
 
@@ -189,8 +189,8 @@ class ArraySnapshotExtension(_GoldenExtension):
     Without options the values must be equal.  dtype and shape are discrete: always equal.
 
     Options:
-        rtol: Relative tolerance.
-        atol: Absolute tolerance.
+        rtol: relative tolerance.
+        atol: absolute tolerance.
     """
 
     kind = "array"
@@ -199,7 +199,7 @@ class ArraySnapshotExtension(_GoldenExtension):
     atol: ClassVar[float] = 0.0
 
     def serialize(self, data: Any, **_: Any) -> str:
-        """Return the array as JSON text, one line per innermost row."""
+        """Returns the array as JSON text, one line per innermost row."""
         array, dtype = _as_numpy(data)
         if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
             raise SnapshotFormatError(f"an array of dtype {dtype} cannot be held: numbers only")
@@ -220,7 +220,7 @@ class ArraySnapshotExtension(_GoldenExtension):
         return same and not self._outside(actual, golden).any()
 
     def diff_lines(self, serialized_data: Any, snapshot_data: Any) -> Iterator[str]:
-        """Name the first and the worst element outside the tolerance."""
+        """Names the first and the worst element outside the tolerance."""
         actual = _load(serialized_data, self.kind)
         if not snapshot_data:
             yield f"  got {actual['dtype']} {actual['shape']}"
@@ -257,7 +257,7 @@ class ArraySnapshotExtension(_GoldenExtension):
 
 
 def _number_text(value: Any) -> Any:
-    """Return a JSON value that reads back to the same number (infinities as strings)."""
+    """Returns a JSON value that reads back to the same number (infinities as strings)."""
     if value.dtype.kind != "f":
         return value.item()
     if np.isinf(value):
@@ -267,7 +267,7 @@ def _number_text(value: Any) -> Any:
 
 
 def _numbers(payload: Mapping[str, Any]) -> NDArray[Any]:
-    """Return a snapshot's values, flat, in a dtype wide enough to subtract them."""
+    """Returns a snapshot's values, flat, in a dtype wide enough to subtract them."""
     values = payload["values"]
     if payload["dtype"] in ("int64", "uint64"):
         return np.array(values, dtype=object).astype(np.longdouble)
@@ -288,7 +288,7 @@ class GoldenAssertion(SnapshotAssertion):
     __array_ufunc__ = None
 
     def __call__(self, **options: Any) -> "GoldenAssertion":
-        """Apply syrupy's own options (``name=...``) and the extension's to the next assertion."""
+        """Applies syrupy's own options (``name=...``) and the extension's to the next assertion."""
         base = self.extension_class
         if issubclass(base, _GoldenExtension):
             names = [name for name in ("rtol", "atol", "decode") if name in options]

@@ -7,7 +7,7 @@ from validation.run_folder import JUNIT_FILE, REPORT_FILE
 
 
 def write_reports(result: CheckResult, run_dir: Path) -> None:
-    """Leave in a run folder what its readers need: `evidence/`, `junit.xml`, `report.html`."""
+    """Leaves in a run folder what its readers need: `evidence/`, `junit.xml`, `report.html`."""
     from validation.report.gather import save_evidence
     from validation.report.html import write_report
     from validation.report.junit import write_junit

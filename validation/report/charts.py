@@ -33,7 +33,7 @@ class Axis:
     log: bool = False
 
     def unit(self, value: float) -> float:
-        """Return `value` as a fraction of the axis, clipped to [0, 1]."""
+        """Returns `value` as a fraction of the axis, clipped to [0, 1]."""
         low, high = self.low, self.high
         if self.log:
             value = math.log10(max(value, _MIN_LOG))
@@ -43,7 +43,7 @@ class Axis:
         return min(1.0, max(0.0, (value - low) / (high - low)))
 
     def ticks(self, count: int = 5, *, integers: bool = False) -> list[Tick]:
-        """Return about `count` labels at round numbers, whole ones if asked."""
+        """Returns about `count` labels at round numbers, whole ones if asked."""
         if self.log:
             first, last = math.ceil(math.log10(self.low)), math.floor(math.log10(self.high))
             decades = max(1, math.ceil((last - first + 1) / count))
@@ -66,11 +66,11 @@ class Plot:
     """One drawing: paths in the box, labels in percent.
 
     Attributes:
-        golden: Path of the golden series ("" when absent).
-        actual: Path of the run's series.
-        band: Closed path of the tolerance band, or "".
-        limit: Path of the tolerance line in a deviation plot, or "".
-        y_ticks: Labels from the bottom.
+        golden: path of the golden series ("" when absent).
+        actual: path of the run's series.
+        band: closed path of the tolerance band, or "".
+        limit: path of the tolerance line in a deviation plot, or "".
+        y_ticks: labels from the bottom.
     """
 
     golden: str
@@ -92,12 +92,15 @@ class CurveChart:
 
 
 def format_number(value: float, digits: int = 4) -> str:
-    """Return `value` in few characters: 0.0123, 1,200, 3.1e-7, nan, inf.
+    """Formats a number in few characters: 0.0123, 1,200, 3.1e-7, nan, inf.
 
     Args:
-        value: The number.
-        digits: Significant digits of ordinary magnitudes; very large or small ones get three,
+        value: the number.
+        digits: significant digits of ordinary magnitudes; very large or small ones get three,
             or as many as asked beyond four.
+
+    Returns:
+        The text.
     """
     if not math.isfinite(value):
         return str(value)
@@ -121,15 +124,18 @@ def curve_chart(
     *,
     first_difference: int | None,
 ) -> CurveChart:
-    """Lay out one metric.
+    """Lays out one metric.
 
     Args:
-        steps: Training step of each point, ascending.
-        golden: Golden value per step; None where the golden has none.
-        actual: The run's value per step; None where the run has none.
-        tolerance: Allowed absolute deviation per step; None where the value is discrete or
+        steps: training step of each point, ascending.
+        golden: golden value per step; None where the golden has none.
+        actual: the run's value per step; None where the run has none.
+        tolerance: allowed absolute deviation per step; None where the value is discrete or
             nothing was calibrated.
-        first_difference: Step at which the run first differs, marked in both plots.
+        first_difference: step at which the run first differs, marked in both plots.
+
+    Returns:
+        The chart, in units of the drawing.
     """
     keep = decimate(steps, golden, actual, first_difference)
     xs = [steps[i] for i in keep]
@@ -167,8 +173,8 @@ class TrendChart:
 
     Attributes:
         plot: `actual` is the series, `golden` its levels.
-        x_ticks: Labels from the left, counted from 1.
-        marks: Position in percent and text of each change of level.
+        x_ticks: labels from the left, counted from 1.
+        marks: position in percent and text of each change of level.
     """
 
     plot: Plot
@@ -177,12 +183,15 @@ class TrendChart:
 
 
 def trend_chart(values: Sequence[float], changes: Sequence[tuple[int, float]]) -> TrendChart:
-    """Lay out a series of positive values in order of time.
+    """Lays out a series of positive values in order of time.
 
     Args:
-        values: At least one.
-        changes: Index of each new level's first value, ascending, and the new level over the one
+        values: at least one.
+        changes: index of each new level's first value, ascending, and the new level over the one
             before.
+
+    Returns:
+        The chart, in units of the drawing.
     """
     xs = range(1, len(values) + 1)
     shown = [_finite(value) for value in values]
@@ -208,7 +217,7 @@ def trend_chart(values: Sequence[float], changes: Sequence[tuple[int, float]]) -
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
-    """Return the geometric mean of the values that are there."""
+    """Returns the geometric mean of the values that are there."""
     logs = [math.log(value) for value in values if value]
     return math.exp(sum(logs) / len(logs)) if logs else None
 
@@ -220,7 +229,7 @@ def _deviation_plot(
     room: Sequence[float | None],
     x_axis: Axis,
 ) -> Plot | None:
-    """Return |run - golden| against its tolerance on a log axis; None when nothing differs."""
+    """Returns |run - golden| against its tolerance on a log axis; None when nothing differs."""
     pairs = zip(gold, run, strict=True)
     gaps = [_finite(abs(r - g)) if r is not None and g is not None else None for g, r in pairs]
     shown = [v for v in (*gaps, *room) if v]
@@ -239,7 +248,7 @@ def _deviation_plot(
 
 
 def _finite(value: float | None) -> float | None:
-    """Return `value`, or None for what cannot be drawn: NaN, infinities, and all but them."""
+    """Returns `value`, or None for what cannot be drawn: NaN, infinities, and all but them."""
     return value if value is not None and abs(value) < _LARGEST else None
 
 
@@ -270,7 +279,7 @@ def decimate(
     actual: Sequence[float | None],
     first_difference: int | None,
 ) -> list[int]:
-    """Return the indices to draw: all of a short series, each bucket's extremes of a long one."""
+    """Returns the indices to draw: all of a short series, each bucket's extremes of a long one."""
     if len(steps) <= MAX_POINTS:
         return list(range(len(steps)))
     keep = {0, len(steps) - 1}
@@ -291,7 +300,7 @@ def _point(x: float, y: float, x_axis: Axis, y_axis: Axis) -> str:
 
 
 def _path(xs: Sequence[int], ys: Sequence[float | None], x_axis: Axis, y_axis: Axis) -> str:
-    """Return a polyline broken where a value is missing; a lone point is a dot."""
+    """Returns a polyline broken where a value is missing; a lone point is a dot."""
     parts: list[str] = []
     run: list[str] = []
     for x, y in [*zip(xs, ys, strict=True), (0, None)]:

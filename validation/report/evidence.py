@@ -29,12 +29,12 @@ class CurveEvidence:
     """A metric over steps.
 
     Attributes:
-        metric: Its name.
-        steps: Training steps, ascending.
-        golden: Golden values; None where the golden has no value.
-        actual: The run's values; None where the run has none.
-        tolerance: Allowed absolute deviation; None where the value is discrete.
-        states: How each step compared.
+        metric: its name.
+        steps: training steps, ascending.
+        golden: golden values; None where the golden has no value.
+        actual: the run's values; None where the run has none.
+        tolerance: allowed absolute deviation; None where the value is discrete.
+        states: how each step compared.
     """
 
     metric: str
@@ -50,12 +50,12 @@ class EventEvidence:
     """One compared event of the trace, in execution order.
 
     Attributes:
-        step: Training step.
+        step: training step.
         phase: forward, backward, ...
-        module: Fully qualified module name.
-        tensor: Tensor or record name.
-        state: How it compared.
-        ratio: Relative error over tolerance, for floating records; None when there is none.
+        module: fully qualified module name.
+        tensor: tensor or record name.
+        state: how it compared.
+        ratio: relative error over tolerance, for floating records; None when there is none.
     """
 
     step: int
@@ -74,10 +74,10 @@ class TableEvidence:
     """A table of allowed keys per query, as half-open intervals per row.
 
     Attributes:
-        name: What it is of (layer, backend).
-        columns: Number of columns.
-        golden: Rows of the golden; None when it has no such table.
-        actual: Rows of the run; None when it has none.
+        name: what it is of (layer, backend).
+        columns: number of columns.
+        golden: rows of the golden; None when it has no such table.
+        actual: rows of the run; None when it has none.
     """
 
     name: str
@@ -101,13 +101,13 @@ class CaseEvidence:
     """All of a case.
 
     Attributes:
-        curves: Every metric of either side.
-        events: Of the steps that are worth a look.
-        tables: Those of allowed keys.
-        golden: The golden's provenance, flat.
-        decoded: Text around the first differing token.
-        detects: As in `CaseResult`.
-        first_kind: Kind of the first divergence, which `verdict.json` does not say.
+        curves: every metric of either side.
+        events: of the steps that are worth a look.
+        tables: those of allowed keys.
+        golden: the golden's provenance, flat.
+        decoded: text around the first differing token.
+        detects: as in `CaseResult`.
+        first_kind: kind of the first divergence, which `verdict.json` does not say.
     """
 
     curves: Sequence[CurveEvidence] = ()

@@ -33,7 +33,13 @@ _WIDTH = 100
 
 
 def render_explanation(run_dir: Path) -> str:
-    """Return the explanation of a run folder.
+    """Explains a run folder: what moved first, and what led to it.
+
+    Args:
+        run_dir: the run folder.
+
+    Returns:
+        The explanation, ended by a newline.
 
     Raises:
         DamagedFileError: the folder has no whole verdict, or damaged evidence.
@@ -74,11 +80,14 @@ def render_explanation(run_dir: Path) -> str:
 def environment_changes(
     golden: Mapping[str, str], environment: Mapping[str, Any]
 ) -> list[tuple[str, str, str]]:
-    """Return (name, golden's, run's) for what differs between the two environments.
+    """Lists what differs between the environments of a golden and of a check.
 
     Args:
-        golden: Flat provenance of the golden, with its environment under `environment.`.
-        environment: Environment of the check.
+        golden: flat provenance of the golden, with its environment under `environment.`.
+        environment: environment of the check.
+
+    Returns:
+        (name, the golden's value, the run's value) of each difference.
     """
     now = dict(flat(environment))
     prefix = "environment."
@@ -143,7 +152,7 @@ def _decoded(decoded: Sequence[DecodedEvidence]) -> list[str]:
 
 
 def _led_to_it(divergence: Divergence, evidence: CaseEvidence) -> list[str]:
-    """Return the events around the divergence, it marked; nothing when it is no event."""
+    """Returns the events around the divergence, it marked; nothing when it is no event."""
     if evidence.first_kind in (RecordKind.CURVE, RecordKind.TABLE):
         return []
     events = evidence.events
@@ -173,7 +182,7 @@ def _state(event: EventEvidence) -> str:
 
 
 def _followed(divergence: Divergence, evidence: CaseEvidence) -> list[str]:
-    """Return how far it spread: a first wrong value makes the later ones wrong."""
+    """Returns how far it spread: a first wrong value makes the later ones wrong."""
     bad = [event for event in evidence.events if not event.state.passes]
     lines = []
     if bad:

@@ -41,7 +41,7 @@ _STATES = list(State)
 
 
 def evidence_of(case: CaseResult) -> CaseEvidence:
-    """Return what a report can show of `case`; nothing when it was not compared."""
+    """Returns what a report can show of `case`; nothing when it was not compared."""
     decoded = [DecodedEvidence(side, *texts) for side, texts in case.decoded.items()]
     comparison = case.comparison
     if comparison is None:
@@ -104,7 +104,7 @@ def _place(where: Any) -> _Place:
 
 
 def _events(comparison: Comparison) -> list[EventEvidence]:
-    """Return the events of both traces in execution order, at steps whose tensors were kept."""
+    """Returns the events of both traces in execution order, at steps whose tensors were kept."""
     # A place reached several times in a step (a shared module) is drawn once, by its worst.
     ranked = sorted(comparison.outcomes, key=lambda o: (math.isnan(o.error), o.error))
     outcomes = {_place(o.place): o for o in ranked if o.place.kind is RecordKind.TENSOR}
@@ -136,13 +136,13 @@ def _events(comparison: Comparison) -> list[EventEvidence]:
 
 
 def _interesting_steps(golden: Sequence[Event], found: Sequence[EventEvidence]) -> set[int]:
-    """Return steps with tensors, or with a divergence: batches alone are recorded at every step."""
+    """Returns steps with tensors or a divergence: batches alone are recorded at every step."""
     tensors = {event.key.step for event in golden if event.floating}
     return tensors | {event.step for event in found if not event.state.passes}
 
 
 def _tables(golden: Trace, actual: Trace) -> list[TableEvidence]:
-    """Return the tables of allowed keys; others are told by their first differing row."""
+    """Returns the tables of allowed keys; others are told by their first differing row."""
     keys = [*golden.tables, *(key for key in actual.tables if key not in golden.tables)]
     keys = [key for key in keys if _MASK_NAME.search(key.name)]
     pairs = [(key, _intervals(golden, key), _intervals(actual, key)) for key in keys]
@@ -173,7 +173,7 @@ def _columns(rows: Intervals | None) -> int:
 
 
 def save_evidence(result: CheckResult, run_dir: Path) -> None:
-    """Keep the evidence of every compared case in the run folder."""
+    """Keeps the evidence of every compared case in the run folder."""
     for case in result.cases:
         if case.comparison is not None:
             path = _path(run_dir, case.case)
@@ -181,7 +181,14 @@ def save_evidence(result: CheckResult, run_dir: Path) -> None:
 
 
 def load_evidence(run_dir: Path, case: str) -> CaseEvidence | None:
-    """Read back what `save_evidence` kept of a case; None when it was not compared.
+    """Reads back what `save_evidence` kept of a case.
+
+    Args:
+        run_dir: the run folder.
+        case: name of the case.
+
+    Returns:
+        The evidence, or None when the case was not compared.
 
     Raises:
         DamagedFileError: the file is malformed or of another schema; its path comes first.

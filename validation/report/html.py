@@ -62,13 +62,16 @@ def build_page(
     run_dir: Path,
     written: datetime,
 ) -> PageView:
-    """Return the page's content.
+    """Gathers the page's content.
 
     Args:
-        result: The check.
+        result: the check.
         evidence: Curves, events and tables by case; a case may have none.
-        run_dir: The run folder, named in the commands to try next.
-        written: When the page was written.
+        run_dir: the run folder, named in the commands to try next.
+        written: when the page was written.
+
+    Returns:
+        What the template shows.
     """
     series: list[dict[str, Any]] = []
     cases = [
@@ -271,7 +274,7 @@ def _curve_order(curve: CurveEvidence) -> tuple[bool, int, bool, str]:
 
 
 def _curve_view(curve: CurveEvidence, series: list[dict[str, Any]] | None) -> CurveView:
-    """Lay out one metric; `series` receives what its tooltip shows, None leaves the drawing out."""
+    """Lays out one metric; `series` receives what its tooltip shows, None omits the drawing."""
     worst = _worst(curve)
     bad = next((s for s, st in zip(curve.steps, curve.states, strict=True) if not st.passes), None)
     differs = next(
@@ -324,22 +327,22 @@ def _worst_deviation(curve: CurveEvidence) -> str:
 
 
 def _json(value: float | None) -> float | str | None:
-    """Return a JSON value; what JSON lacks becomes text."""
+    """Returns a JSON value; what JSON lacks becomes text."""
     return value if value is None or math.isfinite(value) else str(value)
 
 
 def render_report(result: CheckResult, evidence: Mapping[str, CaseEvidence], run_dir: Path) -> str:
-    """Return the report's HTML text."""
+    """Returns the report's HTML text."""
     return render(build_page(result, evidence, run_dir, datetime.now(timezone.utc)))
 
 
 def write_report(result: CheckResult, run_dir: Path, out_path: Path) -> Path:
-    """Write the report of a check.
+    """Writes the report of a check.
 
     Args:
-        result: The check.
-        run_dir: Its run folder; evidence kept there stands in for cases without a comparison.
-        out_path: The file to write, replaced whole; its folder is created.
+        result: the check.
+        run_dir: its run folder; evidence kept there stands in for cases without a comparison.
+        out_path: the file to write, replaced whole; its folder is created.
 
     Returns:
         `out_path`.

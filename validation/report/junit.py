@@ -31,7 +31,7 @@ _XML_FORBIDDEN = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010
 
 
 def write_junit(result: CheckResult, path: Path) -> None:
-    """Write the check as JUnit XML to `path`, atomically, creating its folder."""
+    """Writes the check as JUnit XML to `path`, atomically, creating its folder."""
     suite = ET.Element("testsuite", name=f"golden.{result.lane}")
     for case in result.cases:
         _add_case(suite, case, result.lane)
@@ -77,7 +77,7 @@ def _add_case(suite: ET.Element, case: CaseResult, lane: str) -> None:
 
 
 def divergence_text(divergence: Divergence, message: str = "") -> str:
-    """Return a divergence as lines of plain text."""
+    """Returns a divergence as lines of plain text."""
     lines = [
         f"where:          {where(divergence)}",
         f"expected:       {value_text(divergence.expected)}",
@@ -108,5 +108,5 @@ def _add_properties(suite: ET.Element, result: CheckResult) -> None:
 
 
 def _text(value: object) -> str:
-    """Return text that XML 1.0 can hold."""
+    """Returns text that XML 1.0 can hold."""
     return _XML_FORBIDDEN.sub("\ufffd", clean(value))

@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from validation.report.charts import CurveChart
 
-# Two rows on a wide screen; a page shall be read, not scrolled.
+# Two rows on a wide screen; a page is to be read, not scrolled.
 _LEADING_CURVES = 4
 TONES = {
     "PASS": "pass",
@@ -214,7 +214,7 @@ class PageView:
 
 
 def render(page: PageView) -> str:
-    """Return the page as HTML text, complete in itself."""
+    """Returns the page as HTML text, complete in itself."""
     folder = files("validation.report")
     script = folder.joinpath("page.js").read_text("utf-8")
     environment = jinja2.Environment(

@@ -35,11 +35,14 @@ _ORDER = {name: i for i, name in enumerate(_LEGEND)}
 def heat_map(
     events: Sequence[EventEvidence], first: tuple[int | None, str | None] | None
 ) -> HeatView | None:
-    """Return the heat map of `events`, each cell the worst of a module at a step.
+    """Lays out the heat map of events, each cell the worst of a module at a step.
 
     Args:
-        events: Compared events in execution order.
-        first: Step and module of the first divergence, outlined in the map.
+        events: compared events in execution order.
+        first: step and module of the first divergence, outlined in the map.
+
+    Returns:
+        The map, or None where there is nothing to show.
     """
     steps = sorted({event.step for event in events})
     if len(steps) > MAX_HEAT_STEPS:
@@ -109,7 +112,7 @@ def _cell(
 
 
 def mask_pictures(tables: Sequence[TableEvidence]) -> list[MaskView]:
-    """Return pictures of the tables, differing ones first; equal pictures are drawn once."""
+    """Returns pictures of the tables, differing ones first; equal pictures are drawn once."""
     groups: dict[tuple[object, ...], list[TableEvidence]] = {}
     for table in tables:
         groups.setdefault((table.columns, _key(table.golden), _key(table.actual)), []).append(table)
@@ -160,7 +163,7 @@ def _row(rows: Intervals, index: int) -> Sequence[tuple[int, int]]:
 def _split(
     golden: Sequence[tuple[int, int]], actual: Sequence[tuple[int, int]]
 ) -> tuple[list[tuple[int, int]], list[tuple[int, int]], list[tuple[int, int]]]:
-    """Return the intervals in both, only in the golden, only in the run."""
+    """Returns the intervals in both, only in the golden, only in the run."""
     edges = sorted({edge for interval in (*golden, *actual) for edge in interval})
     parts: tuple[list[tuple[int, int]], ...] = ([], [], [])
     for start, stop in itertools.pairwise(edges):

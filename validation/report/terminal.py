@@ -41,7 +41,7 @@ STYLES = {
 
 
 def print_check(result: CheckResult, stream: TextIO | None = None) -> None:
-    """Print the verdict to `stream` (stdout): drawn on a terminal, plain text elsewhere."""
+    """Prints the verdict to `stream` (stdout): drawn on a terminal, plain text elsewhere."""
     stream = stream or sys.stdout
     if stream.isatty():
         Console(file=stream).print(rich_check(result))
@@ -51,7 +51,7 @@ def print_check(result: CheckResult, stream: TextIO | None = None) -> None:
 
 
 def plain_check(result: CheckResult) -> str:
-    """Return the verdict as plain text."""
+    """Returns the verdict as plain text."""
     rows = [("case", "verdict", "compared", "bit-identical", "ratio", "seconds")]
     rows += [
         (
@@ -84,7 +84,7 @@ def plain_check(result: CheckResult) -> str:
 
 
 def rich_check(result: CheckResult) -> RenderableType:
-    """Return the verdict drawn for a terminal."""
+    """Returns the verdict drawn for a terminal."""
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
     table.add_column("case", overflow="fold")
     table.add_column("verdict")
@@ -129,7 +129,7 @@ def _troubled(result: CheckResult) -> list[CaseResult]:
 
 
 def _trouble(case: CaseResult) -> list[tuple[str, str]]:
-    """Return what went wrong with a case as labelled lines, the first divergence first."""
+    """Returns what went wrong with a case as labelled lines, the first divergence first."""
     lines = [("case", f"{clean(case.case)} {case.verdict}")]
     divergence = case.first_divergence
     if divergence is not None:

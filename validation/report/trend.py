@@ -34,9 +34,9 @@ class TrendView:
 
     Attributes:
         case: Name.
-        chart: Step time over the reference kernel's, oldest first.
-        summary: What became of it since the first level.
-        rows: The series' points.
+        chart: step time over the reference kernel's, oldest first.
+        summary: what became of it since the first level.
+        rows: the series' points.
     """
 
     case: str
@@ -46,11 +46,14 @@ class TrendView:
 
 
 def trend_view(case: str, points: Sequence[Point]) -> TrendView:
-    """Return what the page says of one case.
+    """Gathers what the page says of one case.
 
     Args:
         case: Name.
-        points: At least one, oldest first.
+        points: at least one, oldest first.
+
+    Returns:
+        What the template shows.
     """
     costs = [point.relative_cost for point in points]
     changes = change_points(costs)
@@ -76,11 +79,14 @@ def trend_view(case: str, points: Sequence[Point]) -> TrendView:
 
 
 def render_trend_page(lane: str, series: Mapping[str, Sequence[Point]]) -> str:
-    """Return the page.
+    """Renders the page.
 
     Args:
-        lane: Where the benchmarks ran.
-        series: Case to its past benchmarks, oldest first.
+        lane: where the benchmarks ran.
+        series: case to its past benchmarks, oldest first.
+
+    Returns:
+        The HTML text.
     """
     room = files("validation.report")
     engine = jinja2.Environment(
@@ -95,6 +101,6 @@ def render_trend_page(lane: str, series: Mapping[str, Sequence[Point]]) -> str:
 
 
 def write_trend(lane: str, series: Mapping[str, Sequence[Point]], path: Path) -> None:
-    """Write the page to `path`, atomically; arguments as `render_trend_page`."""
+    """Writes the page to `path`, atomically; arguments as `render_trend_page`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, render_trend_page(lane, series).encode())

@@ -20,7 +20,7 @@ _KEPT_CONTROLS = "\n\t"
 
 
 def clean(text: object) -> str:
-    """Return `text` with control and bidirectional-override characters made visible."""
+    """Returns `text` with control and bidirectional-override characters made visible."""
     return "".join(
         c
         if c in _KEPT_CONTROLS or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co", "Cn")
@@ -30,35 +30,35 @@ def clean(text: object) -> str:
 
 
 def value_text(value: object) -> str:
-    """Return a recorded value losslessly, numbers in their shortest form."""
+    """Returns a recorded value losslessly, numbers in their shortest form."""
     return repr(value) if isinstance(value, float) else clean(value)
 
 
 def number_text(value: float | None) -> str:
-    """Return a relative error or tolerance in a few digits; a dash when there is none."""
+    """Returns a relative error or tolerance in a few digits; a dash when there is none."""
     return "-" if value is None else format_number(float(value), 3)
 
 
 def where(divergence: Divergence) -> str:
-    """Return the place of a divergence in one line, outermost first."""
+    """Returns the place of a divergence in one line, outermost first."""
     return clean(divergence.place)
 
 
 def diff_command(run_dir: Path, case: str) -> str:
-    """Return the command that shows all that a run's case differs in from what it was held to."""
+    """Returns the command that shows all differences of a case from what it was compared with."""
     base = run_dir / "base"  # what `golden check --against` leaves of the other revision
     sides = [base, run_dir] if (base / case).is_dir() else [run_dir]
     return shlex.join(["golden", "diff", case, *map(path_text, sides)])
 
 
 def path_text(path: Path) -> str:
-    """Return a path as short as the working directory allows."""
+    """Returns a path as short as the working directory allows."""
     path, here = path.absolute(), Path.cwd()
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def share(part: int, whole: int) -> str:
-    """Return `part (x %)` of `whole`, never rounding an incomplete share up to 100 %."""
+    """Returns `part (x %)` of `whole`, never rounding an incomplete share up to 100 %."""
     if not whole:
         return f"{part:,}"
     percent = math.floor(1000 * part / whole) / 10
@@ -66,7 +66,7 @@ def share(part: int, whole: int) -> str:
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Return nested values as (dotted name, text) pairs."""
+    """Returns nested values as (dotted name, text) pairs."""
     pairs: list[tuple[str, str]] = []
     for name, value in values.items():
         if isinstance(value, Mapping):
@@ -79,17 +79,17 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
 
 
 def ran(result: CheckResult) -> list[CaseResult]:
-    """Return the cases that were not skipped."""
+    """Returns the cases that were not skipped."""
     return [case for case in result.cases if case.skipped_because is None]
 
 
 def skipped(result: CheckResult) -> list[CaseResult]:
-    """Return the skipped cases."""
+    """Returns the skipped cases."""
     return [case for case in result.cases if case.skipped_because is not None]
 
 
 def loosening_lines(result: CheckResult) -> list[str]:
-    """Return what of the change would loosen the gate, and the verdict if that were accepted."""
+    """Returns what of the change would loosen the gate, and the verdict if that were accepted."""
     if not result.loosened:
         return []
     lines = []
@@ -102,29 +102,29 @@ def loosening_lines(result: CheckResult) -> list[str]:
 
 
 def headline(result: CheckResult) -> str:
-    """Return the verdict's reason in one sentence."""
+    """Returns the verdict's reason in one sentence."""
     return clean(result.message or summary(result)).strip().partition("\n")[0]
 
 
 def notes(result: CheckResult) -> list[str]:
-    """Return what else a PASS or a FAIL says: of rounding, and of the machine."""
+    """Returns what else a PASS or a FAIL says: of rounding, and of the machine."""
     if result.verdict not in ("PASS", "FAIL"):
         return []  # the rest of an INVALID's message is the end of a log
     return clean(result.message or summary(result)).strip().split("\n")[1:]
 
 
 def kind_text(result: CaseResult | CheckResult) -> str:
-    """Return a verdict with which PASS it is."""
+    """Returns a verdict with which PASS it is."""
     return f"{result.verdict} {result.kind}".rstrip()
 
 
 def ratio_text(ratio: float | None) -> str:
-    """Return a ratio of error to tolerance in a few digits; a dash when there is none."""
+    """Returns a ratio of error to tolerance in a few digits; a dash when there is none."""
     return "-" if ratio is None else f"{ratio:.3g}"
 
 
 def nearest_text(case: CaseResult) -> str:
-    """Return a case's largest ratio and where it is; empty where nothing floating differs."""
+    """Returns a case's largest ratio and where it is; empty where nothing floating differs."""
     if case.largest_at is None:
         return ""
     return f"largest ratio {ratio_text(case.largest_ratio)} at {where(case.largest_at)}"

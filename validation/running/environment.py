@@ -112,13 +112,16 @@ def gpu_count() -> int:
 
 
 def default_lane(lanes: Mapping[str, Lane], gpus: int) -> str:
-    """The lane that this machine serves with so many GPUs: the one that uses most of them.
+    """Chooses the lane that this machine serves with so many GPUs: the one that uses most of them.
 
     Only the hardware decides. Software that is missing is refused by name where the lane is run.
 
     Args:
         lanes: those to choose from, by name.
         gpus: CUDA devices of the machine.
+
+    Returns:
+        Name of the lane.
     """
     fit = [name for name, lane in lanes.items() if unfit_gpus(lane, gpus) is None]
     return max(fit, key=lambda name: lanes[name].gpus, default=CPU)

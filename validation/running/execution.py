@@ -10,15 +10,16 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from validation.cases import Case
-from validation.config import lane_of
+from validation.config import Lane, lane_of
 from validation.files import DamagedFileError, encode_json, write_atomically
 from validation.running.notes import merged
 from validation.running.ports import reserved_port
+from validation.running.sandbox import Sandbox
 from validation.running.warm import ForkedRun, WarmParent
 from validation.trace import Trace, load_trace
 
@@ -27,6 +28,7 @@ _POLL_SECONDS = 0.02
 # Each holds an imported torch, and Megatron, in memory.
 _MAX_PARENTS = 3
 _LOG_TAIL = 12
+_MAX_LOG_BYTES = 256 * 2**20
 # Copies in fp64 come and go with every operation. Left to itself, glibc takes each large one from
 # the kernel, zeroed, and gives it back: half of a run's time.
 _KEEP_MEMORY = {
@@ -51,6 +53,9 @@ class RunOptions:
         environment: variables put over the user's; only calibration sets any.
         rounding_seed: makes every operation round at random, as another machine or other code
             might; only calibration does.
+        nonce: draws the inputs afresh, see `validation.running.reseed`; only a judge does.
+        declared: what the lane is, where another checkout than the one that runs says so.
+        sandbox: where the processes are confined; None confines nothing.
     """
 
     lane: str
@@ -58,10 +63,13 @@ class RunOptions:
     fault: str | Sequence[str] | None = None
     environment: Mapping[str, str] | None = None
     rounding_seed: int | None = None
+    nonce: int | None = None
+    declared: Lane | None = None
+    sandbox: Sandbox | None = None
 
 
 def run_case(case: Case, options: RunOptions, root: Path, log: Path) -> Trace:
-    """Runs a case in processes of its own and returns its trace, ranks merged.
+    """Runs a case in processes of its own.
 
     The user's environment variables (threads, CPU capability) are obeyed. Ctrl-C, a timeout or a
     failing rank stops every process of the run.
@@ -72,28 +80,34 @@ def run_case(case: Case, options: RunOptions, root: Path, log: Path) -> Trace:
         root: working directory, the repository.
         log: appended with everything that the processes print.
 
+    Returns:
+        Its trace, ranks merged.
+
     Raises:
         RunError: no trace; the message ends with the end of the log.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     log.touch()
     fault = options.fault or ()
-    with tempfile.TemporaryDirectory(prefix="golden-") as folder:
+    lane = options.declared or lane_of(root, options.lane)
+    scratch = None if options.sandbox is None else options.sandbox.scratch
+    with tempfile.TemporaryDirectory(prefix="golden-", dir=scratch) as folder:
         output = Path(folder)
         job = {
             "case": case.name,
             "target": case.target,
             "settings": {**case.settings, **(options.settings or {})},
             "traced_steps": list(case.traced_steps),
-            "lane": options.lane,
+            "lane": asdict(lane),
             "arithmetic": case.arithmetic,
             "rounding_seed": options.rounding_seed,
+            "nonce": options.nonce,
             "faults": [fault] if isinstance(fault, str) else list(fault),
             "output": str(output),
         }
         write_atomically(output / "job.json", encode_json(job))
         start = log.stat().st_size
-        problem = _run_processes(case, options, root, output / "job.json", log)
+        problem = _run_processes(case, options, lane, root, output / "job.json", log)
         if problem:
             raise RunError(f"{problem}\n{_tail(log, start)}".rstrip())
         try:
@@ -120,19 +134,22 @@ def merge_ranks(ranks: Sequence[Trace]) -> Trace:
     )
 
 
-def _run_processes(case: Case, options: RunOptions, root: Path, job: Path, log: Path) -> str | None:
+def _run_processes(
+    case: Case, options: RunOptions, lane: Lane, root: Path, job: Path, log: Path
+) -> str | None:
     """Runs every rank; returns what went wrong, or None."""
     deadline = time.monotonic() + case.timeout
     runs: list[ForkedRun] = []
     reserved = contextlib.ExitStack()
+    start = log.stat().st_size
     try:
-        hidden = not lane_of(root, options.lane).on_gpus
+        hidden = not lane.on_gpus
         # torch then counts cards through NVML, which leaves CUDA to the forks.
         look = {} if hidden else {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
         kept = _KEEP_MEMORY if case.arithmetic == "wide" else {}
         kept = {name: value for name, value in kept.items() if name not in os.environ}
         environment = {**look, **kept, **(options.environment or {})}
-        parent = _warm_parent(root, environment, hidden, log)
+        parent = _warm_parent(root, environment, hidden, log, options.sandbox)
         port = reserved.enter_context(reserved_port()) if case.processes > 1 else None
         for rank_environment in _rank_environments(case.processes, port):
             runs.append(parent.start(job, rank_environment, log, case.preload))
@@ -145,6 +162,8 @@ def _run_processes(case: Case, options: RunOptions, root: Path, job: Path, log: 
                 return f"the run failed: rank {rank} ended with {reason}"
             if all(code == 0 for code in codes):
                 return None
+            if log.stat().st_size > start + _MAX_LOG_BYTES:
+                return f"the run was stopped: it printed more than {_MAX_LOG_BYTES:,} bytes"
             if time.monotonic() > deadline:
                 return f"the run was stopped after {case.timeout:g} s"
             time.sleep(_POLL_SECONDS)
@@ -178,15 +197,21 @@ _all_parents: list[dict[tuple[Any, ...], WarmParent]] = []
 _parents = _Parents()
 
 
-def _warm_parent(root: Path, environment: Mapping[str, str], hidden: bool, log: Path) -> WarmParent:
+def _warm_parent(
+    root: Path,
+    environment: Mapping[str, str],
+    hidden: bool,
+    log: Path,
+    sandbox: Sandbox | None,
+) -> WarmParent:
     """The parent of runs in this environment; the longest unused one makes room for a new one."""
-    key = (root, hidden, *sorted(environment.items()))
+    key = (root, hidden, sandbox, *sorted(environment.items()))
     started = _parents.by_environment
     parent = started.pop(key, None)
     if parent is None or not parent.alive:
         while len(started) >= _MAX_PARENTS:
             started.pop(next(iter(started))).close()
-        parent = WarmParent(root, environment, hidden, log)
+        parent = WarmParent(root, environment, hidden, log, sandbox)
     started[key] = parent
     return parent
 

@@ -23,11 +23,14 @@ class Card:
 
 
 def unfit(lane: Lane, gpus: int) -> str | None:
-    """Why this machine cannot serve a lane, or None.
+    """Says why this machine cannot serve a lane.
 
     Args:
         lane: the lane.
         gpus: CUDA devices that a process of this machine may use.
+
+    Returns:
+        The reason, or None where it can.
     """
     reason = unfit_gpus(lane, gpus)
     if reason is not None:

@@ -27,7 +27,13 @@ _TRIES = 200
 
 @contextlib.contextmanager
 def reserved_port(host: str = "127.0.0.1") -> Iterator[int]:
-    """A port of `host` that is free, and stays reserved among the user's runs inside.
+    """Finds a free port, and reserves it among the user's runs inside of the context.
+
+    Args:
+        host: where the port must be free.
+
+    Yields:
+        The port.
 
     Raises:
         OSError: none is free.

@@ -71,7 +71,13 @@ DEFAULT_RULES: Rules = [(p, reach) for reach, patterns in _DEFAULTS.items() for 
 
 
 def rules_of(root: Path) -> Rules:
-    """The rules of a repository: its own, then those of every repository.
+    """Reads the rules of a repository: its own, then those of every repository.
+
+    Args:
+        root: the repository.
+
+    Returns:
+        The rules; the first that matches decides.
 
     Raises:
         CaseError: `[tool.golden.reach]` says what is no reach.
@@ -140,13 +146,16 @@ def source_of(case: Case, tree: Tree, rules: Rules) -> set[str]:
 
 
 def case_source_digest(case: Case, root: Path) -> str:
-    """BLAKE2b-128 over names and contents of the files that a run of the case is made from.
+    """Digests names and contents of the files that a run of the case is made from.
 
     The target counts by its function and content, not by where it is.
 
     Args:
         case: the case.
         root: the repository, as its working tree is now.
+
+    Returns:
+        BLAKE2b-128, in hexadecimal.
 
     Raises:
         CaseError: its rules are declared wrongly.

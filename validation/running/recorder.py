@@ -1,7 +1,7 @@
-"""The recorder: what an adapter tells of a real training run, and the hooks that listen to it.
+"""The recorder: receives what happens in a real training run, and attaches hooks to its modules.
 
-An adapter is a function that runs someone's training code with hooks of its own and tells a
-`Recorder` what happens. It is started by `validation.running.worker` in each process of a run:
+An adapter is a function that runs someone's training code with hooks of its own and reports
+to a `Recorder` what happens. It is started by `validation.running.worker` in each process of a run:
 
     def run(recorder, settings):                 # the target of a Case
         handles = attach_module(recorder, model, lambda: (step, micro_batch))
@@ -153,7 +153,7 @@ class Recorder:
             step: training step, 0 before training.
             phase: one of `PHASES`.
             tensor: of the module.
-            facts: recorded with it, exactly.
+            **facts: recorded with it, exactly.
 
         Raises:
             ValueError: a fact is called `law` or `holds`, which are the invariant's own.
@@ -170,6 +170,10 @@ class Recorder:
 
     def table(self, name: str, rows: Sequence[Row]) -> None:
         """Records a table, compared exactly.
+
+        Args:
+            name: of the table.
+            rows: integers.
 
         Raises:
             ValueError: a table of this name exists.

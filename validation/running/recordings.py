@@ -47,6 +47,9 @@ def record_case(
         provenance: of the source, which all runs of a command share.
         options: how the run differs from the plain case.
 
+    Returns:
+        The trace.
+
     Raises:
         RunError: it left no trace.
     """
@@ -73,14 +76,14 @@ class Recordings:
     """Makes the traces that a check compares.
 
     Args:
-        lane: where the cases run.
+        options: how the cases run.
         log: receives what the runs print, run after run.
         record: makes one.
         progress: told when a run starts.
     """
 
-    def __init__(self, lane: str, log: Path, record: Record, progress: Progress) -> None:
-        self._lane, self._log, self._record, self._progress = lane, log, record, progress
+    def __init__(self, options: RunOptions, log: Path, record: Record, progress: Progress) -> None:
+        self._options, self._log, self._record, self._progress = options, log, record, progress
         self._cores = max(1, min(MOST_AT_ONCE, len(os.sched_getaffinity(0))))
         self._free = self._cores
         self._turn = threading.Condition()
@@ -105,7 +108,13 @@ class Recordings:
         pool.shutdown()
 
     def of(self, case: Case) -> Recording:
-        """The run of a case, waited for or made now.
+        """Returns the run of a case: waits for one that was started, or makes it now.
+
+        Args:
+            case: what to run.
+
+        Returns:
+            The trace, and how long the run took.
 
         Raises:
             RunError: it left no trace.
@@ -115,8 +124,12 @@ class Recordings:
             return started.result()
         began = time.monotonic()
         self._progress.message(f"{case.name}: running")
-        trace = self._record(case, RunOptions(lane=self._lane), self._log)
-        return Recording(trace, time.monotonic() - began)
+        trace = self._record(case, self._options, self._log)
+        recording = Recording(trace, time.monotonic() - began)
+        kept: Future[Recording] = Future()
+        self._started[case.name] = kept
+        kept.set_result(recording)
+        return recording
 
     def _beside_others(self, case: Case) -> Recording:
         threads = os.environ.get("OMP_NUM_THREADS", "1")
@@ -129,7 +142,7 @@ class Recordings:
             # Of what the user has said nothing: a thread for each rank.
             chosen = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
             environment = {n: v for n, v in chosen.items() if n not in os.environ}
-            options = RunOptions(lane=self._lane, environment=environment)
+            options = replace(self._options, environment=environment)
             try:
                 trace = self._record(case, options, log)
             finally:

@@ -20,7 +20,15 @@ from validation.running.source import RepositoryError, git
 
 
 def commit_of(root: Path, revision: str, option: str) -> str:
-    """The commit id of a revision that an option of the command line names.
+    """Resolves a revision that an option of the command line names.
+
+    Args:
+        root: the repository.
+        revision: a branch, tag or commit.
+        option: the option, for messages.
+
+    Returns:
+        The commit's id.
 
     Raises:
         RepositoryError: there is no such revision.
@@ -37,7 +45,7 @@ def commit_of(root: Path, revision: str, option: str) -> str:
 def base_checkout(
     root: Path, revision: str, option: str, needs: Sequence[str] = ()
 ) -> Iterator[tuple[Path, str]]:
-    """A temporary worktree of a revision, and its commit.
+    """Checks a revision out into a temporary worktree.
 
     Args:
         root: the repository.
@@ -45,6 +53,9 @@ def base_checkout(
         option: of the command line, which a message names.
         needs: paths relative to the repository that runs read. Where git does not track one (data
             beside the checkout, or ignored in it), the worktree has a link to it.
+
+    Yields:
+        The worktree, and the commit's id.
 
     Raises:
         RepositoryError: there is no such revision.
@@ -57,11 +68,22 @@ def base_checkout(
         tree.parent.mkdir(parents=True, exist_ok=True)
         git(root, "worktree", "add", "--quiet", "--detach", "--force", str(tree), commit)
         try:
-            for path in needs:
-                _link(root, tree, os.path.normpath(path))
+            link_needs(root, tree, needs)
             yield tree, commit
         finally:
             git(root, "worktree", "remove", "--force", str(tree))
+
+
+def link_needs(root: Path, tree: Path, needs: Sequence[str]) -> None:
+    """Links what runs read and git does not track from a checkout into a worktree of it.
+
+    Args:
+        root: the checkout.
+        tree: the worktree.
+        needs: paths relative to both.
+    """
+    for path in needs:
+        _link(root, tree, os.path.normpath(path))
 
 
 def _link(root: Path, tree: Path, path: str) -> None:
@@ -86,7 +108,7 @@ def copied_gate(folder: Path) -> Path:
 
 
 def revision_path(root: Path, tree: Path, gate: Path) -> str:
-    """PYTHONPATH of processes that run a worktree's code under a copy of the gate.
+    """Builds PYTHONPATH for processes that run a worktree's code under a copy of the gate.
 
     What Python searches inside of the repository (the user's PYTHONPATH, folders of an editable
     installation) is searched at the same place in the worktree.
@@ -95,6 +117,9 @@ def revision_path(root: Path, tree: Path, gate: Path) -> str:
         root: the repository.
         tree: the worktree.
         gate: folder of the copied `validation`.
+
+    Returns:
+        Folders, joined by the system's separator.
     """
     inherited = [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part]
     root, parts = root.resolve(), [str(gate), *search_path(tree)]

@@ -18,7 +18,13 @@ class RepositoryError(RuntimeError):
 
 
 def find_root(start: Path | None = None) -> Path:
-    """The repository around `start` (the working directory).
+    """Finds the repository around a folder.
+
+    Args:
+        start: the folder; the working directory when None.
+
+    Returns:
+        The repository's root.
 
     Raises:
         RepositoryError: not inside a git repository.
@@ -31,7 +37,14 @@ def find_root(start: Path | None = None) -> Path:
 
 
 def git(root: Path, *words: str) -> str:
-    """Runs git in `root` and returns its output.
+    """Runs git.
+
+    Args:
+        root: working directory of git.
+        *words: the command and its arguments.
+
+    Returns:
+        What git printed.
 
     Raises:
         RepositoryError: git failed; the message has its own.
@@ -66,11 +79,14 @@ def content_of(path: Path) -> bytes | None:
 
 
 def tree_digest(root: Path, without: Sequence[str] = ()) -> str:
-    """BLAKE2b-128 over names and contents of the whole working tree, outside `NOT_SOURCE`.
+    """Digests names and contents of the whole working tree, outside `NOT_SOURCE`.
 
     Args:
         root: the repository.
         without: files, and folders as `tests/`, to leave out besides.
+
+    Returns:
+        BLAKE2b-128, in hexadecimal.
     """
     hasher = hashlib.blake2b(digest_size=16)
     for name in listed_files(root):
@@ -93,12 +109,15 @@ def commit(root: Path) -> str | None:
 def dirty_files(
     root: Path, outside: Sequence[str] = ("goldens/",), *, staged: bool = True
 ) -> list[str]:
-    """Changed and untracked files, but for what the gate's own runs leave.
+    """Lists changed and untracked files, but for what the gate's own runs leave.
 
     Args:
         root: the repository.
         outside: folders whose files do not count.
         staged: whether a file counts that is exactly as it would be committed.
+
+    Returns:
+        Paths relative to the repository, sorted.
     """
     status = git(root, "status", "--porcelain", "-z", "--untracked-files=all", "--no-renames")
     entries = [entry for entry in status.split("\0") if entry and (staged or entry[1] != " ")]

@@ -3,11 +3,14 @@
 Importing torch and Megatron takes longer than most cases. `validation.running.execution` keeps
 one parent for each environment and asks it for processes:
 
-    request   {"job": FILE, "environment": {...}, "log": FILE, "preload": [...]}   a line on stdin
+    requests  {"job": FILE, "environment": {...}, "preload": [...]}    a line on stdin, a socket,
+                                                   with the open log as its file descriptor
+              {"signal": N, "pid": N}              to a run and all that it has started
     answers   {"pid": N}, and when it has ended {"pid": N, "code": N}              lines on stdout
 
 Every run is a process of its own, in its own session; all of them die with the parent, and the
-parent with whoever started it.
+parent with whoever started it. In a sandbox the numbers of processes are the sandbox's own, and no
+log could be opened: hence the signals and the descriptors.
 
 A fork cannot use CUDA once its parent has. Where an import has touched it, a run starts again as a
 fresh process.
@@ -23,6 +26,7 @@ import json
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 import traceback
@@ -30,8 +34,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from validation.compat import module_command
 from validation.config import search_path
 from validation.isolation import isolated
+from validation.running.sandbox import Sandbox
 
 _POLL_SECONDS = 0.02
 _GRACE_SECONDS = 5.0
@@ -46,18 +52,30 @@ class WarmParent:
         environment: variables put over this process's own.
         without_gpus: whether accelerators, and what needs them, are hidden from it and its runs.
         log: appended with what the parent itself prints.
+        sandbox: where it and its runs are confined; None confines nothing.
     """
 
     def __init__(
-        self, root: Path, environment: Mapping[str, str], without_gpus: bool, log: Path
+        self,
+        root: Path,
+        environment: Mapping[str, str],
+        without_gpus: bool,
+        log: Path,
+        sandbox: Sandbox | None = None,
     ) -> None:
         given = {**os.environ, **environment, "PYTHONPATH": _search_path(root)}
-        with log.open("ab") as stream:
+        given = isolated(given) if without_gpus else given
+        command = module_command("validation.running.warm")
+        if sandbox is not None:
+            given = sandbox.environment(given)
+            command = sandbox.command(command, given)
+        self._requests, theirs = socket.socketpair()
+        with log.open("ab") as stream, theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "validation.running.warm"],
+                command,
                 cwd=root,
-                env=isolated(given) if without_gpus else given,
-                stdin=subprocess.PIPE,
+                env=given,
+                stdin=theirs.fileno(),
                 stdout=subprocess.PIPE,
                 stderr=stream,
                 start_new_session=True,
@@ -76,18 +94,25 @@ class WarmParent:
     ) -> ForkedRun:
         """Forks a process for a job.
 
+        Args:
+            job: file that describes the run.
+            environment: variables of the process.
+            log: receives what the process prints.
+            preload: modules that the parent imports before it forks.
+
+        Returns:
+            The started run.
+
         Raises:
             OSError: the parent has died.
         """
         request = {
             "job": str(job),
             "environment": dict(environment),
-            "log": str(log),
             "preload": list(preload),
         }
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(request).encode() + b"\n")
-        self._process.stdin.flush()
+        with log.open("ab") as stream:
+            socket.send_fds(self._requests, [_line(request)], [stream.fileno()])
         while not self._pending:
             if not self._receive(timeout=None):
                 raise BrokenPipeError(f"the parent of the runs died ({self._ended()})")
@@ -99,6 +124,11 @@ class WarmParent:
             self._codes[pid] = self._ended()
         return self._codes.get(pid)
 
+    def kill(self, pid: int, signal_number: int) -> None:
+        """Signals a run and every process that it started."""
+        with contextlib.suppress(OSError):  # the parent has died, and its runs with it
+            self._requests.sendall(_line({"pid": pid, "signal": signal_number}))
+
     def close(self) -> None:
         """Ends the parent and every run of it."""
         for signal_number in (signal.SIGTERM, signal.SIGKILL):
@@ -107,10 +137,10 @@ class WarmParent:
                     os.killpg(self._process.pid, signal_number)
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     self._process.wait(_GRACE_SECONDS)
-        for stream in (self._process.stdin, self._process.stdout):
-            if stream is not None:
-                with contextlib.suppress(OSError):
-                    stream.close()
+        self._requests.close()
+        if self._process.stdout is not None:
+            with contextlib.suppress(OSError):
+                self._process.stdout.close()
 
     def _ended(self) -> int:
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -149,8 +179,11 @@ class ForkedRun:
 
     def kill_group(self, signal_number: int) -> None:
         """Signals the run and every process that it started."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.pid, signal_number)
+        self._parent.kill(self.pid, signal_number)
+
+
+def _line(message: Mapping[str, Any]) -> bytes:
+    return json.dumps(message).encode() + b"\n"
 
 
 def _search_path(root: Path) -> str:
@@ -177,9 +210,11 @@ def serve() -> int:
         os._exit(0)
 
     signal.signal(signal.SIGTERM, leave)
+    requests = socket.socket(fileno=os.dup(0))
     received = b""
+    logs: list[int] = []
     while True:
-        ready, _, _ = select.select([0], [], [], _POLL_SECONDS if children else None)
+        ready, _, _ = select.select([requests], [], [], _POLL_SECONDS if children else None)
         for pid in list(children):
             done, status = os.waitpid(pid, os.WNOHANG)
             if done:
@@ -191,18 +226,26 @@ def serve() -> int:
                 answers.write(json.dumps({"pid": pid, "code": code}) + "\n")
         if not ready:
             continue
-        content = os.read(0, 65536)
+        content, descriptors, _, _ = socket.recv_fds(requests, 65536, 1)
         if not content:
             leave()
+        logs += descriptors
         *lines, received = (received + content).split(b"\n")
         for line in lines:
             request = json.loads(line)
+            if "signal" in request:
+                if request["pid"] in children:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.killpg(request["pid"], request["signal"])
+                continue
             _preload(request["preload"])
             sys.stdout.flush()
             sys.stderr.flush()
+            log = logs.pop(0)
             pid = os.fork()
             if pid == 0:
-                _run(request, answers.fileno())
+                _run(request, log, [answers.fileno(), requests.fileno()])
+            os.close(log)
             children.add(pid)
             answers.write(json.dumps({"pid": pid}) + "\n")
 
@@ -230,7 +273,7 @@ def _preload(names: Sequence[str]) -> None:
 _PRELOADED: set[str] = set()
 
 
-def _run(request: Mapping[str, Any], answers: int) -> None:
+def _run(request: Mapping[str, Any], log: int, parents: Sequence[int]) -> None:
     """The forked process: never returns."""
     code = 1
     try:
@@ -238,15 +281,15 @@ def _run(request: Mapping[str, Any], answers: int) -> None:
         die_with_parent(signal.SIGKILL)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)
-        os.close(answers)
+        for descriptor in parents:  # the parent's ends are not this process's
+            os.close(descriptor)
         nothing = os.open(os.devnull, os.O_RDONLY)
-        log = os.open(request["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         for source, target in ((nothing, 0), (log, 1), (log, 2)):
             os.dup2(source, target)
         os.environ.update(request["environment"])
         if _cuda_is_lost():
-            command = [sys.executable, "-P", "-m", "validation.running.worker", request["job"]]
-            os.execv(sys.executable, command)  # noqa: S606 this very program, as itself
+            command = module_command("validation.running.worker", request["job"])
+            os.execv(command[0], list(command))  # noqa: S606 this very program, as itself
         from validation.running.worker import main
 
         code = main([request["job"]])

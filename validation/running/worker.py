@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from validation.arithmetic import arithmetic
-from validation.config import lane_of
+from validation.config import Lane
 from validation.files import decode_json, read_file
 from validation.isolation import explain_hidden
 from validation.running.environment import describe
 from validation.running.recorder import Recorder
+from validation.running.reseed import reseeded
 from validation.trace import save_trace
 
 
@@ -39,6 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     recorder = Recorder(rank=rank, steps=job["traced_steps"])
     with contextlib.ExitStack() as planted:
         counts = planted.enter_context(arithmetic(job["arithmetic"], job["rounding_seed"]))
+        planted.enter_context(reseeded(job["nonce"]))
         try:
             for fault in job["faults"]:
                 planted.enter_context(resolve(fault)())
@@ -49,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     if job["arithmetic"] != "native" or job["rounding_seed"] is not None:
         recorder.note("arithmetic", asdict(counts))
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    environment = describe(lane_of(Path.cwd(), job["lane"]), ranks, job["arithmetic"])
+    environment = describe(Lane(**job["lane"]), ranks, job["arithmetic"])
     trace = recorder.trace(job["case"], {"environment": environment})
     save_trace(trace, Path(job["output"]) / f"rank{rank}")
     return 0

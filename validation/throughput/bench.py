@@ -184,6 +184,9 @@ def run_bench(plan: BenchPlan, logs: Path, gpus: int, progress: Progress) -> Ben
         gpus: CUDA devices of the machine.
         progress: told what happens.
 
+    Returns:
+        The benchmark, with a result for each case.
+
     Raises:
         RepositoryError: no such revision.
         RunError: a training failed.
@@ -198,8 +201,9 @@ def run_bench(plan: BenchPlan, logs: Path, gpus: int, progress: Progress) -> Ben
     needs = [path for case in plan.cases for path in case.needs.paths]
     with base_checkout(plan.root, plan.base, "--base", needs) as (tree, commit):
         for case in () if results else plan.cases:
-            reason = case.needs.missing(plan.root, gpus, plan.lane)
-            reason = reason or case.needs.missing(tree, gpus, plan.lane)
+            lane = lane_of(plan.root, plan.lane)
+            reason = case.needs.missing(plan.root, gpus, lane)
+            reason = reason or case.needs.missing(tree, gpus, lane)
             if reason is not None:
                 results.append(CaseBench(case=case.name, verdict=Verdict.SKIPPED, message=reason))
                 continue
@@ -293,11 +297,14 @@ def _judge(
 def judge_quads(
     starts: Sequence[Sequence[Quad]], min_effect: float = MIN_EFFECT
 ) -> tuple[Judgement, Judgement]:
-    """Of the median steps and of the whole blocks; either raises the alarm.
+    """Judges the median steps and the whole blocks; either raises the alarm.
 
     Args:
         starts: the quads of each start of the processes.
         min_effect: relative slowdown that an alarm must exceed.
+
+    Returns:
+        The two judgements, in this order.
     """
     step, whole = (
         judge(effects, alpha=EACH_ALPHA, min_effect=min_effect)
@@ -315,7 +322,7 @@ def decide(
     max_growth: float,
     disturbed: Sequence[str],
 ) -> tuple[Verdict, str]:
-    """The verdict, and why it is no PASS.
+    """Decides the verdict of a benchmark.
 
     A disturbed machine makes step times meaningless, but not the memory that the code asks for.
 
@@ -324,6 +331,9 @@ def decide(
         memory_ratio: peak memory, head over base.
         max_growth: relative growth of memory that passes.
         disturbed: what made the machine unfit.
+
+    Returns:
+        The verdict, and why it is no PASS (empty where it is one).
     """
     if memory_ratio > 1.0 + max_growth:
         return Verdict.FAIL, (

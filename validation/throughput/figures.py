@@ -1,4 +1,4 @@
-"""What a side's blocks amount to: step time, tokens a second, MFU, memory, optimizer share."""
+"""Figures of a side's blocks: step time, tokens a second, MFU, memory, optimizer share."""
 
 from __future__ import annotations
 
@@ -48,6 +48,9 @@ def figures_of(blocks: Sequence[Block], facts: Mapping[str, Any]) -> Figures:
     Args:
         blocks: at least one.
         facts: what the side's pacer described.
+
+    Returns:
+        The figures.
     """
     seconds = statistics.median(block.step_seconds for block in blocks)
     tokens = sum(b.tokens for b in blocks) / sum(b.steps for b in blocks)
@@ -82,11 +85,14 @@ class OperatorChange:
 
 
 def operator_changes(blocks: Sequence[Block]) -> list[OperatorChange]:
-    """All kernels or operators of profiled blocks, what got slower most first.
+    """Compares all kernels or operators of profiled blocks.
 
     Args:
         blocks: of both sides, several of each: a single step's operators vary more than they
             differ. Medians over the blocks of a side are compared.
+
+    Returns:
+        The changes, what got slower most first.
     """
     names = dict.fromkeys(name for block in blocks for name in block.operators or {})
     changes = [OperatorChange(n, *(_typical(blocks, side, n) for side in SIDES)) for n in names]

@@ -32,7 +32,7 @@ from validation.running.revisions import copied_gate, revision_path
 
 SIDES = ("base", "head")
 BLOCK_SECONDS = 0.05
-"""Of a block: what disturbs a machine lasts about a second, and both sides shall see the same."""
+"""Of a block: what disturbs a machine lasts about a second, and both sides must see the same."""
 _SAMPLE_SECONDS = 0.1
 _GRACE_SECONDS = 10.0
 _LOG_TAIL = 12
@@ -182,6 +182,9 @@ class Session:
 
         Args:
             profiled: with torch's profiler, a single step each: a trace of many fills the memory.
+
+        Returns:
+            The four blocks, in the order of their runs.
         """
         steps = 1 if profiled else self.block_steps
         order = self._orders.choice(_ORDERS)
@@ -194,6 +197,9 @@ class Session:
             name: the side.
             steps: how many.
             profile: with torch's profiler, whose cost is in the block.
+
+        Returns:
+            What was measured.
 
         Raises:
             RunError: the side died, hung or ended by itself.
@@ -208,7 +214,14 @@ class Session:
 
 @contextlib.contextmanager
 def open_session(plan: SessionPlan, watch: Watch) -> Iterator[Session]:
-    """Starts both trainings; ends them and whatever they started on leaving.
+    """Starts both trainings, and ends them and whatever they started on leaving.
+
+    Args:
+        plan: what is compared.
+        watch: of the machine.
+
+    Yields:
+        The session.
 
     Raises:
         RunError: a side could not be started, naming it, with the end of its log.
@@ -267,11 +280,14 @@ class _Side:
 
     @property
     def pid(self) -> int:
-        """Of the process."""
+        """Id of the process."""
         return self._process.pid
 
     def ask(self, command: Mapping[str, Any]) -> None:
         """Sends a command.
+
+        Args:
+            command: what the side reads as JSON.
 
         Raises:
             RunError: the side is dead.
@@ -285,6 +301,12 @@ class _Side:
 
     def answer(self, meanwhile: Callable[[], None]) -> dict[str, Any]:
         """Waits for an answer, and calls `meanwhile` several times a second.
+
+        Args:
+            meanwhile: what to call.
+
+        Returns:
+            The answer.
 
         Raises:
             RunError: the side died, or did not answer within the case's timeout.

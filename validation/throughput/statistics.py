@@ -66,6 +66,9 @@ def judge(
         alpha: level of the one-sided test.
         min_effect: relative slowdown that an alarm must exceed.
 
+    Returns:
+        The effect with its confidence interval, and whether the head is slower.
+
     Raises:
         ValueError: no effect, or one that is not finite.
     """

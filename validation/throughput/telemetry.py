@@ -73,7 +73,7 @@ class GpuWatch(Watch):
     """One card through NVML: clocks, power, temperature, throttling, memory, other processes.
 
     Args:
-        nvml: the module `pynvml`, or what stands for it in a test.
+        nvml: the module `pynvml`, or a fake of it in a test.
     """
 
     def __init__(self, nvml: Any = None) -> None:
@@ -155,7 +155,13 @@ class GpuWatch(Watch):
 
 
 def watch_for(lane: Lane) -> Watch:
-    """The watch of a lane's kind of machine.
+    """Chooses the watch for a lane's kind of machine.
+
+    Args:
+        lane: the lane.
+
+    Returns:
+        The watch.
 
     Raises:
         RunError: the lane has GPUs and nothing tells how they are.
@@ -174,11 +180,14 @@ def watch_for(lane: Lane) -> Watch:
 def unfit(
     machine: Sequence[Mapping[str, Any]], max_neighbours: float = MAX_NEIGHBOURS
 ) -> list[str]:
-    """Why a run proves nothing about the code; empty when it does.
+    """Says why a run proves nothing about the code.
 
     Args:
         machine: what a watch saw, one entry a block.
         max_neighbours: share of the CPU time that others may use on average.
+
+    Returns:
+        The reasons; empty when there is none.
     """
     reasons = []
     shares = [(entry["neighbours"], entry["steal"]) for entry in machine if "steal" in entry]

@@ -59,11 +59,14 @@ class Point:
 
 
 def change_points(series: Sequence[float], level: float = _LEVEL) -> list[Change]:
-    """Where a series of positive values changed its level, in order.
+    """Finds where a series of positive values changed its level.
 
     Args:
         series: in order of time.
         level: chance of a change point in a stretch that has none.
+
+    Returns:
+        The changes, in order.
     """
     logs = np.log(np.asarray(series, dtype=np.float64))
     cuts = sorted(_cuts(logs, 0, level, np.random.default_rng(0)))
@@ -108,11 +111,14 @@ def _scores(rows: np.ndarray) -> np.ndarray:
 
 
 def read_series(runs: Path, lane: str) -> dict[str, list[Point]]:
-    """Past benchmarks of a lane, by case, oldest first; disturbed ones and planted faults left out.
+    """Reads past benchmarks of a lane; disturbed ones and planted faults are left out.
 
     Args:
         runs: folder of run folders.
         lane: whose machines they ran on.
+
+    Returns:
+        Case -> its benchmarks, oldest first.
 
     Raises:
         DamagedFileError: a file that is no benchmark; its path comes first.

@@ -112,6 +112,12 @@ def save_trace(trace: Trace, folder: Path) -> None:
 def load_trace(folder: Path) -> Trace:
     """Reads and verifies a trace folder.
 
+    Args:
+        folder: what `save_trace` wrote.
+
+    Returns:
+        The trace.
+
     Raises:
         DamagedFileError: a file is missing, altered, oversized or malformed; its path comes first.
     """
@@ -129,13 +135,26 @@ def load_trace(folder: Path) -> Trace:
     )
 
 
-def read_verified(path: Path, expected: object) -> bytes:
-    """Reads a file and holds it against its recorded digest.
+def read_verified(path: Path, expected: object, kept: Mapping[Path, bytes] | None = None) -> bytes:
+    """Reads a file and compares it with its recorded digest.
+
+    Args:
+        path: of the file.
+        expected: its digest.
+        kept: contents by path, which are then read instead.
+
+    Returns:
+        Its content.
 
     Raises:
         DamagedFileError: missing, too large, or changed since it was recorded.
     """
-    content = read_file(path, MAX_BINARY_BYTES)
+    if kept is None:
+        content = read_file(path, MAX_BINARY_BYTES)
+    elif path in kept:
+        content = kept[path]
+    else:
+        raise DamagedFileError(f"{path}: missing")
     if digest(content) != expected:
         raise DamagedFileError(f"{path}: damaged: its content is not what was recorded")
     return content
@@ -150,6 +169,9 @@ def decode_trace(
         case: name of the case.
         provenance: from the head.
         files: name -> (path for messages, content).
+
+    Returns:
+        The trace.
 
     Raises:
         DamagedFileError: malformed content; the message begins with the file's path.

@@ -1,4 +1,4 @@
-"""Reads a benchmark's folder (`bench.json`, `logs/`) into what MLflow shall hold."""
+"""Reads a benchmark's folder (`bench.json`, `logs/`) into what MLflow gets."""
 
 import hashlib
 import statistics
@@ -30,7 +30,13 @@ _BLOCK_METRICS = ("seconds", "step_seconds", "reference_seconds", "optimizer_sec
 
 
 def read_bench(run_dir: Path) -> CheckRecord:
-    """Return the MLflow runs of a benchmark's folder.
+    """Reads the MLflow runs of a benchmark's folder.
+
+    Args:
+        run_dir: the run folder.
+
+    Returns:
+        The run to send, with nested ones of the cases.
 
     Raises:
         DamagedFileError: the folder has no whole `bench.json`; its path comes first.

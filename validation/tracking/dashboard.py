@@ -1,6 +1,6 @@
 """`golden dashboard`: MLflow's own pages on the published runs.
 
-A remote store already has a server, whose address is all there is to say.  For the embedded
+A remote store already has a server: its address is printed.  For the embedded
 SQLite store a server is started on the loopback interface and ends with the command.
 """
 
@@ -36,8 +36,8 @@ class Server:
     """A running MLflow server.
 
     Attributes:
-        url: Where its pages are.
-        process: The server's process, None when the store has a server of its own.
+        url: where its pages are.
+        process: the server's process, None when the store has a server of its own.
     """
 
     url: str
@@ -45,7 +45,7 @@ class Server:
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """Return a TCP port of `host` that is free now."""
+    """Returns a TCP port of `host` that is free now."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
         listener.bind((host, 0))
         return int(listener.getsockname()[1])
@@ -55,13 +55,13 @@ def free_port(host: str = "127.0.0.1") -> int:
 def running_server(
     store: Store, *, host: str = "127.0.0.1", port: int = 0, start_seconds: float = _START_SECONDS
 ) -> Iterator[Server]:
-    """Serve `store` until the context ends.
+    """Serves `store` until the context ends.
 
     Args:
-        store: What to serve.
-        host: Interface to listen on.
-        port: Port to listen on; 0 takes a free one.
-        start_seconds: How long the server may take to answer.
+        store: what to serve.
+        host: interface to listen on.
+        port: port to listen on; 0 takes a free one.
+        start_seconds: how long the server may take to answer.
 
     Raises:
         TrackingError: The server did not come up; the message ends with what it said.
@@ -111,17 +111,20 @@ def serve(
     open_browser: bool = True,
     announce: Callable[[str], None] = print,
 ) -> int:
-    """Open MLflow on the published runs and stay until Ctrl-C.
+    """Opens MLflow on the published runs and stays until Ctrl-C.
 
     Args:
-        store: Tracking URI; None follows `resolve_store`.
-        host: Interface to listen on; the loopback by default, since MLflow has no login.
+        store: tracking URI; None follows `resolve_store`.
+        host: interface to listen on; the loopback by default, since MLflow has no login.
         port: Port; 0 takes a free one.
-        open_browser: Whether to open the user's browser at the address.
-        announce: Receives the lines for the user.
+        open_browser: whether to open the user's browser at the address.
+        announce: receives the lines for the user.
 
     Returns:
         The exit status, 0 after Ctrl-C.
+
+    Raises:
+        TrackingError: the server ended by itself.
     """
     target = resolve_store(store)
     try:
@@ -141,7 +144,7 @@ def serve(
 
 
 def _landing_page(url: str) -> str:
-    """Return the page of the lane's checks when there is one lane, else the list of lanes."""
+    """Returns the page of the lane's checks when there is one lane, else the list of lanes."""
     query = urllib.parse.urlencode({"max_results": 100, "filter": "name LIKE 'golden/%'"})
     try:
         with urllib.request.urlopen(  # noqa: S310
@@ -157,7 +160,7 @@ def _landing_page(url: str) -> str:
 
 @contextmanager
 def _ending_on_signals() -> Iterator[None]:
-    """Let SIGTERM, and SIGINT where a shell had it ignored, end the command as Ctrl-C does.
+    """Lets SIGTERM, and SIGINT where a shell had it ignored, end the command as Ctrl-C does.
 
     The server is a session of its own and would otherwise be left behind.
     """

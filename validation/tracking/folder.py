@@ -1,4 +1,4 @@
-"""Reads a check's folder (`verdict.json`, `traces/`, `evidence/`) into what MLflow shall hold."""
+"""Reads a check's folder (`verdict.json`, `traces/`, `evidence/`) into what MLflow gets."""
 
 import contextlib
 import hashlib
@@ -42,7 +42,13 @@ MAX_FAMILY = 32
 
 
 def read_check(run_dir: Path) -> CheckRecord:
-    """Return the MLflow runs of a check's folder.
+    """Reads the MLflow runs of a check's folder.
+
+    Args:
+        run_dir: the run folder.
+
+    Returns:
+        The run to send, with nested ones of the cases.
 
     Raises:
         DamagedFileError: the folder has no whole verdict, or a file of it is damaged.
@@ -86,7 +92,7 @@ def read_check(run_dir: Path) -> CheckRecord:
 
 
 def evidence_key(run_dir: Path) -> str:
-    """Return a digest of what a run left: its verdict and its traces.
+    """Returns a digest of what a run left: its verdict and its traces.
 
     Reports, logs and what publishing itself writes do not change it.
     """
@@ -110,7 +116,7 @@ def _provenance(run_dir: Path, case: str) -> Mapping[str, Any]:
 
 
 def _started(run_dir: Path, provenances: Sequence[Mapping[str, Any]]) -> int:
-    """Return when the check began, in ms: as recorded, else from the folder's name."""
+    """Returns when the check began, in ms: as recorded, else from the folder's name."""
     moments: list[datetime] = []
     for provenance in provenances:
         with contextlib.suppress(ValueError):
@@ -270,7 +276,7 @@ def _artifacts(run_dir: Path) -> list[tuple[Path, str]]:
 
 
 def _note(result: CheckResult) -> str:
-    """Return the description that MLflow shows on top of a run, in Markdown."""
+    """Returns the description that MLflow shows on top of a run, in Markdown."""
     compared = sum(case.compared for case in result.cases)
     identical = sum(case.identical for case in result.cases)
     rows = [

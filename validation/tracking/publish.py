@@ -1,4 +1,4 @@
-"""Send run folders to MLflow, once each, however often and from wherever it is asked.
+"""Sends run folders to MLflow, once each, however often and from wherever it is asked.
 
 A run's key is a digest of its evidence (verdict and traces, or a benchmark's blocks), so that
 publishing again finds what is there, completes what a dead server left half-written, and adds
@@ -53,11 +53,11 @@ class PublishResult:
     """What became of one run folder.
 
     Attributes:
-        run_dir: The folder.
+        run_dir: the folder.
         store: URI of the store it was meant for.
-        sent: Whether the store holds the whole run now.
+        sent: whether the store holds the whole run now.
         run_id: MLflow's id of the check's run, None when not sent.
-        message: What happened, for the user; the reason when it was not sent.
+        message: what happened, for the user; the reason when it was not sent.
     """
 
     run_dir: Path
@@ -68,11 +68,11 @@ class PublishResult:
 
 
 def publish_run(run_dir: Path, *, store: str | None = None) -> PublishResult:
-    """Send one run folder to the store; never raises for what the store or MLflow does.
+    """Sends one run folder to the store; never raises for what the store or MLflow does.
 
     Args:
-        run_dir: A run folder (`runs/<time>-<lane>-<source digest>`).
-        store: Tracking URI; None follows `MLFLOW_TRACKING_URI`, else the project's own store.
+        run_dir: a run folder (`runs/<time>-<lane>-<source digest>`).
+        store: tracking URI; None follows `MLFLOW_TRACKING_URI`, else the project's own store.
 
     Returns:
         Whether it was sent.  A failure is also kept in the folder, for `pending`.
@@ -110,6 +110,9 @@ def publish_run(run_dir: Path, *, store: str | None = None) -> PublishResult:
 def refuse_troubled(store: Store) -> None:
     """Refuses a store that cannot be used, before MLflow tries it again and again.
 
+    Args:
+        store: the store.
+
     Raises:
         TrackingError: why not.
     """
@@ -120,7 +123,13 @@ def refuse_troubled(store: Store) -> None:
 
 
 def read_run(run_dir: Path) -> CheckRecord:
-    """Return the MLflow runs of a run folder, a check's or a benchmark's.
+    """Reads the MLflow runs of a run folder, a check's or a benchmark's.
+
+    Args:
+        run_dir: the run folder.
+
+    Returns:
+        The run to send, with nested ones of the cases.
 
     Raises:
         DamagedFileError: a file of it is missing or damaged.
@@ -129,7 +138,14 @@ def read_run(run_dir: Path) -> CheckRecord:
 
 
 def pending(runs_dir: Path, *, store: str | None = None) -> list[Path]:
-    """Return the run folders under `runs_dir` that `store` does not hold yet, oldest first.
+    """Lists the run folders that a store does not hold yet.
+
+    Args:
+        runs_dir: folder of run folders.
+        store: as `resolve_store` takes it.
+
+    Returns:
+        The folders, oldest first.
 
     Raises:
         TrackingError: `store` names no store.
@@ -145,7 +161,14 @@ def pending(runs_dir: Path, *, store: str | None = None) -> list[Path]:
 
 
 def send(check: CheckRecord, store: Store) -> str:
-    """Write `check` to `store` and return MLflow's id of its run.
+    """Writes a check to a store.
+
+    Args:
+        check: the run to send.
+        store: receives it.
+
+    Returns:
+        MLflow's id of its run.
 
     Raises:
         Exception: Whatever MLflow raises when the store cannot be reached or written.
@@ -195,7 +218,7 @@ def _own_run(
     started_ms: int,
     tags: dict[str, str],
 ) -> "Run":
-    """Return the record's run, creating it; of several (a reply lost on its way) one remains."""
+    """Returns the record's run, creating it; of several (a reply lost on its way) one remains."""
     runs = _by_key(client, experiment, record.key)
     if not runs:
         client.create_run(
@@ -231,7 +254,7 @@ def _fill(
     passed: bool,
     more_tags: dict[str, str] | None = None,
 ) -> None:
-    """Write everything of one run; the tag that says it is complete comes last."""
+    """Writes everything of one run; the tag that says it is complete comes last."""
     from mlflow.entities import Metric, Param, RunTag
 
     run_id = run.info.run_id
@@ -263,7 +286,7 @@ def _fill(
 def _changes_since_pass(
     client: "MlflowClient", experiment: str, check: CheckRecord
 ) -> dict[str, str]:
-    """Return tags that say which parameters differ from the last of its kind that passed before."""
+    """Returns tags that say which parameters differ from the last passed run of its kind."""
     kind = check.parent.tags["golden.kind"]
     found = client.search_runs(
         [experiment],
@@ -296,13 +319,13 @@ def _chunks(items: list[Any], size: int) -> Iterator[list[Any]]:
 
 
 def _reason(error: Exception) -> str:
-    """Return the first line of an error, without the driver's page of context."""
+    """Returns the first line of an error, without the driver's page of context."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     return (lines[0] if lines else type(error).__name__)[:300]
 
 
 def _state(run_dir: Path) -> dict[str, Any]:
-    """Return what the folder remembers per store; nothing when it is damaged."""
+    """Returns what the folder remembers per store; nothing when it is damaged."""
     try:
         state = json.loads((run_dir / STATE_FILE).read_text("utf-8"))
     except (OSError, ValueError):

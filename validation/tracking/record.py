@@ -1,4 +1,4 @@
-"""A run folder as MLflow shall see it, in plain values.
+"""A run folder as MLflow gets it, in plain values.
 
 Nothing here touches MLflow: `validation.tracking.publish` sends what this module describes.
 """
@@ -27,10 +27,10 @@ class RunRecord:
     """One MLflow run.
 
     Attributes:
-        key: Identifies the run across republishing; unique in its experiment.
-        name: Shown name.
-        params: Immutable facts: commit, digests, environment.
-        tags: What MLflow's search finds: verdict, case, first divergence.
+        key: identifies the run across republishing; unique in its experiment.
+        name: shown name.
+        params: immutable facts: commit, digests, environment.
+        tags: what MLflow's search finds: verdict, case, first divergence.
         note: Markdown description.
         metrics: Values, per step where they have one.
         artifacts: (file or folder, folder inside the run's artifacts).
@@ -50,12 +50,12 @@ class CheckRecord:
     """A check or a benchmark: the parent run, one nested run per case, and when it happened.
 
     Attributes:
-        experiment: Name of the experiment: one per lane.
+        experiment: name of the experiment: one per lane.
         started_ms: Start, milliseconds since the epoch.
         ended_ms: End, milliseconds since the epoch.
-        passed: Whether MLflow shall show the run as finished rather than failed.
-        parent: The check or benchmark; its tag `golden.kind` says which.
-        cases: Its cases.
+        passed: whether MLflow shows the run as finished rather than failed.
+        parent: the check or benchmark; its tag `golden.kind` says which.
+        cases: its cases.
     """
 
     experiment: str
@@ -67,19 +67,19 @@ class CheckRecord:
 
 
 def safe_name(name: str) -> str:
-    """Return `name` in the characters MLflow allows in metrics, parameters and tags."""
+    """Returns `name` in the characters MLflow allows in metrics, parameters and tags."""
     cleaned = _FORBIDDEN.sub("_", name)
     parts = [part for part in cleaned.split("/") if part.strip(". ")]
     return "/".join(parts)[:_MAX_NAME] or "unnamed"
 
 
 def safe_value(value: object) -> str:
-    """Return `value` as text of a length that every MLflow store keeps."""
+    """Returns `value` as text of a length that every MLflow store keeps."""
     text = str(value)
     return text if len(text) <= _MAX_TAG else text[: _MAX_TAG - 1] + "…"
 
 
 def markdown_cell(text: str) -> str:
-    """Return text that Markdown shows as it is, in a table or a line."""
+    """Returns text that Markdown shows as it is, in a table or a line."""
     escaped = "".join(f"\\{c}" if c in "\\`*_{}[]<>#|!" else c for c in text)
     return " ".join(escaped.split())

@@ -44,8 +44,8 @@ class Store:
     """An MLflow tracking store.
 
     Attributes:
-        uri: Tracking URI, absolute when it is an SQLite file.
-        artifacts: Folder of the artifacts of an SQLite store; None when the store decides.
+        uri: tracking URI, absolute when it is an SQLite file.
+        artifacts: folder of the artifacts of an SQLite store; None when the store decides.
     """
 
     uri: str
@@ -64,7 +64,7 @@ class Store:
         return Path(unquote(self.uri.removeprefix(SQLITE)))
 
     def client(self) -> "MlflowClient":
-        """Return a client of the store, creating an SQLite file on first use."""
+        """Returns a client of the store, creating an SQLite file on first use."""
         require_mlflow()
         import mlflow
 
@@ -72,7 +72,7 @@ class Store:
         return mlflow.MlflowClient(tracking_uri=self.uri)
 
     def prepare(self) -> None:
-        """Make the folders of an SQLite store, hidden from git where they are in a checkout."""
+        """Makes the folders of an SQLite store, hidden from git where they are in a checkout."""
         if self.artifacts is not None and self.database is not None:
             _make_ignored(self.database.parent)
             _hide_from_git(self.database, self.artifacts)
@@ -80,14 +80,14 @@ class Store:
 
 
 def _make_ignored(folder: Path) -> None:
-    """Create the store's folder such that git does not see it: a run leaves the tree clean."""
+    """Creates the store's folder such that git does not see it: a run leaves the tree clean."""
     if not folder.exists():
         folder.mkdir(parents=True)
         (folder / ".gitignore").write_text("*\n")
 
 
 def _hide_from_git(database: Path, artifacts: Path) -> None:
-    """Have this clone's git ignore a store that somebody keeps in a folder of the checkout."""
+    """Makes this clone's git ignore a store that somebody keeps in a folder of the checkout."""
     try:
         root = find_root(database.parent)
         if not (database.resolve().is_relative_to(root) and _git_sees(root, database)):
@@ -114,7 +114,7 @@ def _git_sees(root: Path, path: Path) -> bool:
 
 
 def project_root() -> Path:
-    """Return the repository around the working directory, else the working directory."""
+    """Returns the repository around the working directory, else the working directory."""
     try:
         return find_root()
     except RepositoryError:
@@ -122,10 +122,13 @@ def project_root() -> Path:
 
 
 def resolve_store(uri: str | None = None) -> Store:
-    """Return the store named by `uri`, else by `MLFLOW_TRACKING_URI`, else the project's own.
+    """Resolves the store named by `uri`, else by `MLFLOW_TRACKING_URI`, else the project's own.
 
     Args:
-        uri: A tracking URI, or a path to an SQLite file.
+        uri: a tracking URI, or a path to an SQLite file.
+
+    Returns:
+        The store, which need not exist yet.
 
     Raises:
         TrackingError: It names nothing that MLflow keeps runs in.
@@ -154,7 +157,7 @@ def require_mlflow() -> None:
 
 @contextmanager
 def quiet_client() -> Iterator[None]:
-    """Keep MLflow off the network but for its store, quick to give up, and silent.
+    """Keeps MLflow off the network but for its store, quick to give up, and silent.
 
     Variables the user has set win.
     """

@@ -77,11 +77,14 @@ def _plugins() -> list[str]:
 
 
 def trouble_of(uri: str, database: Path | None) -> str:
-    """Why a store cannot be used now, in one line; empty where nothing speaks against it.
+    """Says why a store cannot be used now.
 
     Args:
         uri: tracking URI of the store.
         database: the file of an SQLite store; None of any other.
+
+    Returns:
+        The reason in one line; empty where nothing speaks against it.
     """
     if database is not None:
         return _trouble_of_file(database)

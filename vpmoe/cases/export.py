@@ -1,4 +1,4 @@
-"""The target of the case `export`: a trained model leaves, is computed without Megatron, returns.
+"""The target of the case `export`: a trained model, exported, computed without Megatron, imported.
 
 A short training is saved and exported. The reference forward pass must give the training model's
 logits, and the export, imported and exported again, must be itself bit for bit.
@@ -50,12 +50,21 @@ def run(recorder: Recorder, settings: Mapping[str, Any]) -> None:
 class _Logits:
     """A training model's logits on some tokens.
 
+    Args:
+        model: the model, in training mode or not, which stays as it is.
+        step: the attribute.
+
     Attributes:
         step: training steps behind the model.
         tokens: int64 [1, s].
         documents: int64 [1, s], two documents.
         logits: [1, s, vocabulary].
     """
+
+    step: int
+    tokens: torch.Tensor
+    documents: torch.Tensor
+    logits: torch.Tensor
 
     def __init__(self, model: Any, step: int) -> None:
         from vpmoe.export.reference import positions_of
@@ -68,7 +77,7 @@ class _Logits:
         training = model.training
         model.eval()
         with torch.no_grad():
-            self.logits: torch.Tensor = model(
+            self.logits = model(
                 self.tokens,
                 positions_of(self.documents),
                 None,

@@ -1,8 +1,8 @@
 """The grain of an update: how far it may move because weights are stored rounded.
 
-A weight is stored to its unit in the last place. Two right optimizers whose updates differ by
-nothing that matters may round a weight to either neighbour, which moves an update that is small
-beside its weight: by half a per cent of it where a frequency of 129 takes its steps.
+A weight is stored to its unit in the last place. Two correct optimizers whose updates differ
+insignificantly may round a weight to either neighbour. That moves an update which is small beside
+its weight: by half a per cent where the weight is a frequency of 129.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The target of the case `kernels`: every attention backend of a GPU, probed and held to fp32.
+"""The target of the case `kernels`: every attention backend of a GPU, probed, compared with fp32.
 
 A backend's window is read off it by gradients, and its outputs and gradients must be those of the
 eager fp32 reference within what bf16 leaves.
@@ -32,7 +32,7 @@ def run(recorder: Recorder, settings: Mapping[str, Any]) -> None:
     """
     for name, value in settings.get("environment", {}).items():
         os.environ.setdefault(name, value)
-    from vpmoe.model.attention.backends import _BACKENDS
+    from vpmoe.model.attention.backends import BACKENDS
     from vpmoe.model.attention.pattern import AttentionPattern
     from vpmoe.model.grape import alibi_slopes
 
@@ -44,7 +44,7 @@ def run(recorder: Recorder, settings: Mapping[str, Any]) -> None:
         "plain": AttentionPattern(scale),
     }
     for kind, pattern in patterns.items():
-        for backend in _BACKENDS:
+        for backend in BACKENDS:
             _record(recorder, settings, f"{backend.name}/{kind}", backend, pattern)
 
 

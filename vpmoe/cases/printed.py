@@ -24,8 +24,8 @@ def run(recorder: Recorder, settings: Mapping[str, Any]) -> None:
     """Trains with every interval of the log, twice: from a start, and from its checkpoint.
 
     Every number of a printed line and every scalar that goes to TensorBoard is recorded, as curves
-    `printed_<name>/<run>` and `logged_<name>/<run>`. A law of each line: a printed loss is the mean
-    of the losses logged since its interval, or its run, began.
+    `printed_<name>/<run>` and `logged_<name>/<run>`. An invariant of each line: a printed loss is
+    the mean of the losses logged since its interval, or its run, began.
 
     Args:
         recorder: of this process.
@@ -111,7 +111,7 @@ class _Log:
             if name.startswith(_TIMES):
                 continue
             value, unit = float(text), last_digit(text)
-            # What is printed is rounded: a unit of its last digit is nobody's change. Counts and
+            # What is printed is rounded: a unit of its last digit is no change. Counts and
             # scales are exact.
             grain = unit / abs(value) if value and unit < 0.01 else None
             self.recorder.curve(step, f"printed_{_slug(name)}/{self.run}", value, grain=grain)

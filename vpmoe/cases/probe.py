@@ -29,6 +29,9 @@ def allowed_intervals(
     Returns:
         For each query the half-open intervals of keys with a gradient in k and v and an effect on
         the output, flattened: [start, end, start, end, ...].
+
+    Raises:
+        RuntimeError: a key moves an output that its value does not reach.
     """
     generator = torch.Generator().manual_seed(7)
     own = next(core_attention.parameters(), torch.empty(0))

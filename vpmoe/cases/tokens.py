@@ -40,10 +40,13 @@ def record_batch(recorder: Recorder, batch: Any, step: int, micro_batch: int) ->
 
 
 def ids_of(value: torch.Tensor) -> list[Any]:
-    """The elements in a row, or a digest of each sequence where that would be too many.
+    """Lists the elements, or a digest of each sequence where that would be too many.
 
     Args:
         value: [b, s], whole numbers in any dtype.
+
+    Returns:
+        Integers, or BLAKE2b-128 of each row in hexadecimal.
     """
     if value.numel() <= _WHOLE:
         return [int(x) for x in value.flatten().tolist()]

@@ -95,6 +95,9 @@ def share_cores() -> None:
 def train(flags: list[str]) -> None:
     """Runs `vpmoe pretrain`, inside the lane.
 
+    Args:
+        flags: of `vpmoe pretrain`.
+
     Raises:
         RuntimeError: it refused or failed.
     """

@@ -1,1 +1,1 @@
-"""SYNTH rows and conversations to Megatron token files with loss masks and spans, and back in."""
+"""Builds and reads Megatron token files, with loss masks and spans, of SYNTH and conversations."""

@@ -52,6 +52,9 @@ def validate_data_args(args: argparse.Namespace) -> None:
 
     Without valid documents there is no evaluation.
 
+    Args:
+        args: Megatron's and vpMoE's arguments; evaluation is turned off in them where it cannot be.
+
     Raises:
         ValueError: no data, several sources of it, a damaged manifest, missing files, weights that
             are no weights or of spans that the data has not, or batches that are not Megatron's

@@ -72,11 +72,17 @@ _taken: dict[int, tuple[Any, deque[tuple[Sample, GlobalBatch]]]] = {}
 
 
 def get_batch(data_iterator: Iterator[Sample] | None) -> Batch:
-    """The next micro-batch; collective over tensor-parallel and data-parallel groups.
+    """Reads the next micro-batch; collective over tensor-parallel and data-parallel groups.
 
     Args:
         data_iterator: yields collated samples of `SynthKDDataset`; None on tensor-parallel ranks
             but the first, which get theirs from it.
+
+    Returns:
+        The micro-batch, on the device of the rank.
+
+    Raises:
+        ValueError: the first tensor-parallel rank has no data.
     """
     from megatron.core import parallel_state
 

@@ -107,6 +107,9 @@ def build_dataset(
         checkpoint_seconds: how much work an interruption may cost.
         progress: called after every block.
 
+    Returns:
+        The manifest, and whether an interrupted build was resumed.
+
     Raises:
         DataError: unusable input, settings or output folder; the message says where and what to
             do. Nothing that a loader would accept is left behind.

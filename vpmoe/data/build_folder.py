@@ -25,6 +25,9 @@ STATE = ".build.json"
 def locked(folder: Path) -> Iterator[int]:
     """Takes a folder for one build; the lock goes with the process.
 
+    Args:
+        folder: of the build; made if it is missing.
+
     Yields:
         The lock's descriptor.
 
@@ -55,6 +58,9 @@ def locked(folder: Path) -> Iterator[int]:
 def disk_errors(folder: Path) -> Iterator[None]:
     """Says of a full or broken disk what to do.
 
+    Args:
+        folder: of the build, for messages that name no file.
+
     Raises:
         DataError: in place of such an OSError; others pass.
     """
@@ -70,7 +76,14 @@ def disk_errors(folder: Path) -> Iterator[None]:
 
 
 def existing_dataset(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Returns the manifest of the dataset in a folder, or None where there is none.
+    """Reads the manifest of the dataset in a folder.
+
+    Args:
+        folder: of the build.
+        identity: fields of the manifest that say what is built.
+
+    Returns:
+        The manifest, or None where there is no dataset.
 
     Raises:
         DataError: the dataset is damaged, or of other input or settings.
@@ -96,7 +109,14 @@ def discard_temporaries(folder: Path) -> None:
 
 
 def load_state(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Returns the last checkpoint of an interrupted build, or None; claims a new build's folder.
+    """Reads the last checkpoint of an interrupted build; claims a new build's folder.
+
+    Args:
+        folder: of the build.
+        identity: fields of the checkpoint that say what is built.
+
+    Returns:
+        The checkpoint, or None where there is none.
 
     Raises:
         DataError: the folder holds other files, another build's checkpoint, or a damaged one.

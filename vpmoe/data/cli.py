@@ -52,7 +52,7 @@ def add_commands(subparsers: Any) -> None:
 
     render = commands.add_parser("render", help="show how a row is rendered, without building")
     render.add_argument("--input", type=shipped, required=True, help="rows, JSONL or Parquet")
-    render.add_argument("--row", type=int, default=1, help="usable row of the file, from 1")
+    render.add_argument("--row", type=int, default=1, help="number among usable rows, from 1")
     render.add_argument("--profile", choices=sorted(PROFILES), default=DEFAULT_PROFILE)
     _add_chat_options(render)
     render.add_argument("--json", action="store_true", help="ids, masks and spans as JSON")
@@ -88,7 +88,7 @@ def _add_build(commands: Any) -> None:
         "--duplicates",
         choices=("error", "skip"),
         default="error",
-        help="what an id that occurred before is (error)",
+        help="what to do with a row whose id occurred before (error)",
     )
     build.add_argument(
         "--supervise-eod",

@@ -63,7 +63,10 @@ class SynthKDDataset(GPTDataset):
         return [Piece(*piece) for piece in pieces_of_sample(self, index)]
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        """One sample of s tokens.
+        """Reads one sample of s tokens.
+
+        Args:
+            index: of the sample.
 
         Returns:
             `tokens` and `labels` int64 [s]; `loss_mask` float32 [s] and `span_id` int64 [s]

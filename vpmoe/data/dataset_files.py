@@ -35,7 +35,13 @@ from vpmoe.tokenizer.special import ENDOFTEXT, PADDED_VOCAB_SIZE
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a dataset, checked against its own digest.
+    """Reads the manifest of a dataset, checked against its own digest.
+
+    Args:
+        folder: of the dataset.
+
+    Returns:
+        The manifest.
 
     Raises:
         DataError: no dataset, an unfinished one, or one of another schema or tokenizer.
@@ -73,6 +79,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 def verify_sizes(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Checks that every file is there, with its size.
+
+    Args:
+        folder: of the dataset.
+        manifest: its manifest.
 
     Raises:
         CorruptDatasetError: a missing, truncated or grown file.
@@ -200,7 +210,10 @@ class Shard:
                 )
 
     def verify_document(self, document: int) -> None:
-        """Holds one document against its digests and the rules of its schema.
+        """Checks one document against its digests and the rules of its schema.
+
+        Args:
+            document: its number in the shard.
 
         Raises:
             CorruptDatasetError: names file, document and, for a foreign id, the offset.
@@ -286,7 +299,13 @@ def _verify_hash(path: Path, expected: str) -> None:
 
 
 def verify_dataset(folder: Path) -> Iterator[Shard]:
-    """Proves a dataset against its manifest and itself; yields every shard once it is proved.
+    """Proves a dataset against its manifest and itself.
+
+    Args:
+        folder: of the dataset.
+
+    Yields:
+        Every shard, once it is proved.
 
     Raises:
         DataError: no dataset, or a damaged one; names file, document and offset.

@@ -70,7 +70,10 @@ class DocumentStore:
         ]
 
     def record(self, document: int) -> dict[str, Any]:
-        """What the dataset says of a document.
+        """Reads what the dataset says of a document.
+
+        Args:
+            document: its number in the split.
 
         Returns:
             `row`, BLAKE2b-16 of its row's id; `length` in tokens; `tokens`, `lossmask` and `span`,

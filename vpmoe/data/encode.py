@@ -94,11 +94,14 @@ class DocumentEncoder:
         self._eod = _ids([special.ENDOFTEXT])
 
     def encode(self, rows: Sequence[SynthRow | ConversationRow], threads: int = 1) -> Documents:
-        """Documents of rows, in order.
+        """Encodes rows into documents.
 
         Args:
             rows: the rows; see `check_conversation` for what must hold.
             threads: threads of the encoder.
+
+        Returns:
+            A document for each row, in order.
 
         Raises:
             HarmonyError: a conversation that Harmony has no form for.
@@ -144,6 +147,9 @@ class DocumentEncoder:
 
 def check_conversation(row: ConversationRow) -> None:
     """Checks that a conversation can be trained on.
+
+    Args:
+        row: the conversation.
 
     Raises:
         DataError: no assistant message, or an assistant channel that the loss does not know.

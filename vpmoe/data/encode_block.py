@@ -73,6 +73,12 @@ class BlockEncoder:
     def encode(self, block: Block) -> EncodedBlock:
         """Encodes a block.
 
+        Args:
+            block: rows of a file, unparsed.
+
+        Returns:
+            Documents and records of the rows that are not skipped.
+
         Raises:
             DataError: the first row that cannot be used, with file and line.
         """
@@ -104,7 +110,15 @@ class BlockEncoder:
 
 
 def encode_rows(encoder: DocumentEncoder, path: Path, rows: Sequence[ParsedRow]) -> Documents:
-    """Documents of a file's rows, in order.
+    """Encodes a file's rows into documents.
+
+    Args:
+        encoder: of the dataset.
+        path: of the file, for messages.
+        rows: the rows.
+
+    Returns:
+        A document for each row, in order.
 
     Raises:
         DataError: the first conversation that Harmony has no form for, with file and line.

@@ -9,7 +9,13 @@ from vpmoe.data.errors import DataError
 
 
 def parse_json(text: str) -> Any:
-    """The value of a JSON text.
+    """Parses a JSON text.
+
+    Args:
+        text: the text.
+
+    Returns:
+        Its value.
 
     Raises:
         DataError: no JSON, NaN or Infinity, a key that occurs twice in an object, an integer of

@@ -67,11 +67,14 @@ def records_path(folder: Path, shard: str) -> Path:
 
 
 def index_bytes(dtype: type[np.int32] | type[np.uint8], lengths: npt.NDArray[np.int32]) -> bytes:
-    """A Megatron `.idx` of documents of one sequence each.
+    """Builds a Megatron `.idx` of documents of one sequence each.
 
     Args:
         dtype: of the `.bin`.
         lengths: int32 [documents].
+
+    Returns:
+        The file's content.
     """
     count = len(lengths)
     ends = np.cumsum(lengths, dtype=np.int64) * np.dtype(dtype).itemsize

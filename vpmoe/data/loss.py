@@ -25,7 +25,10 @@ _SPANS = {"reasoning loss": 1, "final loss": 2}
 
 
 def loss_function(batch: Batch) -> LossFunction:
-    """Megatron's `loss_func` of a micro-batch.
+    """Builds Megatron's `loss_func` of a micro-batch.
+
+    Args:
+        batch: the micro-batch.
 
     Returns:
         A function of the cross entropies per token [b, s] that gives Megatron's (loss, number of
@@ -111,11 +114,14 @@ def span_loss(
 
 
 def loss_weights(batch: Batch, weights: tuple[float, float]) -> torch.Tensor:
-    """The gradient of `span_loss` in each token's cross entropy, fp32 [b, s].
+    """Computes the gradient of `span_loss` in each token's cross entropy.
 
     Args:
         batch: the micro-batch.
         weights: of the reasoning mean and of the final mean.
+
+    Returns:
+        fp32 [b, s].
     """
     inside = [batch.span_id == span for span in _SPANS.values()]
     divisors, parts = _divisors(batch, [selected.sum() for selected in inside])

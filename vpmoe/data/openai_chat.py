@@ -25,7 +25,7 @@ _NAMESPACE = "functions"
 def harmony_messages(
     messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None = None
 ) -> list[dict[str, Any]]:
-    """Harmony messages of a chat.
+    """Converts a chat to Harmony messages.
 
     An assistant's thinking becomes a message of channel analysis; its calls become messages of
     channel commentary to `functions.NAME`, and its content beside calls a commentary before them;
@@ -35,6 +35,9 @@ def harmony_messages(
     Args:
         messages: messages of this form, or of Harmony's.
         tools: the row's `tools`.
+
+    Returns:
+        The messages.
 
     Raises:
         DataError: a key or a value that has no place in Harmony; names message or tool.

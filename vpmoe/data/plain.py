@@ -108,7 +108,14 @@ class PlainDataset(GPTDataset):
 
     @staticmethod
     def build_low_level_dataset(dataset_path: str, config: GPTDatasetConfig) -> IndexedDataset:
-        """Opens a token file; Megatron's, and its size is what its index says.
+        """Opens a token file with Megatron, if its size is what its index says.
+
+        Args:
+            dataset_path: without `.bin` and `.idx`.
+            config: Megatron's.
+
+        Returns:
+            Megatron's dataset.
 
         Raises:
             CorruptDatasetError: `.bin` is shorter than `.idx` says.

@@ -71,7 +71,13 @@ DEFAULT_PROFILE = _SHORT.name
 
 
 def get_profile(name: str) -> Profile:
-    """The profile of that name.
+    """Looks up a profile.
+
+    Args:
+        name: of the profile.
+
+    Returns:
+        The profile.
 
     Raises:
         ValueError: no such profile; the message lists them.

@@ -50,7 +50,14 @@ HARMONY_CHAT = ChatOptions()
 
 
 def parse_row(value: Mapping[str, Any], chat: ChatOptions) -> SynthRow | ConversationRow | None:
-    """The content of a row, or None when a field is empty.
+    """Reads the content of a row.
+
+    Args:
+        value: the row's keys and values.
+        chat: how rows with messages are taken.
+
+    Returns:
+        The content, or None when a field is empty.
 
     Raises:
         DataError: something that cannot be trained on, or would be lost.
@@ -76,7 +83,13 @@ def parse_row(value: Mapping[str, Any], chat: ChatOptions) -> SynthRow | Convers
 
 
 def row_id(value: Mapping[str, Any]) -> str | None:
-    """The id that a row gives itself: `synth_id`, its own or its metadata's.
+    """Reads the id that a row gives itself: `synth_id`, its own or its metadata's.
+
+    Args:
+        value: the row's keys and values.
+
+    Returns:
+        The id, or None where the row has none.
 
     Raises:
         DataError: an id that is neither text nor integer, or metadata that cannot be read.

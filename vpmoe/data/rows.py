@@ -90,6 +90,12 @@ class InputFile:
 def open_input(path: Path) -> InputFile:
     """Reads what identifies an input file.
 
+    Args:
+        path: the file.
+
+    Returns:
+        Its size, digest, format and time of change.
+
     Raises:
         DataError: missing, unreadable, a folder, packed, or a Parquet file that is broken or has
             not the columns of rows.
@@ -120,7 +126,14 @@ def open_input(path: Path) -> InputFile:
 
 
 def read_blocks(file: InputFile, start: Position) -> Iterator[Block]:
-    """Blocks of a file from a position on.
+    """Reads the blocks of a file from a position on.
+
+    Args:
+        file: the file.
+        start: where to begin.
+
+    Yields:
+        The blocks, in order.
 
     Raises:
         DataError: the file cannot be read; names file and place.
@@ -234,11 +247,14 @@ class ParsedRow:
 
 
 def parse_block(block: Block, chat: ChatOptions = HARMONY_CHAT) -> tuple[list[ParsedRow], int]:
-    """Rows of a block, and how many were skipped because a field is empty.
+    """Parses the rows of a block.
 
     Args:
         block: the block.
         chat: how rows with messages are taken.
+
+    Returns:
+        The rows, and how many were skipped because a field is empty.
 
     Raises:
         DataError: the first row that cannot be used, with file and line.

@@ -10,10 +10,13 @@ from megatron.training import get_tokenizer
 
 
 def sample_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """Returns the fields of Megatron's `GPTDatasetConfig` that do not depend on the source.
+    """Chooses the fields of Megatron's `GPTDatasetConfig` that do not depend on the source.
 
     Args:
         args: Megatron's and vpMoE's arguments, validated.
+
+    Returns:
+        Field -> value.
     """
     return {
         "random_seed": args.seed,

@@ -73,13 +73,16 @@ def planned_samples(
 
 
 def training_trace(dataset: SynthKDDataset, plan: Plan, first_step: int = 1) -> Node:
-    """The trace of a training.
+    """Builds the trace of a training.
 
     Args:
         dataset: the samples.
         plan: what each rank got, [step][rank][micro-batch] -> indices; from `planned_samples`, or
             `Batch.sample_ids` of a run.
         first_step: number of the first step.
+
+    Returns:
+        The root of the tree.
     """
     steps = []
     for step, ranks in enumerate(plan, first_step):
@@ -99,11 +102,14 @@ def training_trace(dataset: SynthKDDataset, plan: Plan, first_step: int = 1) -> 
 
 
 def document_trace(store: DocumentStore, listed: Iterable[int] | None = None) -> list[Node]:
-    """Shards, each with the digest of all its document records, and documents of them.
+    """Builds the nodes of shards, each with the digest of all its document records.
 
     Args:
         store: the documents.
         listed: the documents to list, ascending; all when None.
+
+    Returns:
+        A node for each shard, with one for each listed document.
     """
     leaves: dict[str, list[Node]] = {shard["shard"]: [] for shard in store.shards()}
     for document in range(len(store)) if listed is None else listed:

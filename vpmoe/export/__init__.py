@@ -1,1 +1,1 @@
-"""Weights leave: a checkpoint as safetensors with a config, and a plain PyTorch model of it."""
+"""Export: a checkpoint as safetensors with a config, and a plain PyTorch model of it."""

@@ -129,6 +129,12 @@ class Architecture:
 def parse_architecture(document: Any) -> Architecture:
     """Reads `architecture` of a config.json.
 
+    Args:
+        document: what JSON holds.
+
+    Returns:
+        The architecture.
+
     Raises:
         ExportError: a key is missing, unknown, of the wrong type, or contradicts another.
     """

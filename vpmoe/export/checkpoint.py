@@ -87,6 +87,12 @@ class Checkpoint:
         ExportError: there is none, it is damaged, or it names what a checkpoint does not hold.
     """
 
+    folder: Path
+    args: argparse.Namespace
+    iteration: int
+    shapes: dict[str, tuple[int, ...]]
+    dtypes: dict[str, torch.dtype]
+
     def __init__(self, path: Path) -> None:
         self.folder = find_checkpoint(path)
         self._reader = _Reader(self.folder)
@@ -123,6 +129,12 @@ class Checkpoint:
     def read(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
         """Reads tensors whole, each in the dtype that it was saved in, on the CPU.
 
+        Args:
+            names: of the tensors.
+
+        Returns:
+            Name -> tensor.
+
         Raises:
             ExportError: a file is missing or damaged.
         """
@@ -145,7 +157,13 @@ class Checkpoint:
 
 
 def find_checkpoint(path: Path) -> Path:
-    """The folder of one checkpoint: `path` itself, or the latest in it.
+    """Finds the folder of one checkpoint: `path` itself, or the latest in it.
+
+    Args:
+        path: a checkpoint, or the folder of a training's `--save`.
+
+    Returns:
+        The folder.
 
     Raises:
         ExportError: neither.

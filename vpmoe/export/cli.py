@@ -36,7 +36,7 @@ def add_commands(subparsers: Any) -> None:
         "export",
         _export,
         "write a checkpoint's weights as safetensors with a config",
-        "Write the weights of a checkpoint, saved under any layout, as safetensors with a "
+        "Writes the weights of a checkpoint, saved under any layout, as safetensors with a "
         "config.json that says everything a forward pass needs (docs/export.md).",
         _EXPORT,
     )
@@ -56,7 +56,7 @@ def add_commands(subparsers: Any) -> None:
         "import",
         _import,
         "make a checkpoint of an export, to train on from",
-        "Make a checkpoint of an export. `vpmoe pretrain --load` starts a training from it, under "
+        "Makes a checkpoint of an export. `vpmoe pretrain --load` starts a training from it, under "
         "any layout, with a fresh optimizer and steps counted from 0.",
         _IMPORT,
     )
@@ -68,8 +68,8 @@ def add_commands(subparsers: Any) -> None:
         "generate",
         _generate,
         "continue a text with an exported model, greedily",
-        "Continue a text with the reference forward pass, in fp32 on the CPU, taking the likeliest "
-        "token each time. The text ends early with <|endoftext|>, <|return|> or <|call|>.",
+        "Continues a text with the reference forward pass, in fp32 on the CPU, taking the "
+        "likeliest token each time. It ends early with <|endoftext|>, <|return|> or <|call|>.",
         _GENERATE,
     )
     look.add_argument("export", type=Path, help="the export's folder")

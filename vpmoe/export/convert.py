@@ -27,6 +27,9 @@ def export_checkpoint(path: Path, folder: Path, *, fp32: bool = False) -> Export
         fp32: store every tensor in fp32, instead of what it was trained in. Exact for bf16 and
             fp16.
 
+    Returns:
+        The export that was written.
+
     Raises:
         ExportError: the checkpoint is damaged, or of a model that an export does not describe: a
             flag, or a tensor that is missing, unknown, of another shape or dtype, or not finite.

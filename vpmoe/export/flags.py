@@ -53,10 +53,13 @@ _BALANCING = ("none", "aux_loss", "seq_aux_loss", "global_aux_loss")
 
 
 def architecture_of(args: argparse.Namespace) -> Architecture:
-    """The architecture that a training's arguments say.
+    """Reads the architecture from a training's arguments.
 
     Args:
         args: as a checkpoint holds them.
+
+    Returns:
+        The architecture.
 
     Raises:
         ExportError: a flag that the reference forward does not compute, or none of vpMoE's flags.
@@ -164,7 +167,13 @@ def _mixes(schedule: Any, number: int) -> bool:
 
 
 def flags_of(model: Architecture) -> list[str]:
-    """Flags of `vpmoe pretrain` that build the architecture.
+    """Lists flags of `vpmoe pretrain` that build an architecture.
+
+    Args:
+        model: the architecture.
+
+    Returns:
+        The flags.
 
     Raises:
         ExportError: layers that no flags of vpMoE build.

@@ -79,7 +79,10 @@ class Export:
     digest: str
 
     def read(self) -> dict[str, torch.Tensor]:
-        """All tensors, as they are stored.
+        """Reads all tensors, as they are stored.
+
+        Returns:
+            Name -> tensor.
 
         Raises:
             ExportError: a file is missing or damaged, holds a tensor too many or too few, or a
@@ -136,6 +139,9 @@ def write_export(
         dtypes: name -> what each tensor is stored in.
         read: gives tensors by name; called once a file.
 
+    Returns:
+        The export that was written.
+
     Raises:
         ExportError: a tensor has another shape, or is not finite.
         FileExistsError: the folder exists.
@@ -172,6 +178,12 @@ def write_export(
 def open_export(folder: Path) -> Export:
     """Reads and checks the config of an export; its tensors are read by `Export.read`.
 
+    Args:
+        folder: of the export.
+
+    Returns:
+        The export.
+
     Raises:
         ExportError: no export, or one that is damaged or was made by another version; the message
             names the file and the key.
@@ -193,6 +205,10 @@ def open_export(folder: Path) -> Export:
 
 def refuse_non_finite(what: str, tensor: torch.Tensor) -> None:
     """Refuses NaN and infinities.
+
+    Args:
+        what: the tensor's name, for the message.
+        tensor: of any shape and dtype.
 
     Raises:
         ExportError: there is one; the message says how many and where the first is.

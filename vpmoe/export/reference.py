@@ -55,12 +55,15 @@ class ReferenceModel(nn.Module):
 
     @torch.no_grad()
     def hidden_states(self, tokens: Tensor, document_ids: Tensor | None = None) -> Tensor:
-        """What the output layer reads, [b, s, hidden].
+        """Computes what the output layer reads.
 
         Args:
             tokens: integers [b, s].
             document_ids: integers [b, s], equal within a document, whose tokens attend to each
                 other alone; positions restart where they change. None is one document a row.
+
+        Returns:
+            [b, s, hidden].
 
         Raises:
             ValueError: an id outside the vocabulary, or a sequence that is too long.

@@ -111,14 +111,17 @@ class TrainingSelfAttention(SelfAttention):
         attention_mask: torch.Tensor | None,
         **kwargs: Any,
     ) -> torch.Tensor:
-        """The core attention's result, recomputed in the backward pass where flags ask for it.
+        """Runs the core attention, which is recomputed in the backward pass where flags ask for it.
 
         Args:
-            query: as the core attention takes it, like the next three.
+            query: as the core attention takes it, like the next two.
             key: see there.
             value: see there.
-            attention_mask: what travels in the mask's slot.
-            kwargs: of the core attention: `attention_bias`, `packed_seq_params`.
+            attention_mask: the document ids, which Megatron passes in the mask's place.
+            **kwargs: of the core attention: `attention_bias`, `packed_seq_params`.
+
+        Returns:
+            The core attention's result.
         """
         attend = (
             self._checkpointed_attention_forward

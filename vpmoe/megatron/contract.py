@@ -301,17 +301,23 @@ class Contract:
         )
 
     def take(self, name: str) -> Any:
-        """The object that a fact of this contract names, once all of it is checked.
+        """Checks all of this contract and returns the object that one of its facts names.
 
         Args:
             name: the last part of the fact's target.
+
+        Returns:
+            The object.
         """
         self.check()
         return next(fact for fact in self.facts if fact.name == name).find()
 
 
 def check_all(contracts: Iterable[Contract]) -> None:
-    """Checks contracts, all of which are looked at before the first is refused.
+    """Checks every contract before the first is refused.
+
+    Args:
+        contracts: what to check.
 
     Raises:
         MegatronChangedError: some do not hold.

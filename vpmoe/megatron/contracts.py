@@ -21,7 +21,13 @@ MODULES = (*TRAINING, *MODEL, *ELSEWHERE)
 
 
 def contracts_of(module: str) -> tuple[Contract, ...]:
-    """The contracts that a module of this package declares.
+    """Imports the contracts that a module of this package declares.
+
+    Args:
+        module: its name in this package.
+
+    Returns:
+        The contracts.
 
     Raises:
         MegatronChangedError: the module finds Megatron changed as it is imported.
@@ -38,6 +44,9 @@ def contracts_of(module: str) -> tuple[Contract, ...]:
 
 def check_modules(modules: Iterable[str]) -> None:
     """Checks the contracts of some modules; all of them before the first is refused.
+
+    Args:
+        modules: names of modules of this package.
 
     Raises:
         MegatronChangedError: the installed Megatron is another than they rely on.

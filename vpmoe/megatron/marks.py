@@ -92,7 +92,7 @@ def mark_sequence(parameter: torch.nn.Parameter, sequence_parallel: bool) -> Non
 
 
 def mark_expert(parameter: torch.nn.Parameter, expert_parallel: bool) -> None:
-    """Has an expert's gradient reduced over the experts' own group, where they are spread."""
+    """Has an expert's gradient reduced over the experts' own group, where they are sharded."""
     EXPERT_MARK.check()
     parameter.allreduce = not expert_parallel  # type: ignore[attr-defined]
 

@@ -54,10 +54,16 @@ class RotatedGPTModel(GPTModel):
     """`GPTModel` whose layers get `rotations(position_ids)`, where that gives any."""
 
     def rotations(self, position_ids: torch.Tensor) -> torch.Tensor | None:
-        """What rotates queries and keys of all layers; None leaves it to Megatron.
+        """Computes what rotates queries and keys of all layers.
 
         Args:
             position_ids: [b, s].
+
+        Returns:
+            The rotations, or None where Megatron rotates.
+
+        Raises:
+            NotImplementedError: the subclass does not define it.
         """
         raise NotImplementedError
 

@@ -177,6 +177,9 @@ class ChoosingRouter(TopKRouter):
 
         Returns:
             Scores and numbers of the chosen experts, [tokens, topk].
+
+        Raises:
+            NotImplementedError: the subclass does not define it.
         """
         raise NotImplementedError
 

@@ -326,6 +326,9 @@ def wrap_with_row_state(
         optimizer: has `init_state()`, and of each parameter [..., m, n] a state [..., m, 1].
         config: Megatron's.
         row_state: that state's name; the others have their parameter's shape.
+
+    Returns:
+        Megatron's optimizer.
     """
 
     def init_state(inner: Any, _: OptimizerConfig | None = None) -> None:

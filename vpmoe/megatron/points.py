@@ -48,6 +48,9 @@ class Point:
     def wrapped(self, wrap: Callable[[Any], Any]) -> Iterator[None]:
         """Puts `wrap(what is there)` there for the length of the context.
 
+        Args:
+            wrap: given the original, returns what takes its place.
+
         Raises:
             MegatronChangedError: the place is not what the contract says.
         """

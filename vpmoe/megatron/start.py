@@ -73,6 +73,9 @@ def parse_flags(
         flags: without the program's name.
         add_flags: adds vpMoE's to the parser.
 
+    Returns:
+        Megatron's and vpMoE's arguments, not validated.
+
     Raises:
         SystemExit: the parser refused one.
     """
@@ -110,6 +113,11 @@ def validate_flags(args: argparse.Namespace, defaults: dict[str, Any]) -> None:
 
 def widen_choices(parser: argparse.ArgumentParser, flag: str, choice: str) -> None:
     """Adds a choice to one of the closed ones of Megatron's parser.
+
+    Args:
+        parser: Megatron's.
+        flag: whose choices are widened.
+        choice: what it accepts from now on.
 
     Raises:
         MegatronChangedError: the flag has no closed choice.

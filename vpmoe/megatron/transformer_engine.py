@@ -34,12 +34,18 @@ CONTRACTS = (LENT_OFFSET,)
 
 
 def attention_without_offset(*args: Any, softmax_type: str, **kwargs: Any) -> Any:
-    """A `DotProductAttention` whose softmax offset, if it has any, is lent at each call.
+    """Builds a `DotProductAttention` whose softmax offset, if it has any, is lent at each call.
 
     Args:
-        args: of `DotProductAttention`.
+        *args: of `DotProductAttention`.
         softmax_type: "learnable" or "vanilla", which has no offset.
-        kwargs: of `DotProductAttention`.
+        **kwargs: of `DotProductAttention`.
+
+    Returns:
+        The module.
+
+    Raises:
+        MegatronChangedError: the module has no such parameter.
     """
     LENT_OFFSET.check()
     import transformer_engine.pytorch as te

@@ -92,6 +92,9 @@ def add_model_args(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
 def validate_model_args(args: argparse.Namespace) -> None:
     """Checks the model's flags together, after Megatron has checked and expanded its own.
 
+    Args:
+        args: Megatron's and vpMoE's arguments; derived ones are set.
+
     Raises:
         ValueError: the combination and the flag that would mend it.
     """
@@ -105,6 +108,9 @@ def validate_model_args(args: argparse.Namespace) -> None:
 
 def refuse_model_args(args: argparse.Namespace) -> None:
     """Refuses what the model cannot do, each with its own message; reads flags as they were given.
+
+    Args:
+        args: Megatron's and vpMoE's arguments, as they were given.
 
     Raises:
         ValueError: the flag, and what to do.

@@ -89,7 +89,10 @@ def build_model(
         seed: of the initial weights.
         vp_stage: the chunk of a virtual pipeline.
         pg_collection: Megatron's process groups when None.
-        kwargs: of `VpmoeModel`.
+        **kwargs: of `VpmoeModel`.
+
+    Returns:
+        The stage, with its initial weights.
 
     Raises:
         MegatronChangedError: the installed megatron-core is not what the model relies on.

@@ -113,7 +113,7 @@ def differentiate_rows_(
 
 
 def scaled(tensor: torch.Tensor, factor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """tensor * factor in the factor's dtype, rounded to dtype.
+    """Computes tensor * factor in the factor's dtype, rounded to dtype.
 
     torch.mul does not vectorise operands of several dtypes.
 
@@ -121,6 +121,9 @@ def scaled(tensor: torch.Tensor, factor: torch.Tensor, dtype: torch.dtype) -> to
         tensor: any shape, its elements without gaps.
         factor: one element, fp32 or wider.
         dtype: of the result.
+
+    Returns:
+        The product, of the tensor's shape.
     """
     out = torch.empty_like(tensor, dtype=dtype)
     count = tensor.numel()

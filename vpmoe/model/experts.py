@@ -30,6 +30,9 @@ class GroupedExperts(MegatronModule):
         config: vpMoE's configuration.
         pg_collection: process groups; `ep`, `expt_tp` and `expt_dp` are used.
         name: of Megatron's interface.
+
+    Raises:
+        ValueError: the configuration has what grouped experts do not compute.
     """
 
     def __init__(

@@ -21,7 +21,7 @@ class VpmoeModel(RotatedGPTModel):
         transformer_layer_spec: the layers of this stage, `layer_specs.block_spec`.
         vocab_size: padded vocabulary.
         max_sequence_length: longest sequence.
-        kwargs: Megatron's, `pre_process`, `post_process`, `pg_collection` and `vp_stage` among
+        **kwargs: Megatron's, `pre_process`, `post_process`, `pg_collection` and `vp_stage` among
             them.
     """
 
@@ -59,19 +59,19 @@ class VpmoeModel(RotatedGPTModel):
         loss_weights: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
-        """One forward pass.
+        """Runs one forward pass.
 
         Args:
             input_ids: [b, s].
             position_ids: [b, s], restarting where a document starts; GRAPE-M reads them on every
                 pipeline stage.
             attention_mask: must be None; documents are separated by document_ids.
-            args: Megatron's further arguments.
+            *args: Megatron's further arguments.
             document_ids: int32 [b, s], on every pipeline stage: only tokens with equal ids attend
                 to each other. None is one document.
             loss_weights: [b, s], what the per-token losses will be weighed with, up to one common
                 factor; lets the chunked loss differentiate in the forward pass. None if unknown.
-            kwargs: Megatron's, such as `labels` [b, s].
+            **kwargs: Megatron's, such as `labels` [b, s].
 
         Returns:
             Per-token losses [b, s] with labels on the last stage, logits [b, s, vocab] without, and

@@ -77,6 +77,9 @@ class GrapeM(MegatronModule):
 
         Returns:
             cos and sin of the angles, stacked, fp32 [2, s, b, 1 or G/TP, d/2].
+
+        Raises:
+            ValueError: there are no positions.
         """
         if position_ids is None:
             raise ValueError("GRAPE-M needs position_ids on every pipeline stage")

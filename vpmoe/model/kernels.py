@@ -1,4 +1,4 @@
-"""Which kernels `auto` stands for, decided once, when the model's configuration is made."""
+"""Chooses the kernels where a flag says `auto`, once, when the model is configured."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ def resolve_kernels(config: VpmoeConfig) -> VpmoeConfig:
 
     Args:
         config: changed in place, and returned.
+
+    Returns:
+        The configuration.
 
     Raises:
         ValueError: a CUDA graph is asked for and the experts would wait for the device, or the

@@ -36,11 +36,14 @@ from vpmoe.model.window import layer_window
 
 
 def block_spec(config: VpmoeConfig, vp_stage: int | None = None) -> TransformerBlockSubmodules:
-    """The layers that this pipeline stage builds, each as its schedules say.
+    """Specifies the layers that this pipeline stage builds, each as its schedules say.
 
     Args:
         config: vpMoE's configuration.
         vp_stage: the chunk of a virtual pipeline.
+
+    Returns:
+        A specification for each layer of the stage.
 
     Raises:
         ValueError: `moe_layer_freq` names another number of layers than the model has.

@@ -1,4 +1,4 @@
-"""Limits that limit nothing: settings that read as a restriction and cannot change a result.
+"""Finds settings that read as a restriction and cannot change a result.
 
 They are no errors, since a run without them would be the same; `vpmoe pretrain` names them once.
 """
@@ -12,10 +12,13 @@ from vpmoe.model.moe.groups import experts_that_score
 
 
 def limits_without_effect(args: argparse.Namespace) -> list[str]:
-    """What of the configuration cannot bind, a sentence each that names the flags.
+    """Finds what of the configuration cannot bind.
 
     Args:
         args: Megatron's and vpMoE's arguments, validated.
+
+    Returns:
+        A sentence each, which names the flags; empty where all binds.
     """
     found = _attention(args)
     if args.num_experts is not None and _has_moe_layer(args):

@@ -132,7 +132,7 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
     parser = subparsers.add_parser(
         "params",
         help="count a preset's parameters by component",
-        description="Count the parameters of a preset by component, total and active per token.",
+        description="Counts the parameters of a preset by component, total and active per token.",
     )
     parser.add_argument(
         "--config", type=shipped, required=True, metavar="FILE", help="a preset, configs/*.toml"

@@ -55,6 +55,9 @@ class VpmoeSelfAttention(TrainingSelfAttention):
 
         Returns:
             [s, b, hidden] and the bias, None.
+
+        Raises:
+            NotImplementedError: inference, or rotations of flash decode or flashinfer.
         """
         del sequence_len_offset
         if inference_context is not None or inference_params is not None:

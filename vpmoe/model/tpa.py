@@ -42,8 +42,17 @@ class TensorProductQKV(MegatronModule):
         input_size: hidden size.
         output_size: of Megatron's interface; implied by the configuration.
         config: vpMoE's configuration.
-        init_method: initialises each factor.
+        init_method: of Megatron's interface; `vpmoe.model.initialization` draws the weights.
         tp_group: tensor-parallel group.
+        **kwargs: of Megatron's interface; not used.
+
+    Attributes:
+        SHARDED: names of the sharded factors.
+        REPLICATED: names of the replicated ones.
+
+    Raises:
+        ValueError: the configuration has a bias, or fewer query groups than tensor-parallel ranks
+            need.
     """
 
     SHARDED = ("a_q", "a_k", "a_v")

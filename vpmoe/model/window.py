@@ -17,6 +17,12 @@ if TYPE_CHECKING:
 def window_to_left_right(window: int) -> tuple[int, int]:
     """Converts W, the tokens seen with the current one, to Megatron's (left, right) extra tokens.
 
+    Args:
+        window: W.
+
+    Returns:
+        (W - 1, 0).
+
     Raises:
         ValueError: W is not positive.
     """
@@ -27,6 +33,9 @@ def window_to_left_right(window: int) -> tuple[int, int]:
 
 def parse_window_size(text: str) -> tuple[int, int]:
     """Parses `--window-size`: one integer is W, `left,right` is Megatron's tuple.
+
+    Args:
+        text: value of the flag.
 
     Returns:
         (left, right) in Megatron's sense: "128" gives (127, 0) and so does "127,0".
@@ -52,12 +61,15 @@ def parse_window_size(text: str) -> tuple[int, int]:
 
 
 def layer_window(config: VpmoeConfig, layer_number: int) -> int | None:
-    """The window W of a layer, in tokens with the current one; None for a global layer.
+    """Computes the window W of a layer, in tokens with the current one.
 
     Args:
         config: `window_size` is Megatron's (left, right); `window_attn_skip_freq` n makes every
             n-th layer global, None makes none of them global, a list says 1 for a local layer.
         layer_number: counted from 1 over the whole model.
+
+    Returns:
+        The window, or None for a global layer.
     """
     from vpmoe.megatron.helpers import is_layer_window_attention
 

@@ -77,6 +77,9 @@ def add_optimizer_args(parser: argparse.ArgumentParser) -> argparse.ArgumentPars
 def refuse_optimizer_args(args: argparse.Namespace) -> None:
     """Refuses what NorMuon's step excludes; reads flags as they were given.
 
+    Args:
+        args: Megatron's and vpMoE's arguments, as they were given.
+
     Raises:
         ValueError: the flag, and what to do.
     """
@@ -96,6 +99,9 @@ def refuse_optimizer_args(args: argparse.Namespace) -> None:
 
 def validate_optimizer_args(args: argparse.Namespace) -> None:
     """Checks NorMuon's flags, after Megatron has checked its own.
+
+    Args:
+        args: Megatron's and vpMoE's arguments.
 
     Raises:
         ValueError: a flag out of range, two that exclude each other, or an unusable JSON file.

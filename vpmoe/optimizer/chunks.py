@@ -62,7 +62,7 @@ class Unit:
 class Rates[T: (float, torch.Tensor)]:
     """What a schedule moves, for the matrices of one shape: W <- keep W + step N.
 
-    Both are numbers, or fp32 scalars on the device where a CUDA graph shall see them change.
+    Both are numbers, or fp32 scalars on the device where a CUDA graph must see them change.
 
     Attributes:
         keep: 1 - lr wd.

@@ -15,8 +15,11 @@ import torch
 def capture(work: Callable[[], None]) -> Callable[[], None]:
     """Captures what `work` queues on the current CUDA device, without running it.
 
+    Args:
+        work: queues the work.
+
     Returns:
-        What replays it.
+        A function that replays the work.
     """
     graph = torch.cuda.CUDAGraph()
     torch.cuda.synchronize()

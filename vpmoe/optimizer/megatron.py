@@ -53,6 +53,9 @@ def parameter_policy(
         param: the parameter, with Megatron's attributes.
         options: Megatron's arguments or `OptimizerConfig` with the flags of
             `vpmoe.optimizer.arguments`.
+
+    Returns:
+        The policy.
     """
     embedding = bool(getattr(param, "is_embedding_or_output_parameter", False))
     matrix = (param.ndim == 2 or is_stacked_expert(name, param)) and not embedding
@@ -84,13 +87,19 @@ def is_stacked_expert(name: str, param: torch.Tensor) -> bool:
 def matrix_layout(
     name: str, param: torch.Tensor, config: Any, groups: ProcessGroupCollection | None
 ) -> MatrixLayout:
-    """What the matrices in one of NorMuon's parameters are.
+    """Finds out what the matrices in one of NorMuon's parameters are.
 
     Args:
         name: qualified name in the model.
         param: the parameter, with Megatron's attributes.
         config: the model's configuration, for the blocks of `linear_qkv.weight`.
         groups: process groups; None without tensor parallelism.
+
+    Returns:
+        How they are sharded and stacked.
+
+    Raises:
+        ValueError: the sharded dimension is none of a matrix, or a rank has no whole query groups.
     """
     block_rows = None
     if name.endswith("linear_qkv.weight"):
@@ -134,6 +143,9 @@ def build_optimizer(
 
     Returns:
         Megatron's chain over both, which skips a step whose gradient norm is not finite.
+
+    Raises:
+        ValueError: a distributed, offloaded or precision-aware optimizer is asked for.
     """
     if config.use_distributed_optimizer or config.use_layer_wise_distributed_optimizer:
         raise ValueError("--optimizer normuon does not support --use-distributed-optimizer")

@@ -66,6 +66,12 @@ def polar_express_coefficients(
 def load_coefficients(path: Path) -> Coefficients:
     """Reads coefficients from JSON: a list of [a, b, c].
 
+    Args:
+        path: the file.
+
+    Returns:
+        (a, b, c) for each iteration.
+
     Raises:
         ValueError: the file is missing, not JSON, or not a non-empty list of triples of finite
             numbers; the message names the file and the entry.
@@ -150,6 +156,9 @@ def iterate(
         coefficients: (a, b, c) for each iteration.
         transposed: whether the Gram matrix is X^T X instead of X X^T.
         reduce: sums partial Gram matrices; see `polar_express`.
+
+    Returns:
+        [b, m, n].
     """
     for a, b, c in coefficients:
         gram = x.mT @ x if transposed else x @ x.mT

@@ -29,6 +29,9 @@ def validate_tokenizer_args(args: argparse.Namespace) -> None:
     Installs the vocabulary when it is missing. Under --legacy-tokenizer tokenizer and vocabulary
     are Megatron's.
 
+    Args:
+        args: Megatron's and vpMoE's arguments; vocabulary size and file are set in them.
+
     Raises:
         ValueError: another tokenizer without --legacy-tokenizer or none with it, another
             vocabulary size, a tensor-parallel size that does not divide it, or a bad vocabulary

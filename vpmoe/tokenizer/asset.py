@@ -30,7 +30,13 @@ def default_path() -> Path:
 
 
 def read_asset(path: Path) -> bytes:
-    """The bytes of a vocabulary file, verified.
+    """Reads a vocabulary file and verifies it.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Its content.
 
     Raises:
         AssetError: no such file, unreadable, or of another hash.
@@ -46,14 +52,17 @@ def read_asset(path: Path) -> bytes:
 
 
 def ensure_asset(path: Path | str | None = None, source: Path | str | None = None) -> Path:
-    """Makes sure that the verified vocabulary is at `path`, and returns that path.
+    """Makes sure that the verified vocabulary is at `path`.
 
     An existing good file is left alone. A file of another hash is an error, never replaced:
     it may be somebody's.
 
     Args:
-        path: where it shall be; `default_path()` when None.
+        path: where it belongs; `default_path()` when None.
         source: a copy to install from, plain or gzipped; the `bpe-openai` wheel when None.
+
+    Returns:
+        Path of the file.
 
     Raises:
         AssetError: no source, or a file of another hash at `path` or at the source.

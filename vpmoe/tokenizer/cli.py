@@ -35,7 +35,7 @@ def add_commands(subparsers: Any) -> None:
     commands = tokenizer.add_subparsers(dest="tokenizer_command", required=True, metavar="COMMAND")
 
     install = commands.add_parser("install", help="write the verified vocabulary, no network")
-    install.add_argument("--path", type=Path, help="where to (data/tokenizer/o200k_base.tiktoken)")
+    install.add_argument("--path", type=Path, help="the file (data/tokenizer/o200k_base.tiktoken)")
     install.add_argument(
         "--source", type=Path, help="a copy to install, plain or .gz; default: from bpe-openai"
     )

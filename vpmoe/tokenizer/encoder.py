@@ -84,6 +84,9 @@ class Encoder:
 
     Args:
         asset: the verified content of `o200k_base.tiktoken`.
+
+    Raises:
+        ValueError: quicktok has another vocabulary.
     """
 
     def __init__(self, asset: bytes) -> None:
@@ -121,11 +124,14 @@ class Encoder:
         return ids
 
     def encode_batch(self, texts: Sequence[str], threads: int = 0) -> list[Ids]:
-        """Ids of many texts, int32 arrays, in order.
+        """Encodes many texts.
 
         Args:
             texts: any texts.
             threads: how many; 0 takes every core.
+
+        Returns:
+            An int32 array of ids for each text, in order.
         """
         if not texts:
             return []

@@ -34,11 +34,14 @@ def has_function_tools(messages: Sequence[Mapping[str, Any]]) -> bool:
 
 
 def system_text(content: Mapping[str, Any], function_tools: bool) -> str:
-    """The text of a system content: identity, dates, reasoning effort, tools, channels.
+    """Renders a system content: identity, dates, reasoning effort, tools, channels.
 
     Args:
         content: openai-harmony's fields; one that is absent or None is left out.
         function_tools: the conversation has function tools, which belong to `commentary`.
+
+    Returns:
+        The text.
 
     Raises:
         HarmonyError: a field of another kind, or one that openai-harmony does not have.
@@ -85,7 +88,13 @@ def _channels(config: Mapping[str, Any], function_tools: bool) -> str:
 
 
 def developer_text(content: Mapping[str, Any]) -> str:
-    """The text of a developer content: instructions and tools.
+    """Renders a developer content: instructions and tools.
+
+    Args:
+        content: openai-harmony's fields.
+
+    Returns:
+        The text.
 
     Raises:
         HarmonyError: a field of another kind, or one that openai-harmony does not have.

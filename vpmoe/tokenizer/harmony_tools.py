@@ -12,12 +12,15 @@ from vpmoe.tokenizer.harmony_values import HarmonyError, check_keys, field, show
 
 
 def tools_section(tools: Mapping[str, Any]) -> str:
-    """The `# Tools` section.
+    """Renders the `# Tools` section.
 
     Args:
         tools: namespaces by key, sorted by it in the text: each with `name`, `description` (or
             None) and `tools`, a list of `name`, `description` and `parameters` (a JSON schema, or
             None).
+
+    Returns:
+        The text.
 
     Raises:
         HarmonyError: a field of another kind, or one that openai-harmony does not have.

@@ -72,7 +72,16 @@ def write_value(value: Any) -> str:
 
 
 def field(value: Mapping[str, Any], key: str, kind: type, *, required: bool = False) -> Any:
-    """What an object has under a key, or None.
+    """Reads what an object has under a key.
+
+    Args:
+        value: an object of a message.
+        key: the key.
+        kind: the Python type that the value must have.
+        required: whether there must be a value.
+
+    Returns:
+        The value, or None where there is none.
 
     Raises:
         HarmonyError: something of another kind, or nothing where something is required.
@@ -85,6 +94,10 @@ def field(value: Mapping[str, Any], key: str, kind: type, *, required: bool = Fa
 
 def check_keys(value: Mapping[str, Any], known: Collection[str]) -> None:
     """Refuses a key that rendering would drop together with what it holds.
+
+    Args:
+        value: an object of a message.
+        known: the keys that Harmony has there.
 
     Raises:
         HarmonyError: names the key and the known ones.

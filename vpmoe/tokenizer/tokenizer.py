@@ -28,6 +28,12 @@ class O200kHarmonyTokenizer:
     Args:
         path: the vocabulary `o200k_base.tiktoken`; `asset.default_path()` when None.
 
+    Attributes:
+        library: Megatron's name for the kind of tokenizer.
+        eos_id: as `eos`.
+        bos_id: as `bos`.
+        pad_id: as `pad`.
+
     Raises:
         AssetError: the file is missing or of another hash.
     """
@@ -46,11 +52,14 @@ class O200kHarmonyTokenizer:
         return self._encoder.encode(text)
 
     def encode(self, text: str, *, allowed_special: AllowedSpecial = ()) -> list[int]:
-        """Ids of a text, in which the special tokens named are honoured.
+        """Encodes a text, in which the special tokens named are honoured.
 
         Args:
             text: the text; lone surrogates become U+FFFD, as in tiktoken.
             allowed_special: names of special tokens, or "all".
+
+        Returns:
+            The ids.
 
         Raises:
             ValueError: a name that is no special token.
@@ -77,7 +86,13 @@ class O200kHarmonyTokenizer:
     # Decoding
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """The exact bytes of ids; special tokens give their names.
+        """Decodes ids to their exact bytes; special tokens give their names.
+
+        Args:
+            ids: of tokens.
+
+        Returns:
+            The bytes.
 
         Raises:
             ValueError: an id outside 0..201087, with its position.
@@ -91,7 +106,13 @@ class O200kHarmonyTokenizer:
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
     def ids_to_tokens(self, ids: Iterable[int]) -> list[bytes]:
-        """Bytes of every id.
+        """Decodes every id by itself.
+
+        Args:
+            ids: of tokens.
+
+        Returns:
+            Bytes of each token.
 
         Raises:
             ValueError: an id outside 0..201087, with its position.
@@ -111,7 +132,13 @@ class O200kHarmonyTokenizer:
         return tokens
 
     def tokens_to_ids(self, tokens: Iterable[bytes | str]) -> list[int]:
-        """Ids of tokens given as bytes (or text); the inverse of `ids_to_tokens`.
+        """Finds the ids of tokens; the inverse of `ids_to_tokens`.
+
+        Args:
+            tokens: each as bytes or text.
+
+        Returns:
+            The ids.
 
         Raises:
             ValueError: something that is not one token.
@@ -126,7 +153,14 @@ class O200kHarmonyTokenizer:
         return ids
 
     def offsets(self, ids: Sequence[int], text: str) -> list[int]:
-        """Index in `text` of the character that every token begins in.
+        """Finds the character of a text that every token begins in.
+
+        Args:
+            ids: of all tokens of the text.
+            text: the text.
+
+        Returns:
+            Index in `text` for each token.
 
         Raises:
             ValueError: the ids are not those of the text.
@@ -147,13 +181,16 @@ class O200kHarmonyTokenizer:
         chat_template: str | None = None,
         tokenize: bool = True,
     ) -> list[int] | str:
-        """A conversation rendered in Harmony format, as ids or as text.
+        """Renders a conversation in Harmony format.
 
         Args:
             conversation: messages as openai-harmony's JSON has them: `role`, `content`, and
                 optionally `channel`, `recipient`, `content_type`, `name`.
             chat_template: must be None: Harmony is the only format.
             tokenize: ids when True, else their text.
+
+        Returns:
+            Ids, or their text.
 
         Raises:
             ValueError: another template, or a message that Harmony refuses.

@@ -152,7 +152,7 @@ FAULTS = [
         component="window",
         imitates="an off-by-one of the sliding window",
         plant="plain_cases:wide_window",
-        twin="plain_cases:same_window",
+        no_op="plain_cases:same_window",
         case="plain_loss",
         canary_steps=2,
     ),

@@ -69,3 +69,15 @@ def test_pages_hold_everything_and_nothing_runs_in_them() -> None:
     assert page.index("survivor") < page.index("<code>killed</code>")
     assert "a \\| b <script>" in document
     assert "it is the same" in document
+
+
+def test_a_no_op_control_is_called_so_for_readers_and_keeps_its_stored_name() -> None:
+    control = MATRIX.passes[0]
+    assert (control.label, control.subject) == ("no-op control of killed", "killed")
+    assert "no-op controls passed" in scores(MATRIX)
+    stored = MATRIX.details()
+    assert stored["scores"]["twins passed"] == scores(MATRIX)["no-op controls passed"]
+    assert stored["benign"][0]["id"] == "twin/killed"
+    for text in (render_html(MATRIX, "here"), render_markdown(MATRIX, "here")):
+        assert "No-op controls" in text
+        assert "twin" not in text.lower()

@@ -156,17 +156,17 @@ def test_the_judge_draws_from_the_bases_lists(store: GoldenStore, tmp_path: Path
     base = Path(shutil.copytree(store.folder, tmp_path / "base"))
     # The head loses its lists and loosens a golden: neither counts.
     rewrite(store, canaries=Canaries(), tolerances=Tolerances({"curve:lm_loss": {0: 1.0}}))
-    assert drawn_from(store, judge=base) == ["one/a", "one/b", "two/c"]
+    assert drawn_from(store, base=GoldenStore(base)) == ["one/a", "one/b", "two/c"]
     # A list of the head's own counts for nothing either.
     golden = store.load("cpu", "two")
     listed = Canaries(basis_of(golden), {"a": PROOF, "b": PROOF, "c": PROOF})
     store.save(replace(golden, canaries=listed))
-    assert drawn_from(store, judge=base) == ["one/a", "one/b", "two/c"]
+    assert drawn_from(store, base=GoldenStore(base)) == ["one/a", "one/b", "two/c"]
     # Of a trace that the head has replaced something is drawn only if there is nothing else.
     rewrite(store, trace=replace(random_trace(2), case="one"))
-    assert drawn_from(store, judge=base) == ["two/c"]
+    assert drawn_from(store, base=GoldenStore(base)) == ["two/c"]
     store.save(replace(golden, trace=replace(random_trace(2), case="two")))
-    assert drawn_from(store, judge=base) == ["one/a", "one/b", "two/c"]
+    assert drawn_from(store, base=GoldenStore(base)) == ["one/a", "one/b", "two/c"]
 
 
 def test_what_was_tried_and_not_caught_leaves_the_list(store: GoldenStore) -> None:

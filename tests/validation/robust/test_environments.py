@@ -9,9 +9,10 @@ import pytest
 from validation.calibration.calibrate import measure
 from validation.calibration.pooling import reruns_made_elsewhere
 from validation.cases import Case
+from validation.cli.diff import Revision, Run, sides
 from validation.config import Lane
 from validation.files import DamagedFileError
-from validation.gate.base import hold_to_base
+from validation.gate.base import with_base_tolerances
 from validation.gate.check import compared_with, must_repeat
 from validation.goldens import Golden, GoldenStore, MissingGoldenError
 from validation.goldens.acceptance import propose
@@ -34,8 +35,8 @@ def recorded(environment: dict[str, Any], seed: int = 1, source: str = "a") -> T
 
 
 def golden(environment: dict[str, Any], place: str = "", seed: int = 1) -> Golden:
-    trace = recorded(environment, seed)
-    return Golden(lane="h200", trace=trace, case_digest="", accepted={}, place=place)
+    trace, accepted = recorded(environment, seed), {"time": "now", "reason": "a test"}
+    return Golden(lane="h200", trace=trace, case_digest="", accepted=accepted, place=place)
 
 
 @pytest.fixture
@@ -63,6 +64,16 @@ def test_the_same_gpu_is_nearer_than_the_same_driver(
     assert store.places("h200", name) == ["", FOLDER]
     assert store.names("h200") == [name]
     assert store.nearest("h200", name, environment).place == place
+
+
+def test_a_diff_takes_the_golden_of_the_environment_named(store: GoldenStore) -> None:
+    root, name, tree = store.folder.parent, random_trace(1).case, Revision(None)
+    run = Run(recorded(H100), root)
+    for place, trace in (("", golden(H200).trace), (FOLDER, golden(H100, FOLDER, seed=2).trace)):
+        a, b = sides(root, "h200", name, place, tree, tree)
+        assert a.trace.provenance["environment"] == trace.provenance["environment"]
+        assert b.trace.curves == a.trace.curves == trace.curves
+    assert sides(root, "h200", name, "", tree, run)[0].trace.curves == trace.curves
 
 
 def test_an_acceptance_replaces_its_own_environment_alone(store: GoldenStore) -> None:
@@ -105,7 +116,7 @@ def test_a_judge_without_the_environment_holds_it_to_its_nearest_tolerances(
     base = GoldenStore(tmp_path / "base")
     base.save(golden(H200))
     loose = replace(golden(H100, FOLDER), tolerances=tolerances_of(random_trace(1)))
-    assert hold_to_base(loose, base.folder).tolerances == golden(H200).tolerances
+    assert with_base_tolerances(loose, base).tolerances == golden(H200).tolerances
 
 
 def test_the_verdict_names_the_goldens_environment() -> None:

@@ -58,7 +58,7 @@ def test_a_canary_that_has_no_effect_makes_the_check_invalid(golden_project: Any
     assert "the gate is blind to" in project.golden("check", "plain_seed").out
 
 
-def test_a_twin_with_an_effect_is_a_false_alarm(golden_project: Any) -> None:
+def test_a_no_op_control_with_an_effect_is_a_false_alarm(golden_project: Any) -> None:
     project = golden_project
     project.edit(
         '"WINDOW", plain_loop.WINDOW)', '"WINDOW", plain_loop.WINDOW - 1)', "plain_cases.py"

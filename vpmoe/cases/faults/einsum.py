@@ -15,7 +15,9 @@ def einsum_attention(
     pattern: Any,
     logits_as: Callable[[Any], Any] = lambda logits: logits,
 ) -> Any:
-    """Arguments and result are those of `vpmoe.model.attention.eager.eager_attention`.
+    """Computes eager attention by einsum, with a hook for a bug in the logits.
+
+    Arguments and result are those of `vpmoe.model.attention.eager.eager_attention`.
 
     Args:
         q: [s, b, h, d].
@@ -25,6 +27,9 @@ def einsum_attention(
         document_ids: int32 [b, s], or None.
         pattern: the layer's `AttentionPattern`.
         logits_as: applied to the biased logits [b, g, h/g, s, s].
+
+    Returns:
+        [s, b, h d].
     """
     import torch
 

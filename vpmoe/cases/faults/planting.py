@@ -4,7 +4,8 @@
     def window_plus_one() -> Planted:
         return patched("vpmoe.model.attention.core", "layer_window", wrap)
 
-Its twin, `window_plus_one.twin`, puts the same patch in the same place, passing everything through.
+Its no-op control, `window_plus_one.no_op`, puts the same patch in the same place and passes
+everything through.
 Nothing of vpMoE is imported before a bug is planted.
 """
 
@@ -51,6 +52,9 @@ def fault(
         canary: fit for the bug that every check plants, which must be cheap.
         equivalent: why it changes nothing in the case, if so.
         gpu: whether it shows on the h200 lane too, in the case `wide_pair`.
+
+    Returns:
+        The decorator, which returns the function itself.
     """
 
     def declare(plant: Callable[[], Planted]) -> Callable[[], Planted]:
@@ -62,7 +66,7 @@ def fault(
                 component=component,
                 imitates=imitates,
                 plant=target,
-                twin=f"{target}.twin",
+                no_op=f"{target}.no_op",
                 case=case,
                 canary_steps=steps,
                 canary=canary and equivalent is None,
@@ -71,7 +75,7 @@ def fault(
                 case_on={"h200": "wide_pair"} if gpu else {},
             )
         )
-        plant.twin = functools.partial(_twin, plant)  # type: ignore[attr-defined]
+        plant.no_op = functools.partial(_no_op, plant)  # type: ignore[attr-defined]
         return plant
 
     return declare
@@ -83,7 +87,7 @@ def declared(module: str) -> list[Fault]:
 
 
 @contextlib.contextmanager
-def _twin(plant: Callable[[], Planted]) -> Iterator[None]:
+def _no_op(plant: Callable[[], Planted]) -> Iterator[None]:
     """A bug's patches, none of which has an effect."""
     with contextlib.ExitStack() as stack:
         token = _without_effect.set(True)
@@ -97,6 +101,11 @@ def _twin(plant: Callable[[], Planted]) -> Iterator[None]:
 @contextlib.contextmanager
 def patched(module: str, name: str, wrap: Callable[[Any], Any]) -> Iterator[None]:
     """Replaces `module.name` (dots in `name` go into classes) by `wrap(original)`, in the lane.
+
+    Args:
+        module: module's full name.
+        name: of the object in it.
+        wrap: given the original, returns what takes its place.
 
     Raises:
         MegatronChangedError: a point of `vpmoe.megatron.points` is not what it says.
@@ -186,8 +195,11 @@ def with_flags(*flags: str, resumed: bool = False) -> Planted:
     """Trains with further flags.
 
     Args:
-        flags: put after the run's own, which they override.
+        *flags: put after the run's own, which they override.
         resumed: only when a checkpoint is loaded.
+
+    Returns:
+        The context that plants them.
     """
 
     def change(given: list[str]) -> tuple[list[str]]:

@@ -165,7 +165,7 @@ def _te_module(pattern: AttentionPattern, heads: int, groups: int, channels: int
 
 
 # In the order of preference.
-_BACKENDS: tuple[AttentionBackend, ...] = (
+BACKENDS: tuple[AttentionBackend, ...] = (
     TritonBackend(),
     TransformerEngineBackend(),
     EagerBackend(),
@@ -186,11 +186,14 @@ def choose_backend(
         query: [s, b, h, d], for device, dtype and head dimension.
         document_ids: int32 [b, s] or None.
 
+    Returns:
+        The backend.
+
     Raises:
         ValueError: the requested backend cannot do it; the message says why.
     """
     reasons: list[str] = []
-    for backend in _BACKENDS:
+    for backend in BACKENDS:
         if requested not in ("auto", backend.name):
             continue
         reason = backend.unsupported_reason(pattern, query, document_ids)

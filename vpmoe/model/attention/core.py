@@ -37,6 +37,9 @@ class CoreAttention(MegatronModule):
         softmax_scale: factor of the dot product; 1/sqrt(d) when None.
         cp_comm_type: of no effect, context parallelism is refused.
         pg_collection: process groups; `tp` is used.
+
+    Raises:
+        ValueError: context parallelism, or a mask that is not causal.
     """
 
     def __init__(
@@ -112,7 +115,7 @@ class CoreAttention(MegatronModule):
             key: [s, b, g/TP, d].
             value: [s, b, g/TP, d].
             document_ids: int32 [b, s]; tokens with the same id attend to each other. None is one
-                document. It travels in Megatron's slot for the attention mask, the one tensor a
+                document. Megatron passes it in place of the attention mask, the one tensor a
                 micro-batch that reaches every layer and survives activation recomputation.
             attn_mask_type: causal or None.
             attention_bias: refused; ALiBi is computed from positions.

@@ -1,4 +1,4 @@
-"""The reference backend: plain PyTorch in fp32, on any device. The other backends answer to it."""
+"""The reference backend: plain PyTorch in fp32, on any device. Others are compared with it."""
 
 from __future__ import annotations
 

@@ -17,12 +17,15 @@ from vpmoe.model.config import VpmoeConfig
 
 
 def experts_that_score(topk: int, group_topk: int, group_score_topk: int | None) -> int:
-    """How many of a group's best experts its score is the sum of.
+    """Says how many of a group's best experts its score is the sum of.
 
     Args:
         topk: experts of a token.
         group_topk: groups of a token.
         group_score_topk: the number that was asked for; None is Megatron's.
+
+    Returns:
+        The number of experts.
     """
     return topk // group_topk if group_score_topk is None else group_score_topk
 
@@ -85,10 +88,13 @@ class GroupScoreRouter(ChoosingRouter):
 
 
 def group_score_unsupported_reason(config: Any) -> str | None:
-    """Why Megatron's router would not ask how groups are scored, or None when it does.
+    """Says why Megatron's router would not ask how groups are scored.
 
     Args:
         config: a `VpmoeConfig`, or Megatron's arguments, which have the same names.
+
+    Returns:
+        The reason, or None when it does ask.
     """
     kinds = config.moe_router_load_balancing_type
     kinds = {kinds} if isinstance(kinds, str) else set(kinds)

@@ -57,7 +57,7 @@ class LocalTokenDispatcher(MoETokenDispatcher):
     def token_dispatch(
         self, hidden_states: torch.Tensor, probs: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Nothing travels."""
+        """Returns both as they are: every expert is on this rank."""
         return hidden_states, probs
 
     def dispatch_postprocess(
@@ -79,11 +79,11 @@ class LocalTokenDispatcher(MoETokenDispatcher):
         return unpermute(hidden_states, self.permutation.positions)
 
     def token_combine(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Nothing travels."""
+        """Returns them as they are: every result is on this rank."""
         return hidden_states
 
     def combine_postprocess(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Back in the shape [s, b, hidden]."""
+        """Restores the shape [s, b, hidden]."""
         return hidden_states.view(self.shape)
 
 
@@ -95,8 +95,8 @@ def local_unsupported_reason(config: VpmoeConfig) -> str | None:
     checks = {
         "it needs a CUDA device": not torch.cuda.is_available(),
         "Triton is not installed": importlib.util.find_spec("triton") is None,
-        "experts are spread over expert-parallel ranks": config.expert_model_parallel_size > 1,
-        "experts are spread over tensor-parallel ranks": expert_tp > 1,
+        "experts are sharded over expert-parallel ranks": config.expert_model_parallel_size > 1,
+        "experts are sharded over tensor-parallel ranks": expert_tp > 1,
         "the shared expert overlaps the dispatch": config.moe_shared_expert_overlap,
         "experts have a gate": config.gated_linear_unit,
         "experts are not activated by squared ReLU": config.activation_func is not squared_relu,

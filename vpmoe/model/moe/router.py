@@ -26,6 +26,9 @@ class FusedRouter(TopKRouter):
         config: vpMoE's configuration; see `routing_unsupported_reason` for what is taken.
         pg_collection: process groups.
         is_mtp_layer: of Megatron's interface.
+
+    Raises:
+        ValueError: the configuration has what the fused routing does not compute.
     """
 
     def __init__(
@@ -68,6 +71,9 @@ class FusedRouter(TopKRouter):
 
         Returns:
             Probabilities fp32 and choices bool, [s * b, experts].
+
+        Raises:
+            NotImplementedError: there is a padding mask.
         """
         if padding_mask is not None:
             raise NotImplementedError("fused routing takes no padding mask")
