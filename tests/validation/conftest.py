@@ -4,12 +4,21 @@ import importlib.util
 import os
 import re
 import sys
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime, timezone
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 from filelock import FileLock
+
+from validation.calibration.derived import by_text, line_of
+from validation.calibration.noise import FACTOR, floor_of
+from validation.compare import Tolerances
+from validation.goldens import Golden, GoldenStore
+from validation.goldens.calibrated import GRAINS, RERUNS, write_calibration
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 
@@ -76,3 +85,40 @@ def _golden_template(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def golden_project(_golden_template: Any, tmp_path: Path) -> Any:
     """A repository of its own with accepted, calibrated and committed goldens."""
     return _golden_template.copy(tmp_path / "repository")
+
+
+@pytest.fixture
+def measured_as() -> Callable[..., Golden]:
+    """Stores tolerances with a golden as if reruns had shown them: they follow, and are on file."""
+
+    def measured_as(
+        store: GoldenStore,
+        golden: Golden,
+        tolerances: Tolerances,
+        reason: str = "another CPU",
+        **stored: Any,
+    ) -> Golden:
+        floor = floor_of(0)
+        grains = {
+            name: {step: value - floor for step, value in steps.items()}
+            for name, steps in tolerances.classes.items()
+        }
+        assert all(value >= 0.0 for steps in grains.values() for value in steps.values())
+        line = {"name": "one", "machine": "", "trace": "a", "noise": line_of({}, tolerances)}
+        calibration = {
+            "runs": 8,
+            "factor": FACTOR,
+            "largest_sum": 0,
+            "floor": floor,
+            "noise": {},
+            GRAINS: by_text(grains, tolerances),
+            RERUNS: [line],
+            "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            **stored,
+        }
+        measured = replace(golden, tolerances=tolerances, calibration=calibration)
+        write_calibration(store, golden, measured, reason)
+        store.save(measured)
+        return measured
+
+    return measured_as

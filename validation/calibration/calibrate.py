@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+from validation.calibration.derived import by_text, line_of
 from validation.calibration.noise import (
     ELSEWHERE,
     EQUIVALENT,
@@ -34,17 +35,36 @@ from validation.calibration.noise import (
 from validation.cases import Case, leads
 from validation.compare import Tolerances, compare
 from validation.goldens import Golden
+from validation.goldens.calibrated import GRAINS, RERUNS
 from validation.goldens.store import environment_of
 from validation.progress import Progress
 from validation.running.environment import machine_type
 from validation.running.execution import close_parents
 from validation.running.notes import Grains, grains_of, longest_sum_of, shaken
 from validation.trace import Trace, curve_class, event_class
+from validation.trace.storage import records_digest
 
 # The chance, with which a detectable effect is seen.
 POWER = 0.9
 # Fewer reruns hold no rerun against others that tell anything.
 LEAST_RUNS = 3
+
+
+@dataclass(frozen=True)
+class Rerun:
+    """A rerun that noise was measured on.
+
+    Attributes:
+        name: of its variant.
+        machine: type of machine that made it.
+        trace: digest of its records; empty where they are not known any more.
+        noise: what it differs by.
+    """
+
+    name: str
+    machine: str
+    trace: str
+    noise: Noise
 
 
 @dataclass(frozen=True)
@@ -59,7 +79,8 @@ class Measured:
         source: what the reruns changed.
         held_out: of each rerun, its largest error over tolerances from the others alone.
         calibrated_on: of each type of machine: `machine`, `runs`, `largest_ratio`.
-        lines: a line for each rerun.
+        lines: what is said of each rerun.
+        reruns: what each of them differs by.
     """
 
     tolerances: Tolerances
@@ -70,6 +91,7 @@ class Measured:
     held_out: Sequence[float]
     calibrated_on: Sequence[Mapping[str, Any]]
     lines: Sequence[str]
+    reruns: Sequence[Rerun]
 
     @property
     def floor(self) -> float:
@@ -90,11 +112,17 @@ class Measured:
             "power": POWER,
             # Noise is a distance to one golden: that of another source tree starts anew.
             "source_digest": golden.trace.provenance.get("source_digest"),
-            "noise": {
-                name: {str(step): value for step, value in steps.items() if value}
-                for name, steps in self.noise.items()
-                if any(steps.values())
-            },
+            "noise": by_text(self.noise, self.tolerances),
+            GRAINS: by_text(self.grains, self.tolerances),
+            RERUNS: [
+                {
+                    "name": rerun.name,
+                    "machine": rerun.machine,
+                    "trace": rerun.trace,
+                    "noise": line_of(rerun.noise, self.tolerances),
+                }
+                for rerun in self.reruns
+            ],
         }
 
 
@@ -236,16 +264,15 @@ def measure(
         ValueError: a variant changed a discrete record or the set of records: such a setting
             changes meaning, or the case is not deterministic; or perturbed weights changed nothing.
     """
-    runs: list[Noise] = []
-    lines, machines, made = [], [], [base]
+    reruns: list[Rerun] = []
+    lines, made = [], [base]
     with ThreadPoolExecutor(jobs) as pool:
         try:
             for number, (variant, trace) in enumerate(
                 zip(chosen, pool.map(run, chosen), strict=True), start=1
             ):
-                noise, said = compared(base, trace, variant)
-                runs.append(noise)
-                machines.append(machine_type(environment_of(trace.provenance)))
+                rerun, said = compared(base, trace, variant)
+                reruns.append(rerun)
                 made.append(trace)
                 lines.append(f"{variant.name}: {said}")
                 progress.ended(number, len(chosen), variant.name, said)
@@ -253,6 +280,7 @@ def measure(
             pool.shutdown(wait=False, cancel_futures=True)
             close_parents()  # so that the threads' runs end now
             raise
+    runs = [rerun.noise for rerun in reruns]
     if runs and all(variant.source == PERTURBED for variant in chosen):
         _refuse_ignored(runs)
     noise, grains, largest_sum = largest_of(runs), grains_of(made), longest_sum_of(made)
@@ -265,13 +293,14 @@ def measure(
         largest_sum=largest_sum,
         source=" and ".join(sorted({variant.source for variant in chosen})),
         held_out=ratios,
-        calibrated_on=by_machine(machines, ratios),
+        calibrated_on=by_machine([rerun.machine for rerun in reruns], ratios),
         lines=lines,
+        reruns=reruns,
     )
 
 
-def compared(base: Trace, trace: Trace, variant: Variant) -> tuple[Noise, str]:
-    """Measures the noise of a rerun.
+def compared(base: Trace, trace: Trace, variant: Variant) -> tuple[Rerun, str]:
+    """Measures what a rerun differs by.
 
     Args:
         base: the trace that reruns are compared with.
@@ -279,7 +308,7 @@ def compared(base: Trace, trace: Trace, variant: Variant) -> tuple[Noise, str]:
         variant: what the rerun varied.
 
     Returns:
-        The noise, and a line that says how the rerun compares.
+        The rerun with its noise, and a line that says how the rerun compares.
 
     Raises:
         ValueError: see `measure`.
@@ -297,7 +326,8 @@ def compared(base: Trace, trace: Trace, variant: Variant) -> tuple[Noise, str]:
         f"{comparison.identical} of {comparison.compared} records "
         f"bit-identical, largest relative difference {worst:.3g}"
     )
-    return noise, said
+    machine = machine_type(environment_of(trace.provenance))
+    return Rerun(variant.name, machine, records_digest(trace), noise), said
 
 
 def _refuse_ignored(runs: Sequence[Noise]) -> None:

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from validation.calibration.calibrate import (
     LEAST_RUNS,
     Measured,
+    Rerun,
     Variant,
     by_machine,
     compared,
     measure,
 )
-from validation.calibration.noise import Noise, floor_of, largest_of, largest_ratio, tolerances_from
-from validation.files import DamagedFileError
+from validation.calibration.derived import noise_of_line, stored, stored_noise
+from validation.calibration.noise import floor_of, largest_of, largest_ratio, tolerances_from
 from validation.goldens import Golden
 from validation.goldens.environments import identity, in_words
 from validation.goldens.store import environment_of
 from validation.power.matrix import bitwise_equal
 from validation.progress import Progress
 from validation.run_folder import RunFolder
-from validation.running.environment import machine_type
 from validation.running.notes import grains_of
 from validation.trace import Trace, load_trace
 
@@ -45,9 +44,7 @@ def pool(golden: Golden, folders: Sequence[Path], progress: Progress) -> Measure
         ValueError: a folder that does not count, or that does already; or too few runs.
     """
     chosen, made = reruns_made_elsewhere(golden, folders)
-    record = golden.calibration
-    of_this = record.get("source_digest") == golden.trace.provenance.get("source_digest")
-    if "held_out" in record and of_this:
+    if extends(golden):
         return _extend(golden, chosen, made, progress)
     if len(chosen) < LEAST_RUNS:
         raise ValueError(
@@ -55,6 +52,13 @@ def pool(golden: Golden, folders: Sequence[Path], progress: Progress) -> Measure
             f"it was recorded: golden calibrate {golden.case} first, or give {LEAST_RUNS} runs"
         )
     return measure(golden.trace, made, chosen, progress)
+
+
+def extends(golden: Golden) -> bool:
+    """Whether further runs extend a golden's calibration: it is of this trace's source."""
+    record = golden.calibration
+    of_this = record.get("source_digest") == golden.trace.provenance.get("source_digest")
+    return "held_out" in record and of_this
 
 
 def _extend(
@@ -65,20 +69,23 @@ def _extend(
 ) -> Measured:
     record = golden.calibration
     known = {line.partition(":")[0] for line in record["variants"]}
-    runs: list[Noise] = [_recorded_noise(golden)]
-    lines, machines, ratios, traces = list(record["variants"]), [], [], [golden.trace]
+    recorded, reruns = stored_noise(golden), _recorded_reruns(golden)
+    before = len(reruns)
+    lines, ratios, traces = list(record["variants"]), [], [golden.trace]
     for variant in chosen:
         if variant.name in known:
             raise ValueError(f"{variant.name}: the golden's calibration has this run already")
         trace = made(variant)
-        noise, said = compared(golden.trace, trace, variant)
-        runs.append(noise)
-        ratios.append(largest_ratio(noise, golden.tolerances))
-        machines.append(machine_type(environment_of(trace.provenance)))
+        rerun, said = compared(golden.trace, trace, variant)
+        reruns.append(rerun)
+        ratios.append(largest_ratio(rerun.noise, golden.tolerances))
         traces.append(trace)
         lines.append(f"{variant.name}: {said}")
         progress.message(f"{lines[-1]}, {ratios[-1]:.2g} of its tolerance at most")
-    noise, grains = largest_of(runs), grains_of(traces)
+    made_now = [rerun.noise for rerun in reruns[before:]]
+    noise = largest_of([recorded, *made_now])
+    grains = largest_of([grains_of(traces), stored(golden).grains or {}])
+    machines = [rerun.machine for rerun in reruns[before:]]
     counted = int(record["largest_sum"])
     return Measured(
         tolerances=tolerances_from(noise, floor_of(counted), grains),
@@ -89,19 +96,19 @@ def _extend(
         held_out=[float(ratio) for ratio in record["held_out"]],
         calibrated_on=by_machine(machines, ratios, record["calibrated_on"]),
         lines=lines,
+        reruns=reruns,
     )
 
 
-def _recorded_noise(golden: Golden) -> Noise:
-    """The noise that a golden's calibration has measured, of every class that has a tolerance."""
-    recorded: Mapping[str, Mapping[str, Any]] = golden.calibration["noise"]
-    try:
-        return {
-            name: {step: float(recorded.get(name, {}).get(str(step), 0.0)) for step in steps}
-            for name, steps in golden.tolerances.classes.items()
-        }
-    except (AttributeError, TypeError, ValueError) as error:
-        raise DamagedFileError(f"{golden.lane}/{golden.case}: noise: {error}") from error
+def _recorded_reruns(golden: Golden) -> list[Rerun]:
+    """The reruns that are stored; all in one of an older calibration, which has their noise."""
+    told = stored(golden)
+    if told.reruns is None:
+        return [Rerun(f"{told.runs} reruns of {told.time}", "", "", stored_noise(golden))]
+    return [
+        Rerun(r.name, r.machine, r.trace, noise_of_line(r.noise, golden.tolerances))
+        for r in told.reruns
+    ]
 
 
 def reruns_made_elsewhere(

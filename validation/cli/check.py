@@ -20,8 +20,9 @@ from validation.calibration.calibrate import (
     measure_case,
     unchanged_base,
 )
+from validation.calibration.derived import before_audit, refuse_underived, unfounded
 from validation.calibration.noise import FACTOR
-from validation.calibration.pooling import pool
+from validation.calibration.pooling import extends, pool
 from validation.cases import Case, discover_cases, discover_faults
 from validation.cli.common import (
     add_jobs,
@@ -46,7 +47,12 @@ from validation.gate.plan import CheckPlan, describe_source
 from validation.gate.verdict import CheckResult
 from validation.goldens import Golden, GoldenStore
 from validation.goldens.acceptance import RefusedError, refuse_dirty
-from validation.goldens.calibrated import write_calibration
+from validation.goldens.audit_log import AuditLog
+from validation.goldens.calibrated import (
+    calibration_on_file,
+    write_adoption,
+    write_calibration,
+)
 from validation.goldens.environments import identity, in_words
 from validation.run_folder import RunFolder
 from validation.running.environment import gpu_count, here
@@ -98,7 +104,8 @@ def add_commands(commands: Any) -> None:
         "machine that could exist, on a GPU with what the case declares as equivalent, and\n"
         "stores the tolerances that follow.",
         epilog="examples:\n  golden calibrate my_case --runs 12\n"
-        "  golden calibrate my_case --from runs/A runs/B   (of several machines)\n",
+        "  golden calibrate my_case --from runs/A runs/B   (of several machines)\n"
+        "  golden calibrate my_case --adopt --reason TEXT  (of an earlier version, as it is)\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_selection(parser)
@@ -112,6 +119,12 @@ def add_commands(commands: Any) -> None:
         default=[],
         metavar="RUN_DIR",
         help="measure on what checks and calibrations left, on other machines too; run nothing",
+    )
+    parser.add_argument(
+        "--adopt",
+        action="store_true",
+        help="leave an audit file for tolerances that were measured before there were such files, "
+        "if they follow from the noise stored with them; run nothing",
     )
     parser.add_argument(
         "--reason", default="", help="why, for goldens/audit and whoever accepts wider tolerances"
@@ -213,13 +226,17 @@ def write_sinks(
 def calibrate(options: argparse.Namespace) -> int:
     """Measures noise and stores tolerances with the goldens."""
     root = find_root()
-    lane = chosen_lane(options) if options.folders else lane_to_run(options)
+    nothing_runs = options.folders or options.adopt
+    lane = chosen_lane(options) if nothing_runs else lane_to_run(options)
     if options.runs < LEAST_RUNS:
         raise RefusedError(f"--runs: at least {LEAST_RUNS}, to hold each rerun against others")
     refuse_dirty(root)
     cases = discover_cases(root)
     store = GoldenStore(root / "goldens")
     progress = TerminalProgress()
+    if options.adopt:
+        chosen = chosen_cases(cases, options.case, lane)
+        return _adopt(store, lane, [case.name for case in chosen], options.reason)
     if options.folders:
         for case in chosen_cases(cases, options.case, lane):
             golden = _calibrate_on(options.folders, store, lane, case, progress, options.reason)
@@ -279,12 +296,43 @@ def _calibrate_on(
 ) -> Golden:
     """Calibrates a case on what run folders hold of it; returns its golden before."""
     golden = golden_of_runs(store, lane, case.name, folders)
+    if extends(golden):
+        refuse_underived(golden, AuditLog(store.folder))
     try:
         measured = pool(golden, folders, progress)
     except ValueError as error:
         raise RefusedError(f"case {case.name}: {error}") from error
     _store(store, case, golden, measured, reason)
     return golden
+
+
+def _adopt(store: GoldenStore, lane: str, cases: Sequence[str], reason: str) -> int:
+    """Leaves an audit file for each calibration from before there were any; returns 0.
+
+    Raises:
+        RefusedError: no reason, no such golden, or tolerances that do not follow from their noise.
+    """
+    if not reason.strip():
+        raise RefusedError("--adopt: say with --reason why unaudited tolerances may stay")
+    adopted = []
+    with store.lock():
+        for case, place in ((c, p) for c in cases for p in store.places(lane, c)):
+            golden = store.load(lane, case, place)
+            log = AuditLog(store.folder)
+            if not before_audit(golden) or calibration_on_file(log, golden) is not None:
+                continue
+            wrong = unfounded(golden)
+            if wrong:
+                raise RefusedError(f"{lane}/{case}: {wrong[0].text}: golden calibrate {case}")
+            audit = write_adoption(store, golden, reason)
+            adopted.append(audit)
+            print(f"{'/'.join(filter(None, (lane, case, place)))}: {audit.name}")
+    if not adopted:
+        raise RefusedError(
+            f"--adopt: on lane {lane} no golden of {', '.join(cases)} was calibrated before there "
+            "were audit files, without one"
+        )
+    return 0
 
 
 def golden_of_runs(store: GoldenStore, lane: str, case: str, folders: Sequence[Path]) -> Golden:

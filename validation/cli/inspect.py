@@ -11,6 +11,7 @@ from typing import Any
 
 from validation.files import MAX_JSON_BYTES, DamagedFileError, jsonable
 from validation.goldens import GoldenStore
+from validation.goldens.calibrated import RERUNS
 from validation.goldens.layout import HEAD
 from validation.goldens.merge import describe_head
 from validation.run_folder import TRACES
@@ -18,6 +19,8 @@ from validation.trace import HeldInvariant, Sketch, Trace, load_trace
 from validation.trace.storage import HEAD as TRACE_HEAD
 
 _STDIN = "-"
+# Of a calibration: a number for each class and step.
+_LONG = ("noise", "grains", RERUNS)
 
 
 def add_commands(commands: Any) -> None:
@@ -85,7 +88,7 @@ def _of_file(path: Path) -> list[str]:
     return [
         f"case: {golden.case}",
         *(f"accepted: {k}: {v}" for k, v in golden.accepted.items()),
-        *(f"calibration: {k}: {v}" for k, v in golden.calibration.items() if k != "noise"),
+        *(f"calibration: {k}: {v}" for k, v in golden.calibration.items() if k not in _LONG),
         *(f"detects: {k}: {v!r}" for k, v in golden.detectable_effect.items()),
         *(
             f"canary: {name}: caught at {p.place} in {p.steps} steps, margin {p.margin!r}"

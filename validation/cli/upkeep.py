@@ -22,7 +22,7 @@ from validation.cli.proofs import prove_accepted
 from validation.config import declaration_of
 from validation.files import DamagedFileError
 from validation.gate.bisect import bisect
-from validation.gate.health import examine, known_gaps
+from validation.gate.health import examine, known_gaps, notes
 from validation.gate.plan import CheckPlan, describe_source
 from validation.gate.rebase import (
     Rebase,
@@ -62,8 +62,9 @@ def add_commands(commands: Any) -> None:
         health,
         "what is wrong with the goldens that no check reports",
         "Finds orphaned, stale, damaged and unreachable goldens, records that nothing checks,\n"
-        "cases that are never run, expired quarantine. Exits 1 on a finding; gaps that the\n"
-        "repository has declared, with reason, owner and expiry, are listed but do not count.",
+        "tolerances that do not follow from measured noise, edited audit files, cases that are\n"
+        "never run, expired quarantine. Exits 1 on a finding; gaps that the repository has\n"
+        "declared, with reason, owner and expiry, are listed but do not count.",
         "  golden health\n",
     )
 
@@ -128,6 +129,8 @@ def health(options: argparse.Namespace) -> int:
             print(f"  {finding.kind}: {finding.subject}: {finding.text}")
     for finding in findings:
         print(f"{finding.kind}: {finding.subject}: {finding.text}")
+    for note in notes(root, declared.lanes):
+        print(f"note: {note}")
     beside = f"{len(known)} known gap(s)" if known else ""
     if findings:
         print(f"{len(findings)} finding(s)" + (f", beside {beside}" if beside else ""))

@@ -51,13 +51,29 @@ def with_base_tolerances(golden: Golden, base: GoldenStore | None) -> Golden:
     Raises:
         DamagedFileError: the base's golden is damaged.
     """
+    judging = golden_of_base(golden, base)
+    return golden if judging is None else replace(golden, tolerances=judging.tolerances)
+
+
+def golden_of_base(golden: Golden, base: GoldenStore | None) -> Golden | None:
+    """Loads the golden whose tolerances judge.
+
+    Args:
+        golden: this tree's.
+        base: the base's goldens; None without a judge.
+
+    Returns:
+        The base's golden; None without a judge, or where the base has none of the case.
+
+    Raises:
+        DamagedFileError: it is damaged.
+    """
     if base is None:
-        return golden
+        return None
     try:
-        judging = base.nearest(golden.lane, golden.case, golden.environment)
+        return base.nearest(golden.lane, golden.case, golden.environment)
     except MissingGoldenError:
-        return golden
-    return replace(golden, tolerances=judging.tolerances)
+        return None
 
 
 def sources_of(root: Path, judge: Path | None) -> Path:

@@ -10,11 +10,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from validation.calibration.derived import refuse_underived
 from validation.cases import Case, Invariant
 from validation.cases.difference import what_differs
 from validation.compare import Comparison, Divergence, compare, compare_invariant
 from validation.files import DamagedFileError
-from validation.gate.base import vanished_cases, with_base_tolerances
+from validation.gate.base import golden_of_base, vanished_cases
 from validation.gate.blindness import shared_records
 from validation.gate.canary import check_canary
 from validation.gate.declared import names_declared
@@ -265,11 +266,15 @@ def _run(case: Case, check: Check) -> Recording:
 
 
 def _load(case: Case, check: Check, trace: Trace) -> _Expected:
-    """The golden that is nearest to where the case ran."""
+    """The golden that is nearest to where the case ran, its tolerances worked out again."""
     plan, store = check.plan, check.store
     try:
         own = store.nearest(plan.lane, case.name, trace.provenance["environment"])
-        golden = with_base_tolerances(own, check.base)
+        refuse_underived(own, check.audit)
+        base = golden_of_base(own, check.base)
+        if base is not None and check.base_audit is not None:
+            refuse_underived(base, check.base_audit)
+        golden = own if base is None else replace(own, tolerances=base.tolerances)
     except DamagedFileError as error:
         raise _NoVerdictError(Verdict.INVALID, str(error)) from error
     if golden.case_digest != case.digest:

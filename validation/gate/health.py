@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from datetime import date, datetime, timezone
 from pathlib import Path
 
+from validation.calibration.derived import problems_of, what_to_do, without_reruns
 from validation.cases import Case, Fault
 from validation.cases.difference import what_differs
 from validation.config import Lane
 from validation.config.gaps import Gap
-from validation.files import DamagedFileError, decode_json, read_file
+from validation.files import DamagedFileError
 from validation.gate.quarantine import load_quarantine
+from validation.goldens.audit_log import ACCEPTED, AUDIT, AuditLog
 from validation.goldens.canaries import CERTAIN, listed, stale
 from validation.goldens.environments import in_words
 from validation.goldens.layout import FILES, HEAD, unsettled
@@ -30,7 +32,8 @@ class Finding:
 
     Attributes:
         kind: `orphaned`, `stale`, `damaged`, `unreachable`, `uncalibrated`, `unchecked`,
-            `canaries`, `never-run`, `leftover`, `quarantine`, `size` or `gap`.
+            `underived`, `audit`, `canaries`, `never-run`, `leftover`, `quarantine`, `size` or
+            `gap`.
         subject: lane and case, also the class of records that it is about, or a file.
         text: what is wrong, and what to do.
     """
@@ -55,10 +58,12 @@ def examine(
         The findings; empty where all is well.
     """
     store = GoldenStore(root / "goldens")
+    log = AuditLog(store.folder)
     found = [*_unknown_folders(store, lanes), *_quarantine(store.folder, cases)]
+    found += [Finding("audit", str(path.relative_to(root)), text) for path, text in log.problems]
     for lane, declared in lanes.items():
         for name in store.names(lane):
-            found += _examine_case(store, declared, name, cases)
+            found += _examine_case(store, log, declared, name, cases)
         for case in cases.values():
             if lane in case.lanes and not store.places(lane, case.name):
                 found.append(
@@ -81,6 +86,27 @@ def examine(
             text = f"{size / 1e6:.1f} MB of goldens, more than {MAX_LANE_BYTES / 1e6:g}"
             found.append(Finding("size", lane, text))
     return found
+
+
+def notes(root: Path, lanes: Mapping[str, Lane]) -> list[str]:
+    """What is no finding, and worth knowing: goldens whose calibration has no reruns on file."""
+    store, told = GoldenStore(root / "goldens"), []
+    for lane in lanes:
+        older = []
+        for name, place in ((n, p) for n in store.names(lane) for p in store.places(lane, n)):
+            try:
+                golden = store.load(lane, name, place)
+            except DamagedFileError:
+                continue  # a finding
+            if without_reruns(golden):
+                older.append("/".join(filter(None, (name, place))))
+        if older:
+            told.append(
+                f"{lane}: {len(older)} golden(s) were calibrated before reruns were stored, so "
+                "that their noise is held to no rerun; golden calibrate stores them: "
+                + ", ".join(older)
+            )
+    return told
 
 
 def known_gaps(
@@ -121,7 +147,7 @@ def known_gaps(
 
 
 def _examine_case(
-    store: GoldenStore, declared: Lane, name: str, cases: Mapping[str, Case]
+    store: GoldenStore, log: AuditLog, declared: Lane, name: str, cases: Mapping[str, Case]
 ) -> list[Finding]:
     lane = declared.name
     subject = f"{lane}/{name}"
@@ -132,7 +158,7 @@ def _examine_case(
         text = f"its case runs on {', '.join(case.lanes)} only, so that no check reads it"
         return [Finding("unreachable", subject, text)]
     places = store.places(lane, name)
-    found = [finding for place in places for finding in _examine_golden(store, lane, case, place)]
+    found = [f for place in places for f in _examine_golden(store, log, lane, case, place)]
     if not declared.on_gpus and len(places) > 1:
         text = f"the {lane} lane has one golden a case: delete the folders inside of it"
         found.append(Finding("unreachable", subject, text))
@@ -142,7 +168,9 @@ def _examine_case(
     return found
 
 
-def _examine_golden(store: GoldenStore, lane: str, case: Case, place: str) -> list[Finding]:
+def _examine_golden(
+    store: GoldenStore, log: AuditLog, lane: str, case: Case, place: str
+) -> list[Finding]:
     name = case.name
     subject = "/".join(filter(None, (lane, name, place)))
     try:
@@ -160,7 +188,11 @@ def _examine_golden(store: GoldenStore, lane: str, case: Case, place: str) -> li
     if golden.trace.records == 0:
         found.append(Finding("unchecked", subject, "holds no record"))
     found += _examine_tolerances(golden, subject)
-    if not _audited(store.folder, lane, name, place and in_words(golden.environment)):
+    found += [
+        Finding("underived", subject, f"{problem.text}: {what_to_do(golden)}")
+        for problem in problems_of(golden, log)
+    ]
+    if not _audited(log, lane, name, place and in_words(golden.environment)):
         text = "no file under goldens/audit tells of its acceptance"
         found.append(Finding("unreachable", subject, text))
     folder = store.path(lane, name, place)
@@ -241,25 +273,16 @@ def _examine_tolerances(golden: Golden, subject: str) -> list[Finding]:
     return found
 
 
-def _audited(goldens: Path, lane: str, name: str, environment: str) -> bool:
+def _audited(log: AuditLog, lane: str, name: str, environment: str) -> bool:
     """Whether an acceptance is on file; of the first environment's golden, in any environment."""
-    for path in (goldens / "audit").glob("*.json"):
-        try:
-            entries = decode_json(read_file(path), path).get("goldens", [])
-        except DamagedFileError:
-            continue
-        if any(
-            isinstance(e, dict)
-            and (e.get("lane"), e.get("case")) == (lane, name)
-            and environment in ("", e.get("environment"))
-            for e in entries
-        ):
-            return True
-    return False
+    return any(
+        entry.kind == ACCEPTED and environment in ("", entry.fields.get("environment"))
+        for entry in log.of(lane, name)
+    )
 
 
 def _unknown_folders(store: GoldenStore, lanes: Collection[str]) -> list[Finding]:
-    known = {*lanes, "audit"}
+    known = {*lanes, AUDIT}
     folders = sorted(p for p in store.folder.glob("*") if p.is_dir() and p.name not in known)
     text = f"is no lane; lanes are {', '.join(lanes)}"
     return [Finding("unreachable", f"goldens/{folder.name}", text) for folder in folders]

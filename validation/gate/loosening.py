@@ -17,7 +17,8 @@ from pathlib import Path
 from validation.files import DamagedFileError
 from validation.gate.quarantine import QuarantineEntry, apply_quarantine, load_quarantine
 from validation.gate.verdict import CaseResult, Loosening, Verdict, worst
-from validation.goldens.calibrated import calibration_on_file, widened
+from validation.goldens.audit_log import AUDIT, AuditLog
+from validation.goldens.calibrated import RERUNS, calibration_on_file, widened
 from validation.goldens.layout import HEAD
 from validation.goldens.store import GoldenStore
 
@@ -41,7 +42,8 @@ def find_loosenings(goldens: Path, judge: Path, lane: str) -> list[Loosening]:
 
 def _wider(goldens: Path, judge: Path, lane: str) -> Iterator[Loosening]:
     """Goldens with wider tolerances than the base's nearest; a damaged one is INVALID when run."""
-    store, base = GoldenStore(goldens), GoldenStore(judge)
+    store, base, log = GoldenStore(goldens), GoldenStore(judge), AuditLog(goldens)
+    known = {path.name for path in (judge / AUDIT).glob("*.json")}
     for case in store.names(lane):
         for place in store.places(lane, case):
             ours, theirs = (s.path(lane, case, place) / HEAD for s in (store, base))
@@ -55,19 +57,27 @@ def _wider(goldens: Path, judge: Path, lane: str) -> Iterator[Loosening]:
             wider = widened(former.tolerances, golden.tolerances)
             if wider is None:
                 continue
-            audit = calibration_on_file(goldens, golden)
+            audit = calibration_on_file(log, golden)
+            again = f"golden calibrate {case} --lane {lane}"
+            measured = False
             if audit is None:
                 source = (
                     "no calibration under goldens/audit measured them, so that nobody can accept "
-                    f"them: golden calibrate {case} --lane {lane}"
+                    f"them: {again}"
+                )
+            elif RERUNS not in audit.fields and audit.path.name not in known:
+                source = (
+                    f"goldens/audit/{audit.path.name} is new and names no rerun, so that nobody "
+                    f"can accept them: {again}"
                 )
             else:
+                measured = True
                 runs = golden.calibration.get("runs")
-                reason = str(audit.get("reason") or "").strip() or "no reason is given"
-                source = f"from {runs} reruns by {audit['author']} at {audit['time']}: {reason}"
+                reason = audit.reason or "no reason is given"
+                source = f"from {runs} reruns by {audit.author} at {audit.time}: {reason}"
             subject = f"{place}: " if place else ""
             text = f"{subject}{wider.describe()}; {source}"
-            yield Loosening("tolerance", case, text, acceptable=audit is not None)
+            yield Loosening("tolerance", case, text, acceptable=measured)
 
 
 def _quarantined(goldens: Path, judge: Path) -> Iterator[Loosening]:

@@ -15,6 +15,7 @@ from validation.cases import Case, Fault, discover_cases
 from validation.config import Declaration, Lane
 from validation.gate.base import OVERLAY, judged_declaration, sources_of, with_base_tolerances
 from validation.goldens import Golden, GoldenStore
+from validation.goldens.audit_log import AuditLog
 from validation.goldens.sealed import Seal
 from validation.progress import Progress
 from validation.run_folder import RunFolder
@@ -93,6 +94,8 @@ class Check:
         plan: what it does.
         store: the tree's goldens, as they were before any run.
         base: the judge's, likewise; None without a judge.
+        audit: what is on file of the tree's goldens.
+        base_audit: of the base's; None without a judge.
         seal: finds what has changed since of the files that decide.
         folder: receives traces and the log.
         options: how every run is made.
@@ -103,6 +106,8 @@ class Check:
     plan: CheckPlan
     store: GoldenStore
     base: GoldenStore | None
+    audit: AuditLog
+    base_audit: AuditLog | None
     seal: Seal
     folder: RunFolder
     options: RunOptions
@@ -136,6 +141,8 @@ class Check:
             plan=plan,
             store=GoldenStore.keep(goldens, plan.lane),
             base=None if judge is None else GoldenStore.keep(judge, plan.lane),
+            audit=AuditLog(goldens),
+            base_audit=None if judge is None else AuditLog(judge),
             seal=Seal([goldens, *([] if judge is None else [judge])], watched),
             folder=folder,
             options=options,

@@ -12,21 +12,19 @@ expires. An expired entry fails the check, whatever the case does.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import date, datetime, timezone
 from pathlib import Path
-from typing import Any
 
 from validation.files import DamagedFileError, check_schema, decode_json, read_file
 from validation.gate.verdict import CaseResult, Verdict
+from validation.schema import Form, Text, parse
 
 FILE = "quarantine.json"
 MAX_DAYS = 14
-_FIELDS = frozenset({"case", "owner", "issue", "added", "expires"})
 
 
-@dataclass(frozen=True)
-class QuarantineEntry:
+class QuarantineEntry(Form, frozen=True):
     """One case that may fail.
 
     Attributes:
@@ -37,15 +35,28 @@ class QuarantineEntry:
         expires: last day, at most `MAX_DAYS` after the first.
     """
 
-    case: str
-    owner: str
-    issue: str
+    case: Text
+    owner: Text
+    issue: Text
     added: date
     expires: date
+
+    def __post_init__(self) -> None:
+        if not 0 <= (self.expires - self.added).days <= MAX_DAYS:
+            raise ValueError(
+                f"{self.case}: from {self.added} to {self.expires}; at most {MAX_DAYS} days"
+            )
+        if self.added > datetime.now(timezone.utc).date():
+            raise ValueError(f"{self.case}: added on {self.added}, which is to come")
 
     def describe(self) -> str:
         """One line."""
         return f"quarantined until {self.expires} ({self.owner}, {self.issue})"
+
+
+class _Quarantine(Form, frozen=True):
+    schema: int
+    entries: list[QuarantineEntry]
 
 
 def load_quarantine(goldens: Path) -> list[QuarantineEntry]:
@@ -66,10 +77,7 @@ def load_quarantine(goldens: Path) -> list[QuarantineEntry]:
         return []
     document = decode_json(read_file(path), path)
     check_schema(document, path)
-    entries = document.get("entries")
-    if not isinstance(entries, list):
-        raise DamagedFileError(f"{path}: no list of entries")
-    read = [_entry(entry, path) for entry in entries]
+    read = parse(document, _Quarantine, path).entries
     names = [entry.case for entry in read]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
@@ -112,24 +120,3 @@ def apply_quarantine(
 
 def _joined(message: str, result: CaseResult) -> str:
     return f"{message}\n{result.message}" if result.message else message
-
-
-def _entry(entry: Any, path: Path) -> QuarantineEntry:
-    if not isinstance(entry, dict) or set(entry) != _FIELDS:
-        raise DamagedFileError(f"{path}: an entry has {', '.join(sorted(_FIELDS))}; not {entry!r}")
-    blank = [name for name, value in entry.items() if not str(value).strip()]
-    if blank:
-        raise DamagedFileError(f"{path}: {entry['case']}: {blank[0]} is empty")
-    try:
-        added, expires = (date.fromisoformat(entry[name]) for name in ("added", "expires"))
-    except (TypeError, ValueError) as error:
-        raise DamagedFileError(f"{path}: {entry['case']}: {error}") from error
-    if not 0 <= (expires - added).days <= MAX_DAYS:
-        raise DamagedFileError(
-            f"{path}: {entry['case']}: from {added} to {expires}; at most {MAX_DAYS} days"
-        )
-    if added > datetime.now(timezone.utc).date():
-        raise DamagedFileError(f"{path}: {entry['case']}: added on {added}, which is to come")
-    return QuarantineEntry(
-        str(entry["case"]), str(entry["owner"]), str(entry["issue"]), added, expires
-    )

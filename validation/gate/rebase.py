@@ -23,6 +23,7 @@ from validation.cases import Case, Fault
 from validation.compare import Catch, Tolerances, compare
 from validation.files import DamagedFileError, decode_json, read_file
 from validation.goldens.acceptance import RefusedError, load_runs, propose_after
+from validation.goldens.calibrated import widened
 from validation.goldens.canaries import Proof
 from validation.goldens.changes import changes
 from validation.goldens.declared import movements
@@ -138,7 +139,7 @@ def rebase_merge(
     for side, reason in told[place].items():
         if isinstance(reason, str):
             shown.append(f"  {side} cannot be compared with: {reason}")
-    before = _tightest(list(goldens.values()))
+    before = _tighter(list(goldens.values()))
     if before is None:
         shown.append("  neither side's tolerances are left: golden calibrate measures them again")
         proposal = Proposal(lane, trace, None, (), place=place)
@@ -327,14 +328,14 @@ def _environment_changes(one: Trace, other: Trace) -> list[str]:
     ]
 
 
-def _tightest(goldens: Sequence[Golden]) -> Golden | None:
-    """The first golden with, for every class and step, the smallest tolerance of any."""
-    if not goldens:
-        return None
-    classes: dict[str, dict[int, float]] = {}
-    for golden in goldens:
-        for name, steps in golden.tolerances.classes.items():
-            kept = classes.setdefault(name, dict(steps))
-            for step, tolerance in steps.items():
-                kept[step] = min(tolerance, kept.get(step, tolerance))
-    return replace(goldens[0], tolerances=Tolerances(classes))
+def _tighter(goldens: Sequence[Golden]) -> Golden | None:
+    """The side whose tolerances are wider than the other's by the smaller factor, the first of two.
+
+    Whole, since tolerances of both sides mixed would follow from neither's noise.
+    """
+
+    def excess(golden: Golden) -> float:
+        wider = (widened(other.tolerances, golden.tolerances) for other in goldens)
+        return max((found.factor for found in wider if found is not None), default=1.0)
+
+    return min(goldens, key=excess, default=None)

@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 from validation.cases import Case
 from validation.cases.difference import what_differs
 from validation.compare import EXACT, compare
 from validation.files import DamagedFileError
 from validation.goldens.audit import author, write_audit
+from validation.goldens.calibrated import GRAINS, RERUNS
 from validation.goldens.canaries import Canaries
 from validation.goldens.changes import Change, changes, recorded_metrics
 from validation.goldens.declared import Expectation, undeclared, unknown
@@ -26,6 +28,7 @@ from validation.goldens.store import (
     environment_of,
 )
 from validation.run_folder import TRACES
+from validation.running.notes import grains_of
 from validation.running.reach import case_source_digest
 from validation.running.source import dirty_files
 from validation.trace import Trace, load_trace
@@ -303,7 +306,7 @@ def accept(
             case_digest=cases[p.trace.case].digest,
             accepted=accepted,
             tolerances=p.before.tolerances if p.before else EXACT,
-            calibration=p.before.calibration if p.before else {},
+            calibration=_kept_calibration(p.before) if p.before else {},
             detectable_effect=p.before.detectable_effect if p.before else {},
             place=p.place,
             canaries=p.before.canaries if p.before else Canaries(),
@@ -321,3 +324,14 @@ def accept(
             if proposal.before is not None and proposal.before.place != golden.place:
                 store.remove(proposal.before)
     return audit
+
+
+def _kept_calibration(before: Golden) -> Mapping[str, Any]:
+    """What a golden's successor keeps of its calibration, with the grains that it was made with.
+
+    Older calibrations have them in the notes of their golden's trace alone, which is replaced.
+    """
+    record = before.calibration
+    if "factor" not in record or RERUNS in record or GRAINS in record:
+        return record
+    return {**record, GRAINS: grains_of([before.trace])}

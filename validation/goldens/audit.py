@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from validation.files import SCHEMA, digest, encode_json, write_atomically
+from validation.files import SCHEMA
+from validation.goldens.audit_log import ACCEPTED, AuditLog
 from validation.goldens.declared import Expectation
 from validation.goldens.environments import in_words
 from validation.goldens.proposal import Proposal
-from validation.goldens.store import GoldenStore, environment_of
+from validation.goldens.store import GoldenStore, environment_of, tolerances_digest
 from validation.running.source import RepositoryError, git, tree_digest
 from validation.trace import RecordKind
 
@@ -26,21 +27,19 @@ def write_audit(
     expected: Sequence[Expectation],
 ) -> Path:
     """Writes one audit file, named so that two branches' never collide."""
-    entry = {
-        "schema": SCHEMA,
-        **accepted,
-        "tree_digest": tree_digest(root),
-        "expected": [str(expectation) for expectation in expected],
-        "goldens": [_summary(proposal) for proposal in proposals],
-    }
-    content = encode_json(entry)
-    stamp = accepted["time"].replace(":", "").replace("-", "")[:15]
-    path = store.folder / "audit" / f"{stamp}-{digest(content)[:8]}.json"
-    write_atomically(path, content)
-    return path
+    log = AuditLog(store.folder)
+    return log.write(
+        {
+            "schema": SCHEMA,
+            **accepted,
+            "tree_digest": tree_digest(root),
+            "expected": [str(expectation) for expectation in expected],
+            ACCEPTED: [_summary(proposal, log) for proposal in proposals],
+        }
+    )
 
 
-def _summary(proposal: Proposal) -> dict[str, Any]:
+def _summary(proposal: Proposal, log: AuditLog) -> dict[str, Any]:
     """What an audit file says of a golden: curves first, then the largest; git has every record."""
     found = sorted(
         proposal.movements,
@@ -59,6 +58,9 @@ def _summary(proposal: Proposal) -> dict[str, Any]:
         "compared": proposal.compared,
         "identical": proposal.identical,
         "moved": moved,
+        # Of the former golden, which this one keeps, also where it moves to another environment.
+        "tolerances": tolerances_digest(proposal.before.tolerances) if proposal.before else None,
+        **log.former(proposal.lane, proposal.trace.case),
     }
 
 

@@ -1,31 +1,31 @@
 """What a calibration leaves on file: `goldens/audit/` says who measured which tolerances, and why.
 
-The file names the tolerances by digest. Tolerances that were edited by hand, or taken from another
-golden, are on no file, so that the base's judge can tell them from measured ones.
+The file names the tolerances, all that was stored with them, and each rerun's trace and noise by
+digest. What was edited by hand, or taken from another golden, is on no file.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from validation.compare import Tolerances
-from validation.files import (
-    SCHEMA,
-    DamagedFileError,
-    decode_json,
-    digest,
-    encode_json,
-    read_file,
-    write_atomically,
-)
+from validation.files import SCHEMA, digest, encode_json
 from validation.goldens.audit import author
+from validation.goldens.audit_log import ACCEPTED, CALIBRATED, AuditLog, Entry
 from validation.goldens.environments import in_words
-from validation.goldens.store import Golden, GoldenStore
+from validation.goldens.store import Golden, GoldenStore, tolerances_digest
 from validation.running.source import tree_digest
+
+RERUNS = "reruns"
+"""Key of the reruns' lines in a golden's calibration, and of their digests in the audit."""
+
+GRAINS = "grains"
+"""Key of the grains in a golden's calibration."""
 
 
 @dataclass(frozen=True)
@@ -86,80 +86,121 @@ def write_calibration(store: GoldenStore, before: Golden, after: Golden, reason:
     Args:
         store: of the golden.
         before: the golden with its former tolerances.
-        after: with the measured ones; `calibration` holds `time` and `runs`.
+        after: with the measured ones; `calibration` holds `time`, `runs` and the reruns.
         reason: why it was calibrated; may be empty.
 
     Returns:
         Path of the file.
     """
-    root = store.folder.parent
     wider = widened(before.tolerances, after.tolerances)
-    content = encode_json(
+    entry = {
+        "widened": 1.0 if wider is None else wider.factor,
+        "calibration": calibration_digest(after),
+        RERUNS: rerun_digests(after),
+    }
+    return _write(store, after, after.calibration["time"], reason, entry)
+
+
+def write_adoption(store: GoldenStore, golden: Golden, reason: str) -> Path:
+    """Puts a calibration from before there were audit files on file, as it is.
+
+    Args:
+        store: of the golden.
+        golden: whose tolerances are on no file.
+        reason: why they may stay.
+
+    Returns:
+        Path of the file.
+    """
+    time = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    entry = {"adopted": True, "measured": golden.calibration.get("time", "")}
+    return _write(store, golden, time, reason, {**entry, "calibration": calibration_digest(golden)})
+
+
+def _write(
+    store: GoldenStore, golden: Golden, time: str, reason: str, entry: Mapping[str, Any]
+) -> Path:
+    root, log = store.folder.parent, AuditLog(store.folder)
+    return log.write(
         {
             "schema": SCHEMA,
-            "time": after.calibration["time"],
+            "time": time,
             "author": author(root),
             "reason": reason,
             "tree_digest": tree_digest(root),
-            "calibrated": [
+            CALIBRATED: [
                 {
-                    "lane": after.lane,
-                    "case": after.case,
-                    "environment": in_words(after.environment),
-                    "tolerances": tolerances_digest(after.tolerances),
-                    "runs": after.calibration["runs"],
-                    "widened": 1.0 if wider is None else wider.factor,
+                    "lane": golden.lane,
+                    "case": golden.case,
+                    "environment": in_words(golden.environment),
+                    "tolerances": tolerances_digest(golden.tolerances),
+                    "runs": golden.calibration["runs"],
+                    **entry,
+                    **log.former(golden.lane, golden.case),
                 }
             ],
         }
     )
-    stamp = after.calibration["time"].replace(":", "").replace("-", "")[:15]
-    path = store.folder / "audit" / f"{stamp}-{digest(content)[:8]}.json"
-    write_atomically(path, content)
-    return path
 
 
-def calibration_on_file(goldens: Path, golden: Golden) -> Mapping[str, Any] | None:
-    """Finds the audit file of the calibration that measured a golden's tolerances.
+def calibration_on_file(log: AuditLog, golden: Golden) -> Entry | None:
+    """Finds the audit entry of the calibration that measured a golden's tolerances.
 
     Args:
-        goldens: the folder of the store.
-        golden: of that store.
+        log: of the golden's store.
+        golden: its tolerances, and what is stored with them.
 
     Returns:
-        The file's content, or None where there is no such file.
+        The entry, or None where no intact file has one.
     """
-    wanted = {
-        "lane": golden.lane,
-        "case": golden.case,
-        "environment": in_words(golden.environment),
-        "tolerances": tolerances_digest(golden.tolerances),
-    }
-    calibration: Any = golden.calibration
-    recorded = calibration.get("time", "") if isinstance(calibration, Mapping) else ""
-    for path in sorted((goldens / "audit").glob("*.json")):
-        try:
-            audit = decode_json(read_file(path), path)
-        except DamagedFileError:
-            continue
-        entries = audit.get("calibrated")
-        if (
-            isinstance(entries, list)
-            and audit.get("time") == recorded
-            and str(audit.get("author") or "").strip()
-            and any(isinstance(e, dict) and wanted.items() <= e.items() for e in entries)
-        ):
-            return audit
-    return None
-
-
-def tolerances_digest(tolerances: Tolerances) -> str:
-    """Digest of tolerances, the same before they are stored and after."""
-    return digest(
-        encode_json(
-            {
-                name: {str(step): float(value) for step, value in steps.items()}
-                for name, steps in tolerances.classes.items()
-            }
-        )
+    entries = list(log.of(golden.lane, golden.case))
+    wanted, here = tolerances_digest(golden.tolerances), in_words(golden.environment)
+    # A golden that moved to another environment kept what was measured in its former one.
+    moved_here = any(
+        e.kind == ACCEPTED
+        and e.intact
+        and (e.fields.get("environment"), e.fields.get("tolerances")) == (here, wanted)
+        for e in entries
     )
+    return next(
+        (
+            e
+            for e in entries
+            if e.kind == CALIBRATED
+            and e.intact
+            and e.author
+            and e.fields.get("tolerances") == wanted
+            and (e.fields.get("environment") == here or moved_here)
+            and e.fields.get("measured", e.time) == golden.calibration.get("time", "")
+            and _same_reruns(e, golden)
+        ),
+        None,
+    )
+
+
+def _same_reruns(entry: Entry, golden: Golden) -> bool:
+    """Whether an entry names what is stored with tolerances; older ones name nothing of it."""
+    if RERUNS not in golden.calibration and "calibration" not in entry.fields:
+        return True
+    return entry.fields.get("calibration") == calibration_digest(golden) and entry.fields.get(
+        RERUNS, []
+    ) == rerun_digests(golden)
+
+
+def calibration_digest(golden: Golden) -> str:
+    """Digest of all that a calibration has stored with a golden beside its tolerances."""
+    return digest(encode_json(golden.calibration))
+
+
+def rerun_digests(golden: Golden) -> Sequence[Mapping[str, Any]]:
+    """Name, digest of the trace and digest of the noise of each rerun that is stored."""
+    stored = golden.calibration.get(RERUNS, ())
+    return [
+        {
+            "name": rerun.get("name"),
+            "trace": rerun.get("trace"),
+            "noise": digest(encode_json(rerun.get("noise"))),
+        }
+        for rerun in stored
+        if isinstance(rerun, Mapping)
+    ]

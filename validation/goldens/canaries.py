@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from validation.files import DamagedFileError, digest, encode_json, to_float
+from validation.files import digest, encode_json
+from validation.schema import Count, Form, Number, parse
 
 KEY = "canaries"
 """Name of the list in a golden's head."""
@@ -36,6 +37,19 @@ class Proof:
     place: str
 
 
+class _ProofForm(Form, frozen=True):
+    steps: Count
+    margin: Number
+    place: str
+
+
+class CanaryList(Form, frozen=True):
+    """What a golden's head holds of its canaries."""
+
+    proven_against: str
+    faults: dict[str, _ProofForm]
+
+
 @dataclass(frozen=True)
 class Canaries:
     """The faults that a golden catches.
@@ -47,6 +61,14 @@ class Canaries:
 
     against: str = ""
     proofs: Mapping[str, Proof] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, told: CanaryList | None) -> Canaries:
+        """The canaries that a head lists; none in a head without the list."""
+        if told is None:
+            return cls()
+        proofs = {n: Proof(p.steps, float(p.margin), p.place) for n, p in told.faults.items()}
+        return cls(told.proven_against, proofs)
 
     def to_json(self) -> dict[str, Any]:
         """What the golden's head holds."""
@@ -84,16 +106,7 @@ def listed(head: Mapping[str, Any], path: Path) -> Canaries:
         DamagedFileError: the list is malformed; the message begins with `path`.
     """
     document = head.get(KEY)
-    if document is None:
-        return Canaries()
-    try:
-        proofs = {
-            str(name): Proof(int(p["steps"]), to_float(p["margin"], path), str(p["place"]))
-            for name, p in document["faults"].items()
-        }
-        return Canaries(str(document["proven_against"]), proofs)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise DamagedFileError(f"{path}: {KEY}: {error}") from error
+    return Canaries.of(None if document is None else parse(document, CanaryList, path))
 
 
 def stale(head: Mapping[str, Any], path: Path) -> bool:

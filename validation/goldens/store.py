@@ -28,16 +28,43 @@ from validation.files import (
     encode_json,
     read_file,
     safe_name,
-    to_float,
     write_atomically,
 )
-from validation.goldens.canaries import KEY, Canaries, basis, listed
+from validation.goldens.canaries import KEY, Canaries, CanaryList, basis
 from validation.goldens.environments import distance, folder_name, identity, in_words
 from validation.goldens.layout import FILES, HEAD, read_file_of, settle, stage, unsettled
 from validation.goldens.merge import refuse_conflict
 from validation.run_folder import runs_folder
+from validation.schema import Form, Number, parse
 from validation.trace.model import Trace
 from validation.trace.storage import MAX_BINARY_BYTES, decode_trace, encode_trace
+
+
+class _Series(Form, frozen=True):
+    """The tolerances of a class: a value for each step."""
+
+    steps: list[int]
+    values: list[Number]
+
+    def __post_init__(self) -> None:
+        if len(self.steps) != len(self.values):
+            raise ValueError(f"{len(self.steps)} steps and {len(self.values)} values")
+
+
+class _Head(Form, frozen=True):
+    """What `golden.json` holds besides its digest."""
+
+    schema: int
+    case: str
+    lane: str
+    case_digest: str
+    accepted: dict[str, str]
+    provenance: dict[str, Any]
+    calibration: dict[str, Any]
+    detectable_effect: dict[str, Number]
+    tolerances: dict[str, _Series]
+    files: dict[str, str]
+    canaries: CanaryList | None = None
 
 
 class MissingGoldenError(DamagedFileError):
@@ -239,6 +266,7 @@ class GoldenStore:
         head = decode_json(content, path)
         check_schema(head, path)
         head = verified_head(head, path)
+        parse(head, _Head, path)
         if (head.get("case"), head.get("lane")) != (case, lane):
             raise DamagedFileError(
                 f"{path}: is the golden of {head.get('lane')}/{head.get('case')}"
@@ -286,22 +314,19 @@ class GoldenStore:
         Raises:
             DamagedFileError: a file is missing or damaged; its path comes first.
         """
-        lane, case = str(head["lane"]), str(head["case"])
-        folder = self.path(lane, case, place)
-        files = {name: read_file_of(folder, name, head["files"], self._kept) for name in FILES}
-        path = folder / HEAD
+        folder = self.path(str(head["lane"]), str(head["case"]), place)
+        told = parse(head, _Head, folder / HEAD)
+        files = {name: read_file_of(folder, name, told.files, self._kept) for name in FILES}
         return Golden(
-            lane=lane,
-            trace=decode_trace(case, head["provenance"], files),
-            case_digest=head["case_digest"],
-            accepted=head["accepted"],
-            tolerances=_decode_tolerances(head["tolerances"], path),
-            calibration=head["calibration"],
-            detectable_effect={
-                name: to_float(value, path) for name, value in head["detectable_effect"].items()
-            },
+            lane=told.lane,
+            trace=decode_trace(told.case, told.provenance, files),
+            case_digest=told.case_digest,
+            accepted=told.accepted,
+            tolerances=_decode_tolerances(told.tolerances),
+            calibration=told.calibration,
+            detectable_effect={n: float(value) for n, value in told.detectable_effect.items()},
             place=place,
-            canaries=listed(head, path),
+            canaries=Canaries.of(told.canaries),
         )
 
     def save(self, golden: Golden) -> Path:
@@ -369,6 +394,18 @@ def basis_of(golden: Golden) -> str:
     return basis(files, _encode_tolerances(golden.tolerances))
 
 
+def tolerances_digest(tolerances: Tolerances) -> str:
+    """Digest of tolerances, the same before they are stored and after."""
+    return digest(
+        encode_json(
+            {
+                name: {str(step): float(value) for step, value in steps.items()}
+                for name, steps in tolerances.classes.items()
+            }
+        )
+    )
+
+
 def environment_of(provenance: Mapping[str, Any]) -> Mapping[str, Any]:
     """The environment that a trace's provenance tells of."""
     found = provenance.get("environment")
@@ -401,16 +438,10 @@ def _encode_tolerances(tolerances: Tolerances) -> dict[str, Any]:
     }
 
 
-def _decode_tolerances(document: Any, path: Path) -> Tolerances:
-    try:
-        return Tolerances(
-            {
-                name: {
-                    int(step): to_float(value, path)
-                    for step, value in zip(entry["steps"], entry["values"], strict=True)
-                }
-                for name, entry in document.items()
-            }
-        )
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise DamagedFileError(f"{path}: tolerances: {error}") from error
+def _decode_tolerances(classes: Mapping[str, _Series]) -> Tolerances:
+    return Tolerances(
+        {
+            name: dict(zip(series.steps, map(float, series.values), strict=True))
+            for name, series in classes.items()
+        }
+    )

@@ -89,6 +89,12 @@ def encode_trace(trace: Trace) -> dict[str, bytes]:
     }
 
 
+def records_digest(trace: Trace) -> str:
+    """Digest of a trace's records: of the `files` that the head of its folder lists."""
+    files = {name: digest(content) for name, content in encode_trace(trace).items()}
+    return digest(encode_json(files))
+
+
 def save_trace(trace: Trace, folder: Path) -> None:
     """Writes a trace folder; a reader sees it whole or not at all."""
     contents = encode_trace(trace)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ET
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,9 @@ def test_a_run_of_the_goldens_own_bits_is_identical(golden_project: Any) -> None
         assert (case["largest_ratio"], case["largest_at"]) == (0, None)
 
 
-def test_a_machine_that_was_calibrated_is_known_and_another_is_told(golden_project: Any) -> None:
+def test_a_machine_that_was_calibrated_is_known_and_another_is_told(
+    golden_project: Any, measured_as: Callable[..., Any]
+) -> None:
     project = golden_project
     elsewhere = {"ATEN_CPU_CAPABILITY": "default"}
     store = GoldenStore(project.root / "goldens")
@@ -99,7 +102,7 @@ def test_a_machine_that_was_calibrated_is_known_and_another_is_told(golden_proje
         for name in ("plain_loss", "plain_seed"):
             golden = store.load("cpu", name)
             listed = [{"machine": machine, "runs": 8, "largest_ratio": 0.5}]
-            store.save(replace(golden, calibration={"calibrated_on": listed}))
+            measured_as(store, golden, golden.tolerances, calibrated_on=listed)
         verdict = project.golden("check", "--json", **elsewhere).json()
         assert verdict["verdict"] == "PASS"
         assert verdict["calibrated_here"] is (machine == here)

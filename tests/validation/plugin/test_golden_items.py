@@ -4,7 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -91,13 +91,15 @@ def test_a_missing_an_unused_and_a_moved_golden_fail(accepted: Any) -> None:
     assert len(runs) >= 2
 
 
-def test_exact_requires_what_a_tolerance_forgives(accepted: Any) -> None:
+def test_exact_requires_what_a_tolerance_forgives(
+    accepted: Any, measured_as: Callable[..., Any]
+) -> None:
     store = GoldenStore(accepted.root / "goldens")
     golden = store.load("cpu", "plain_seed")
     wide = Tolerances({"curve:lm_loss": {1: 0.5}, "curve:grad_norm": {1: 0.5}})
     named = {e.key for e in golden.trace.events if e.floating and e.key.step}
     assert not named, "the case keeps no tensors of its steps"
-    store.save(replace(golden, tolerances=wide))
+    measured_as(store, golden, wide)
     accepted.edit("self.scale = WIDTH**-0.5", "self.scale = 1.1 * WIDTH**-0.5")
     chosen = ("--golden", "--golden-lane", "cpu", "-k", "plain_seed")
     assert run_pytest(accepted, *chosen)[0] == 0

@@ -16,6 +16,7 @@ from validation.calibration.calibrate import (
     perturbations,
     unchanged_base,
 )
+from validation.calibration.derived import rounded_up, unfounded
 from validation.calibration.noise import (
     EPSILON,
     FACTOR,
@@ -30,6 +31,7 @@ from validation.calibration.pooling import pool
 from validation.cases import Case
 from validation.compare import Tolerances, compare
 from validation.goldens import Golden
+from validation.goldens.acceptance import _kept_calibration
 from validation.progress import Lines
 from validation.trace import CurveKey, TableKey, Trace, save_trace
 
@@ -230,8 +232,42 @@ def test_runs_of_another_processor_extend_a_calibration(tmp_path: Path) -> None:
     )
     extended = replace(golden, tolerances=measured.tolerances, calibration=measured.record(golden))
     assert extended.calibration["held_out"] == golden.calibration["held_out"]
+    assert unfounded(golden) == unfounded(extended) == []
+    assert [rerun["name"] for rerun in extended.calibration["reruns"]][-1] == "plain, intel"
     with pytest.raises(ValueError, match="already"):
         pool(extended, [tmp_path / "intel"], quiet)
+
+
+def test_runs_extend_a_calibration_of_an_earlier_version(tmp_path: Path) -> None:
+    trace = random_trace(1)
+    golden = calibrated(trace)
+    known = golden.calibration.items()
+    record = {name: value for name, value in known if name not in ("reruns", "grains")}
+    older = replace(golden, calibration={**record, "time": "2026"})
+    save_trace(recorded(noisy(trace, 7, 1e-5), ELSEWHERE), tmp_path / "intel/traces" / golden.case)
+    measured = pool(older, [tmp_path / "intel"], quiet)
+    extended = replace(golden, tolerances=measured.tolerances, calibration=measured.record(golden))
+    assert unfounded(older) == unfounded(extended) == []
+    assert [rerun.name for rerun in measured.reruns] == ["8 reruns of 2026", "plain, intel"]
+
+
+def test_a_successor_keeps_the_grains_that_its_calibration_was_made_with() -> None:
+    golden = calibrated(noted(random_trace(1), grain={"curve:lm_loss": {"1": 3e-5}}))
+    assert _kept_calibration(golden) is golden.calibration
+    known = golden.calibration.items()
+    record = {name: value for name, value in known if name not in ("reruns", "grains")}
+    older = replace(golden, calibration=record)
+    successor = replace(
+        older, trace=random_trace(1), calibration=_kept_calibration(older)
+    )  # its own notes have no grain
+    assert unfounded(older) == unfounded(successor) == []
+    assert unfounded(replace(successor, calibration=record)) != []
+
+
+@pytest.mark.parametrize("value", [0.05, 2.38e-7, 1.0, 0.0, 1e-300, 123.0])
+def test_a_number_of_three_digits_stays(value: float) -> None:
+    assert rounded_up(value) == value
+    assert value <= rounded_up(value * 1.0001) <= value * 1.011
 
 
 def test_a_few_runs_alone_calibrate_nothing(tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ def test_a_head_without_a_list_loads_and_a_malformed_list_does_not(store: Golden
     del head["digest"]
     head["canaries"] = {"faults": {"a": {"steps": "many"}}}
     path.write_bytes(encode_json({**head, "digest": digest(encode_json(head))}))
-    with pytest.raises(DamagedFileError, match=r"golden.json: canaries"):
+    with pytest.raises(DamagedFileError, match=r"golden.json: .*canaries"):
         store.load("cpu", "one")
 
 

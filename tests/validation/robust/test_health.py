@@ -1,7 +1,7 @@
 """`golden health` and `golden explain`: what no check would tell, and what a check has found."""
 
-import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import date, datetime, timedelta
 from pathlib import Path
@@ -15,6 +15,8 @@ from validation.config import Lane
 from validation.config.gaps import parse_gaps
 from validation.gate.health import Finding, examine, known_gaps
 from validation.goldens import Golden, GoldenStore
+from validation.goldens.audit_log import AuditLog
+from validation.running.source import git
 
 from .traces import random_trace, tolerances_of
 
@@ -25,22 +27,15 @@ def case() -> Case:
 
 
 @pytest.fixture
-def store(tmp_path: Path, case: Case) -> GoldenStore:
+def store(tmp_path: Path, case: Case, measured_as: Callable[..., Golden]) -> GoldenStore:
+    git(tmp_path, "init", "--quiet")
+    git(tmp_path, "config", "user.name", "Ada")
     store = GoldenStore(tmp_path / "goldens")
     trace = random_trace(1)
-    accepted = {"time": "now", "author": "ada", "reason": "first"}
-    store.save(
-        Golden(
-            lane="cpu",
-            trace=trace,
-            case_digest=case.digest,
-            accepted=accepted,
-            tolerances=tolerances_of(trace),
-        )
-    )
-    (store.folder / "audit").mkdir()
-    entry = {**accepted, "goldens": [{"lane": "cpu", "case": "tiny"}]}
-    (store.folder / "audit" / "a.json").write_text(json.dumps(entry))
+    accepted = {"time": "2026", "author": "ada", "reason": "first"}
+    golden = Golden(lane="cpu", trace=trace, case_digest=case.digest, accepted=accepted)
+    AuditLog(store.folder).write({**accepted, "goldens": [{"lane": "cpu", "case": "tiny"}]})
+    measured_as(store, golden, tolerances_of(trace))
     return store
 
 
@@ -71,20 +66,22 @@ def test_what_no_check_would_tell(store: GoldenStore, case: Case) -> None:
     assert kinds(store, case) == ["unreachable"]
     (store.folder / "tpu").rmdir()
     shutil.rmtree(store.folder / "audit")
-    assert kinds(store, case) == ["unreachable"]
+    assert kinds(store, case) == ["underived", "unreachable"]
     (folder / "curves.json").write_text("{")
     assert kinds(store, case) == ["damaged"]
 
 
-def test_records_that_nothing_checks(store: GoldenStore, case: Case) -> None:
+def test_records_that_nothing_checks(
+    store: GoldenStore, case: Case, measured_as: Callable[..., Golden]
+) -> None:
     golden = store.load("cpu", "tiny")
     wide = {**golden.tolerances.classes, "curve:lm_loss": {1: 2.0}}
-    store.save(replace(golden, tolerances=Tolerances(wide)))
+    measured_as(store, golden, Tolerances(wide))
     assert kinds(store, case) == ["unchecked"]
     del wide["curve:lm_loss"]
-    store.save(replace(golden, tolerances=Tolerances(wide)))
+    measured_as(store, golden, Tolerances(wide))
     assert kinds(store, case) == ["uncalibrated"]
-    store.save(replace(golden, tolerances=Tolerances()))
+    store.save(replace(golden, tolerances=Tolerances(), calibration={}))
     assert kinds(store, case) == ["uncalibrated"]
     fault = Fault(id="f", category="c", component="c", imitates="", plant="a:b", case="gone")
     store.save(golden)

@@ -186,3 +186,54 @@ def test_a_trace_survives_its_files_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "t" / EVENTS).unlink()
     with pytest.raises(DamagedFileError, match=EVENTS):
         load_trace(tmp_path / "t")
+
+
+FIELDS = (
+    "accepted",
+    "calibration",
+    "case_digest",
+    "detectable_effect",
+    "files",
+    "provenance",
+    "tolerances",
+)
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_a_head_of_another_form_is_refused_by_file_and_field(store: GoldenStore, name: str) -> None:
+    path = store.folder / "cpu" / "tiny" / HEAD
+    whole = path.read_bytes()
+    # A digest may be any text, and an environment any object.
+    wrong = [None, 3, [], [1], True, {"a": [1]} if name == "files" else 1.5]
+    for value in wrong:
+        rewrite_head(store, lambda head, value=value: head.update({name: value}))
+        for read in (store.head, store.load):
+            with pytest.raises(DamagedFileError) as raised:
+                read("cpu", "tiny")
+            assert str(raised.value).startswith(f"{path}: ")
+            assert f"$.{name}" in str(raised.value)
+        path.write_bytes(whole)
+    rewrite_head(store, lambda head: head.pop(name))
+    with pytest.raises(DamagedFileError, match=f"missing required field `{name}`"):
+        store.load("cpu", "tiny")
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda head: head.update(more=1), "unknown field `more`"),
+        (lambda head: head["accepted"].update(time=3), "accepted"),
+        (lambda head: head["detectable_effect"].update(a=True), "detectable_effect"),
+        (lambda head: head["tolerances"].update(a={"steps": ["1"], "values": [1.0]}), "steps"),
+        (lambda head: head["tolerances"].update(a={"steps": [1.5], "values": [1.0]}), "steps"),
+        (lambda head: head["tolerances"].update(a={"steps": [1], "values": []}), "1 steps and 0"),
+        (lambda head: head.update(canaries={"proven_against": 3, "faults": {}}), "proven_against"),
+        (lambda head: head.update(canaries={"faults": {}}), "proven_against"),
+    ],
+)
+def test_a_detail_of_another_form_is_refused(
+    store: GoldenStore, change: Callable[[dict], None], text: str
+) -> None:
+    rewrite_head(store, change)
+    with pytest.raises(DamagedFileError, match=text):
+        store.load("cpu", "tiny")

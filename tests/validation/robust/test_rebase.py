@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from validation.cases import Case, Fault
-from validation.gate.rebase import Rebase, rebase_environment
+from validation.compare import Tolerances
+from validation.gate.rebase import Rebase, _tighter, rebase_environment
 from validation.goldens import Golden, GoldenStore
 from validation.goldens.acceptance import RefusedError
 from validation.running.execution import RunError
@@ -179,3 +180,17 @@ def test_the_lane_is_the_runs(scene: Scene) -> None:
     save_trace(other, scene.root / "runs" / "new" / "traces" / "other")
     with pytest.raises(RefusedError, match="lanes cpu, h200: choose with --lane"):
         scene.rebase(scene.golden, new)
+
+
+def test_of_two_sides_the_tighter_golden_is_kept_whole() -> None:
+    def golden(**classes: float) -> Golden:
+        trace = random_trace(1)
+        tolerances = Tolerances({name: {1: value} for name, value in classes.items()})
+        return Golden(lane="cpu", trace=trace, case_digest="", accepted={}, tolerances=tolerances)
+
+    tight, loose, mixed = golden(a=1.0, b=1.0), golden(a=2.0, b=1.0), golden(a=0.5, b=9.0)
+    assert _tighter([]) is None
+    assert _tighter([loose, tight]) is tight
+    assert _tighter([tight, loose]) is tight
+    assert _tighter([mixed, tight]) is tight, "twice as wide in one class, not nine times"
+    assert _tighter([tight, replace(tight, lane="gpu")]) is tight
