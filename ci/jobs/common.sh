@@ -39,9 +39,9 @@ worst() {
     echo 3
 }
 
-# gate LANE BASE OUTPUT checks a lane, and leaves verdict.json, report.html, junit.xml and verdict.md
-# in OUTPUT; with a BASE also golden_curves.json, the curves of the goldens that have changed since.
-# Returns as `golden check` does.
+# gate LANE BASE OUTPUT [OPTION...] checks a lane, and leaves verdict.json, report.html, junit.xml and
+# verdict.md in OUTPUT; with a BASE also golden_curves.json, the curves of the goldens that have
+# changed since. Returns as `golden check` does. Without a BASE its options can be given.
 #
 # With a BASE, the whole gate of where the head left it decides: its `golden`, its choice of cases by
 # changed paths, its judge. Cases that only the head declares cannot be judged by it; their own
@@ -51,7 +51,7 @@ gate() {
     mkdir -p "$output"
     output=$(cd "$output" && pwd)
     if [ -z "$base" ]; then
-        check "$lane" "$output" || status=$?
+        check "$lane" "$output" "${@:4}" || status=$?
     else
         judge=$(mktemp -d)
         judged_gate "$lane" "$base" "$output" "$judge" || status=$?

@@ -253,6 +253,8 @@ def test_gpu_minutes_are_left_beside_the_verdict(stubbed: Runner) -> None:
     answer(stubbed, "check", 0, {**_VERDICT, "lane": "h200-x2", "verdict": "PASS"})
     job = stubbed.run("gpu.sh", "h200-x2")
     assert job.code == 0, job.err
+    (call,) = recorded(stubbed)
+    assert "--no-skips" in call  # of a check of main that no base judges
     kept = json.loads((stubbed.project.root / "reports/h200-x2/gpu-minutes.json").read_text())
     assert kept["total"] == pytest.approx(3.0 * 2 / 60)
     assert "h200-x2/plain_seed" in job.out
@@ -291,6 +293,7 @@ def test_the_night_does_every_step_and_ends_with_the_worst(stubbed: Runner) -> N
     assert job.code == 1, job.err
     words = [call[:-1] for call in recorded(stubbed)]
     lane = ["--lane", "h200"]
+    assert words[0][-1] == "--no-skips"
     assert [w for w in words if w[0] != "check"] == [
         ["faults", *lane, "--json"],
         ["bench", *lane, "--base", "v9.9.9", "--json"],

@@ -43,7 +43,7 @@ from validation.gate.against import run_against
 from validation.gate.base import check_with_base, judged_declaration
 from validation.gate.check import run_check
 from validation.gate.plan import CheckPlan, describe_source
-from validation.gate.verdict import CheckResult
+from validation.gate.verdict import CheckResult, refuse_skips
 from validation.goldens import Golden, GoldenStore
 from validation.goldens.acceptance import RefusedError, refuse_dirty
 from validation.goldens.calibrated import write_calibration
@@ -86,6 +86,11 @@ def add_commands(commands: Any) -> None:
         metavar="REV",
         help="run this tree and a revision, both here, and compare them bit for bit: no golden, "
         "no tolerance",
+    )
+    parser.add_argument(
+        "--no-skips",
+        action="store_true",
+        help="demand that every case runs: a skipped one makes the check UNFIT",
     )
     # How --judge reaches the base's own gate.
     parser.add_argument("--judged-by", type=Path, metavar="DIR", help=argparse.SUPPRESS)
@@ -149,6 +154,8 @@ def check(options: argparse.Namespace) -> int:
             result = run_against(plan, options.against, folder, progress, every_case=every)
         else:
             result = run_check(plan, folder, progress)
+    if options.no_skips:
+        result = refuse_skips(result)
     try:
         write_sinks(result, folder, options.report, options.junit)
     except Exception as error:  # a report that cannot be drawn never changes a verdict
@@ -185,6 +192,7 @@ def _words(options: argparse.Namespace) -> list[str]:
     words = list(options.case)
     words += ["--lane", options.lane] if options.lane else []
     words += ["--exact"] if options.exact else []
+    words += ["--no-skips"] if options.no_skips else []
     words += ["--json"] if options.json else []
     words += ["--report", str(options.report)] if options.report else []
     return words + (["--junit", str(options.junit)] if options.junit else [])
