@@ -71,11 +71,10 @@ propose() {
     gh auth setup-git
     git push origin "HEAD:refs/heads/$NEW_BRANCH"
     {
-        echo "Reason: $REASON"
+        echo "Reason:"
+        printf '%s\n' "$REASON" | python3 "$CI_DIRECTORY/plain_text.py"
         echo
-        echo '````text'
-        head -c 30000 "$output/change.txt" | sed 's/`/'"'"'/g'
-        echo '````'
+        python3 "$CI_DIRECTORY/plain_text.py" --longest 30000 <"$output/change.txt"
         echo
         python3 "$CI_DIRECTORY/curves.py" HEAD~1 || echo "Its curves cannot be drawn."
     } >"$output/body.md"
