@@ -108,7 +108,8 @@ def changed_curves(base: str) -> list[Curve]:
     old = _curves_at(root, base, folders)
     found = []
     for folder in folders:
-        now = [path for path in (root / folder).glob("curves*.json") if path.is_file()]
+        files = (root / folder).glob("curves*.json")
+        now = [path for path in files if path.is_file() and not path.is_symlink()]
         before, after = old.get(folder, {}), _parse(now[0].read_bytes()) if now else {}
         found += [
             Curve(folder.removeprefix("goldens/"), metric, before.get(metric, {}), new)
