@@ -8,14 +8,27 @@ CHECKOUT=$(git rev-parse --show-toplevel)
 # Puts `golden` on the PATH and the checkout first among its sources. A runner image brings `golden`;
 # elsewhere tox installs it.
 prepare() {
+    local here=$CHECKOUT
+    if [[ $here == *:* ]]; then
+        # PYTHONPATH splits at colons: there the checkout stands by a link.
+        LINKS=$(mktemp -d)
+        trap 'rm -rf "$LINKS"' EXIT
+        here=$LINKS/checkout
+        ln -s "$CHECKOUT" "$here"
+    fi
     if ! command -v golden >/dev/null; then
+        if [ "$here" != "$CHECKOUT" ]; then
+            echo "$CHECKOUT: no environment can be made at a path with a colon: move the checkout," \
+                "or put golden on the PATH" >&2
+            return 2
+        fi
         if [ ! -x "$CHECKOUT/.tox/dev/bin/golden" ]; then
             python3 -m pip install --quiet tox
             (cd "$CHECKOUT" && python3 -m tox run -e dev)
         fi
         PATH="$CHECKOUT/.tox/dev/bin:$PATH"
     fi
-    export PATH PYTHONPATH="$CHECKOUT${PYTHONPATH:+:$PYTHONPATH}"
+    export PATH PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}"
     cd "$CHECKOUT" || return
     if command -v vpmoe >/dev/null; then
         vpmoe tokenizer install >&2

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from .runner import CI, VERDICT, Runner, answer, make_runner, recorded
+from .runner import CI, STUB, VERDICT, Runner, answer, make_runner, recorded
 
 
 @pytest.mark.parametrize("verdict", ["PASS", "FAIL"])
@@ -367,3 +367,28 @@ def test_an_offline_runner_leaves_its_own_run_alone(golden_project: Any, tmp_pat
     assert list(empty.iterdir()) == []
     assert runner.run(script, "no-wheelhouse", root, str(empty)).code == 2
     assert runner.run(script, "-").code == 2
+
+
+def test_a_checkout_may_be_at_a_path_with_a_colon(project_type: Any, tmp_path: Path) -> None:
+    root = tmp_path / "run:7" / "clone"
+    root.mkdir(parents=True)
+    project = project_type(root)
+    project.git("init", "-q")
+    runner = make_runner(project, tmp_path / "tools")
+    runner.install("golden", STUB)
+    answer(runner, "check", 0, {**VERDICT, "verdict": "PASS"})
+    job = runner.run("pre_merge.sh")
+    assert job.code == 0, job.err
+    (call,) = recorded(runner)
+    link = call[-1].removeprefix("GATE=")
+    assert link.endswith("/checkout")
+    assert not Path(link).parent.exists()  # it is gone with the job
+
+    (runner.tools / "golden").unlink()
+    refused = runner.run("pre_merge.sh")
+    assert refused.code == 2
+    assert f"{root}: no environment can be made at a path with a colon" in refused.err
+
+    runner.install("python3", '#!/bin/sh\nreadlink "${PYTHONPATH%%:*}" >"$(dirname "$0")/seen"\n')
+    runner.run("../run_offline.sh", "-", str(root), str(tmp_path / "out"))
+    assert (runner.tools / "seen").read_text().strip() == str(root)

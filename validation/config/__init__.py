@@ -29,6 +29,7 @@ from typing import Any
 
 from validation.compat import tomllib
 from validation.config.gaps import Gap, parse_gaps
+from validation.config.python_path import real_entries
 from validation.files import safe_name
 
 PYPROJECT, GOLDEN_TOML = "pyproject.toml", "golden.toml"
@@ -258,6 +259,7 @@ def make_importable(root: Path) -> None:
     Behind the user's PYTHONPATH, where a judge's own gate may stand, and ahead of what is
     installed. A process serves one checkout: modules that are imported stay.
     """
+    real_entries()
     library = sysconfig.get_path("stdlib")
     place = sys.path.index(library) if library in sys.path else 0
     ahead = sys.path[:place]

@@ -21,6 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from validation.config import FILES, Declaration, declaration_of, search_path
+from validation.config.python_path import python_path
 from validation.files import DamagedFileError, write_atomically
 from validation.gate.overlay import lay_declared_modules
 from validation.gate.verdict import CaseResult, Verdict
@@ -97,8 +98,8 @@ def check_with_base(root: Path, revision: str, words: Sequence[str]) -> int:
         command = [sys.executable, "-P", "-m", "validation.cli", "check", *words]
         command += ["--judged-by", str(base / "goldens")]
         # Where the base has no gate of its own, the installed one judges by the base's goldens.
-        inherited = os.environ.get("PYTHONPATH")
-        path = os.pathsep.join(part for part in (str(base), inherited, *search_path(root)) if part)
+        inherited = os.pathsep.join(filter(None, (str(base), os.environ.get("PYTHONPATH"))))
+        path = python_path(inherited, search_path(root))
         with _names_for_old_gate(root, base):
             done = subprocess.run(
                 command, cwd=root, env={**os.environ, "PYTHONPATH": path}, check=False

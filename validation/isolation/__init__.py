@@ -94,7 +94,10 @@ def isolated(environment: Mapping[str, str]) -> dict[str, str]:
     Args:
         environment: every variable that it would have otherwise.
     """
-    path = [str(_SITE), *filter(None, [environment.get("PYTHONPATH")])]
+    # Here, as the processes that see nothing need not be able to import it.
+    from validation.config.python_path import entry
+
+    path = [entry(str(_SITE)), *filter(None, [environment.get("PYTHONPATH")])]
     return {**environment, **VARIABLES, "PYTHONPATH": os.pathsep.join(path)}
 
 

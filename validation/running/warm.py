@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from validation.config import search_path
+from validation.config.python_path import python_path, real_entries
 from validation.isolation import isolated
 
 _POLL_SECONDS = 0.02
@@ -155,8 +156,7 @@ class ForkedRun:
 
 def _search_path(root: Path) -> str:
     """PYTHONPATH of the runs: the user's, then the repository, so that its code is importable."""
-    parts = (os.environ.get("PYTHONPATH"), *search_path(root))
-    return os.pathsep.join(part for part in parts if part)
+    return python_path(os.environ.get("PYTHONPATH"), search_path(root))
 
 
 # --- the parent process ----------------------------------------------------------------------
@@ -164,6 +164,7 @@ def _search_path(root: Path) -> str:
 
 def serve() -> int:
     """Answers requests on stdin until it closes; returns 0."""
+    real_entries()
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what imports print belongs into the log
     die_with_parent(signal.SIGTERM)
