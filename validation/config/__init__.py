@@ -31,6 +31,7 @@ from validation.compat import tomllib
 from validation.config.gaps import Gap, parse_gaps
 from validation.config.python_path import real_entries
 from validation.files import safe_name
+from validation.limits import MAX_TOML_BYTES
 
 PYPROJECT, GOLDEN_TOML = "pyproject.toml", "golden.toml"
 FILES = (PYPROJECT, GOLDEN_TOML)
@@ -147,9 +148,13 @@ def read_declaration(folder: Path) -> Declaration | None:
 def _table(path: Path) -> Any:
     """The declaring table of a file, unchecked; None without the file or the table."""
     try:
+        if path.stat().st_size > MAX_TOML_BYTES:
+            raise CaseError(f"{path}: more than {MAX_TOML_BYTES:,} bytes; declare cases in less")
         document = tomllib.loads(path.read_bytes().decode())
     except FileNotFoundError:
         return None
+    except CaseError:
+        raise
     except (OSError, ValueError) as error:  # TOML and UTF-8 errors are ValueErrors
         raise CaseError(f"{path}: cannot be read: {error}") from error
     if path.name == GOLDEN_TOML:
