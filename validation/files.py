@@ -24,8 +24,19 @@ class DamagedFileError(ValueError):
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Replaces `path` by `content` whole, or leaves it as it was; creates its folder."""
+    """Replaces `path` by `content` whole, or leaves it as it was; creates its folder.
+
+    Raises:
+        OSError: it cannot be written, such as on a full disk; the error names `path`.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        _replace(path, content)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _replace(path: Path, content: bytes) -> None:
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:

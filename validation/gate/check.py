@@ -27,6 +27,7 @@ from validation.run_folder import RunFolder
 from validation.running.execution import RunError
 from validation.running.machine import unfit
 from validation.running.recordings import Recording
+from validation.shortage import run_lacked
 from validation.trace import Trace, load_trace, save_trace
 
 
@@ -52,7 +53,9 @@ def run_check(plan: CheckPlan, folder: RunFolder, progress: Progress) -> CheckRe
         if canary.caught:
             note = said
         else:
-            verdict, message = Verdict.INVALID, said
+            lacking = run_lacked(RunError(said), check.folder.path)
+            verdict = Verdict.INVALID if lacking is None else worst([verdict, Verdict.UNFIT])
+            message = "\n".join(filter(None, (lacking, said)))
     if all(r.verdict is Verdict.SKIPPED for r in results):
         message = "nothing was compared: no case ran"
     elif not counted:
@@ -199,6 +202,9 @@ def _run(case: Case, check: Check) -> Recording:
     try:
         recording = check.recordings.of(case)
     except RunError as error:
+        lacking = run_lacked(error, check.folder.path)
+        if lacking is not None:
+            raise _NoVerdictError(Verdict.UNFIT, f"{lacking}\n{error}") from error
         try:
             check.store.nearest(check.plan.lane, case.name, {})
         except DamagedFileError as problem:
