@@ -21,6 +21,7 @@ from validation.cli import (
     faults,
     inspect,
     listing,
+    prune,
     track,
     upkeep,
 )
@@ -123,6 +124,7 @@ def build_parser() -> tuple[argparse.ArgumentParser, Commands]:
         bench,
         upkeep,
         track,
+        prune,
         completion,
     ):
         room.add_commands(commands)

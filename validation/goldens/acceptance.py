@@ -26,7 +26,7 @@ from validation.goldens.store import (
     environment_of,
 )
 from validation.goldens.under_way import under_way
-from validation.run_folder import TRACES
+from validation.run_folder import TRACES, hold
 from validation.running.reach import case_source_digest
 from validation.running.source import dirty_files
 from validation.trace import Trace, load_trace
@@ -220,6 +220,7 @@ def load_runs(
     found: dict[tuple[str, str], Trace] = {}
     lanes: dict[str, Path] = {}
     for folder in folders:
+        hold(folder)
         heads = sorted((folder / TRACES).glob("*/trace.json"))
         if not heads:
             raise RefusedError(f"{folder}: no traces; give a folder that `golden check` left")
