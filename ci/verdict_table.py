@@ -106,12 +106,25 @@ def read(path: Path) -> Table:
         VerdictError: what is wrong, and where.
         OSError: it cannot be read.
     """
-    if path.stat().st_size > MAX_BYTES:
-        raise VerdictError(f"{path.name}: more than {MAX_BYTES} bytes")
     try:
-        return parse(json.loads(path.read_text(encoding="utf-8")))
-    except (VerdictError, ValueError, RecursionError) as error:
+        return parse(load(path))
+    except VerdictError as error:
         raise VerdictError(f"{path.name}: {error}") from error
+
+
+def load(path: Path) -> Any:
+    """The JSON of a file of bounded size, as it is.
+
+    Raises:
+        VerdictError: it is larger, or no JSON.
+        OSError: it cannot be read.
+    """
+    if path.stat().st_size > MAX_BYTES:
+        raise VerdictError(f"more than {MAX_BYTES} bytes")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise VerdictError(str(error)) from error
 
 
 def parse(data: Any) -> Table:

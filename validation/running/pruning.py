@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -12,6 +11,7 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 from validation.config.retention import Retention
+from validation.files import decode_json, read_file
 from validation.run_folder import BENCH_FILE, VERDICT_FILE, held_by_another
 
 _NAME = re.compile(r"(\d{8}T\d{6})-(.+)-([0-9a-f]{12})(-\d+)?")
@@ -111,12 +111,13 @@ def _needed(path: Path) -> str | None:
 
 def _waits_for_mlflow(path: Path) -> bool:
     """Whether sending it failed, and nothing has sent it since."""
-    try:
-        stores = json.loads((path / _PUBLISH_STATE).read_bytes())["stores"].values()
-        return not any(entry["sent"] for entry in stores)
-    except FileNotFoundError:
+    file = path / _PUBLISH_STATE
+    if not file.exists():
         return False
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    try:
+        stores = decode_json(read_file(file), file)["stores"].values()
+        return not any(entry["sent"] for entry in stores)
+    except (ValueError, KeyError, TypeError, AttributeError):
         return True  # it cannot be told
 
 
