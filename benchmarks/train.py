@@ -38,6 +38,7 @@ import torch
 
 from benchmarks.train_models import MODELS, RANKS, environment_of, flags_of, is_graphed
 from benchmarks.train_show import longest, show
+from validation.config.python_path import entry
 from validation.files import encode_json, write_atomically
 from validation.running.ports import reserved_port
 
@@ -230,8 +231,8 @@ def build_data(folder: Path) -> None:
 
 
 def _python_path() -> str:
-    parts = (str(_ROOT), os.environ.get("PYTHONPATH", ""))
-    return os.pathsep.join(part for part in parts if part)
+    parts = (entry(str(_ROOT)), os.environ.get("PYTHONPATH"))
+    return os.pathsep.join(filter(None, parts))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -117,7 +117,9 @@ def compose(folder: Path, sha: str, run_url: str, own_run: str = "") -> str:
     """
     if not re.fullmatch(r"[0-9a-f]{40}", sha):
         raise VerdictError("HEAD_SHA: not a commit id")
-    if not all(re.fullmatch(r"https://[\w.:/-]+", url) for url in (run_url, own_run or run_url)):
+    if not all(
+        re.fullmatch(r"https://[A-Za-z0-9_.:/-]+", url) for url in (run_url, own_run or run_url)
+    ):
         raise VerdictError("RUN_URL: not an address")
     read_tables = [read(path) for path in _files(folder, "verdict.json")]
     tables = [render(table) for table in read_tables]

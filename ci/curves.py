@@ -31,6 +31,7 @@ MAX_OF_A_GOLDEN = 3
 MAX_POINTS = 60
 MAX_GOLDENS = 200
 MAX_STEPS = 100_000
+MAX_CURVES_BYTES = 1 << 26  # of a golden's file, as golden itself reads it
 # What a reviewer looks at first.
 _FIRST = ("lm_loss", "grad_norm")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/#-]{0,119}")
@@ -108,14 +109,21 @@ def changed_curves(base: str) -> list[Curve]:
     old = _curves_at(root, base, folders)
     found = []
     for folder in folders:
-        now = [path for path in (root / folder).glob("curves*.json") if path.is_file()]
-        before, after = old.get(folder, {}), _parse(now[0].read_bytes()) if now else {}
+        files = (root / folder).glob("curves*.json")
+        now = [path for path in files if path.is_file() and not path.is_symlink()]
+        before, after = old.get(folder, {}), _parse(_content(now[0])) if now else {}
         found += [
             Curve(folder.removeprefix("goldens/"), metric, before.get(metric, {}), new)
             for metric, new in {**{m: {} for m in before}, **after}.items()
             if before.get(metric) != new
         ]
     return found
+
+
+def _content(path: Path) -> bytes:
+    if path.stat().st_size > MAX_CURVES_BYTES:
+        raise VerdictError(f"{path}: more than {MAX_CURVES_BYTES} bytes")
+    return path.read_bytes()
 
 
 def _curves_at(root: Path, base: str, folders: Sequence[str]) -> dict[str, dict[str, Series]]:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from verdict_table import VerdictError, parse
+from verdict_table import VerdictError, load, parse
 
 from validation.config import declaration_of
 from validation.running.source import RepositoryError, find_root
@@ -37,7 +37,7 @@ def main() -> int:
     options = parser.parse_args()
     files = sorted({path for folder in options.folder for path in folder.rglob("verdict.json")})
     try:
-        verdicts = [json.loads(path.read_text()) for path in files if path.stat().st_size]
+        verdicts = [load(path) for path in files if path.stat().st_size]
         steps = {name: float(seconds) for name, seconds in options.steps}
         lanes = declaration_of(find_root()).lanes
         gpus = {name: needs.gpus for name, needs in lanes.items()}

@@ -23,8 +23,14 @@ for folder in "$checkout" $([ "$wheelhouse" = - ] || echo "$wheelhouse"); do
 done
 mkdir -p "$output"
 checkout=$(cd "$checkout" && pwd) output=$(cd "$output" && pwd)
-site=$(mktemp -d)
-trap 'rm -rf "$site"' EXIT
+site=$(mktemp -d) links=$(mktemp -d)
+trap 'rm -rf "$site" "$links"' EXIT
+here=$checkout
+if [[ $here == *:* ]]; then
+    # PYTHONPATH splits at colons: there the checkout stands by a link.
+    here=$links/checkout
+    ln -s "$checkout" "$here"
+fi
 
 if [ "$wheelhouse" != - ]; then
     wheelhouse=$(cd "$wheelhouse" && pwd)
@@ -34,7 +40,7 @@ if [ "$wheelhouse" != - ]; then
         export O200K_HARMONY_VOCAB_PATH=$wheelhouse/o200k_base.tiktoken
     fi
 fi
-export PYTHONPATH="$checkout:$site${PYTHONPATH:+:$PYTHONPATH}"
+export PYTHONPATH="$here:$site${PYTHONPATH:+:$PYTHONPATH}"
 # The checkout is somebody else's where a container's user differs from its owner.
 export GIT_CONFIG_COUNT=1 GIT_CONFIG_KEY_0=safe.directory GIT_CONFIG_VALUE_0=$checkout
 

@@ -1,13 +1,12 @@
 """Verdicts of `golden check --json` as a Markdown table: `python ci/verdict_table.py FILE...`.
 
 The files may come from a pull request of a stranger: they are read as data, held against the
-contract, and what they say is escaped. Needs nothing but the standard library.
+contract, and what they say stays text (`plain_text`). Needs nothing but the standard library.
 """
 
 from __future__ import annotations
 
 import argparse
-import html
 import json
 import math
 import re
@@ -16,6 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from plain_text import code, word
 
 VERDICTS = ("PASS", "FAIL", "INVALID", "UNFIT")
 LOOSENINGS = ("tolerance", "quarantine")
@@ -105,12 +106,25 @@ def read(path: Path) -> Table:
         VerdictError: what is wrong, and where.
         OSError: it cannot be read.
     """
-    if path.stat().st_size > MAX_BYTES:
-        raise VerdictError(f"{path.name}: more than {MAX_BYTES} bytes")
     try:
-        return parse(json.loads(path.read_text(encoding="utf-8")))
-    except (VerdictError, ValueError, RecursionError) as error:
+        return parse(load(path))
+    except VerdictError as error:
         raise VerdictError(f"{path.name}: {error}") from error
+
+
+def load(path: Path) -> Any:
+    """The JSON of a file of bounded size, as it is.
+
+    Raises:
+        VerdictError: it is larger, or no JSON.
+        OSError: it cannot be read.
+    """
+    if path.stat().st_size > MAX_BYTES:
+        raise VerdictError(f"more than {MAX_BYTES} bytes")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise VerdictError(str(error)) from error
 
 
 def parse(data: Any) -> Table:
@@ -224,7 +238,7 @@ def _canary(data: Any) -> str:
     if data is None:
         return "no bug was planted"
     caught = _field(data, "caught", bool)
-    return f"planted {_name(data, 'fault')}: {'caught' if caught else 'NOT caught'}"
+    return f"planted {word(_name(data, 'fault'))}: {'caught' if caught else 'NOT caught'}"
 
 
 def _field(data: Any, name: str, kind: type | tuple[type, ...]) -> Any:
@@ -265,15 +279,15 @@ def _text(value: Any, longest: int = MAX_TEXT) -> str:
 
 
 def render(table: Table) -> str:
-    """The table as Markdown. Free text stands in `<code>`, where it neither links nor mentions."""
+    """The table as Markdown; what the file says of itself stays text (`plain_text`)."""
     kind = f", {table.kind}" if table.kind else ""
-    head = f"### {_MARKS[table.verdict]} golden {table.lane}: {table.verdict}{kind}"
+    head = f"### {_MARKS[table.verdict]} golden {word(table.lane)}: {table.verdict}{kind}"
     facts = [f"{len(table.rows)} cases in {table.seconds:.0f} s", table.canary]
     if table.ratio is not None:
         facts.append(f"largest ratio of error to tolerance {table.ratio:.3g}")
     if table.calibrated_here is False and table.kind != "IDENTICAL":
         facts.append("not calibrated on this type of machine")
-    message = ["", f"<code>{_escape(table.message)}</code>"] if table.message else []
+    message = ["", code(table.message)] if table.message else []
     lines = [
         head,
         "",
@@ -285,10 +299,11 @@ def render(table: Table) -> str:
     ]
     for row in table.rows:
         share = f"{row.identical / row.compared:.1%}" if row.compared else "-"
-        note = f"<code>{_escape(row.note)}</code>" if row.note else ""
+        note = code(row.note) if row.note else ""
         verdict = f"{_MARKS[row.verdict]} {row.verdict} {row.kind}".rstrip()
         lines.append(
-            f"| {row.case} | {verdict} | {row.compared} | {share} | {row.seconds:.1f} | {note} |"
+            f"| {word(row.case)} | {verdict} | {row.compared} | {share} | {row.seconds:.1f} "
+            f"| {note} |"
         )
     return "\n".join([*lines, *_loosening_lines(table)])
 
@@ -297,7 +312,7 @@ def _loosening_lines(table: Table) -> list[str]:
     if not table.loosened:
         return []
     lines = [
-        f"- loosens the gate, {found.kind} {found.case}: <code>{_escape(found.text)}</code>"
+        f"- loosens the gate, {found.kind} {word(found.case)}: {code(found.text)}"
         for found in table.loosened
     ]
     if table.acceptable:
@@ -305,16 +320,6 @@ def _loosening_lines(table: Table) -> list[str]:
     else:
         last = f"No owner can accept this: the verdict would be {table.if_accepted}."
     return ["", *lines, "", last]
-
-
-def _escape(text: str) -> str:
-    """Text that is neither Markdown, HTML, a link, a mention nor a cell's end."""
-    escaped = html.escape(text)
-    for character in "|`*_[]()~@#\\!:/":
-        if character == "#":
-            continue
-        escaped = escaped.replace(character, f"&#{ord(character)};")
-    return escaped
 
 
 if __name__ == "__main__":

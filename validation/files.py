@@ -6,13 +6,17 @@ import hashlib
 import json
 import math
 import os
+import reprlib
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from validation.limits import MAX_JSON_BYTES, MAX_JSON_VALUES
+
 SCHEMA = 1
-MAX_JSON_BYTES = 64 * 2**20
+# What follows the name of a file that is larger than a limit.
+_TOO_MUCH = "whatever wrote it, it is not read; if your runs did, trace fewer steps or record less"
 
 
 class DamagedFileError(ValueError):
@@ -20,8 +24,19 @@ class DamagedFileError(ValueError):
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Replaces `path` by `content` whole, or leaves it as it was; creates its folder."""
+    """Replaces `path` by `content` whole, or leaves it as it was; creates its folder.
+
+    Raises:
+        OSError: it cannot be written, such as on a full disk; the error names `path`.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        _replace(path, content)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _replace(path: Path, content: bytes) -> None:
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -54,7 +69,7 @@ def encode_json(document: Any) -> bytes:
 
 
 def decode_json(content: bytes, path: Path) -> dict[str, Any]:
-    """Parses one JSON object within bounds.
+    """Parses one JSON object within bounds (`validation.limits`).
 
     Args:
         content: the file's bytes.
@@ -67,7 +82,11 @@ def decode_json(content: bytes, path: Path) -> dict[str, Any]:
         DamagedFileError: too large, not JSON, or not an object.
     """
     if len(content) > MAX_JSON_BYTES:
-        raise DamagedFileError(f"{path}: {len(content)} bytes of JSON, more than {MAX_JSON_BYTES}")
+        raise too_much(path, f"{len(content):,} bytes of JSON", MAX_JSON_BYTES)
+    # Each value but the first stands behind one of these; those inside of texts count as well.
+    values = sum(content.count(mark) for mark in (b",", b"[", b"{", b":"))
+    if values > MAX_JSON_VALUES:
+        raise too_much(path, f"about {values:,} values of JSON", MAX_JSON_VALUES)
     try:
         document = json.loads(content, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
@@ -95,10 +114,21 @@ def read_file(path: Path, limit: int = MAX_JSON_BYTES) -> bytes:
         if not path.is_file():
             raise DamagedFileError(f"{path}: not a regular file")
         if size > limit:
-            raise DamagedFileError(f"{path}: {size} bytes, more than {limit}")
+            raise too_much(path, f"{size:,} bytes", limit)
         return path.read_bytes()
     except OSError as error:
         raise DamagedFileError(f"{path}: {error.strerror or error}") from error
+
+
+def too_much(path: Path, found: str, limit: int) -> DamagedFileError:
+    """The error of a file that is beyond a limit.
+
+    Args:
+        path: of the file.
+        found: how much it has, and of what.
+        limit: how much it may have.
+    """
+    return DamagedFileError(f"{path}: {found}, more than {limit:,}: {_TOO_MUCH}")
 
 
 def check_schema(document: Mapping[str, Any], path: Path) -> None:
@@ -114,7 +144,7 @@ def check_schema(document: Mapping[str, Any], path: Path) -> None:
     found = document.get("schema")
     if found != SCHEMA:
         raise DamagedFileError(
-            f"{path}: schema {found!r}, this version reads {SCHEMA}; "
+            f"{path}: schema {reprlib.repr(found)}, this version reads {SCHEMA}; "
             "record it again with `golden update`"
         )
 
@@ -133,10 +163,10 @@ def to_float(value: Any, path: Path) -> float:
         DamagedFileError: anything else.
     """
     if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise DamagedFileError(f"{path}: expected a number, found {value!r}")
+        raise DamagedFileError(f"{path}: expected a number, found {reprlib.repr(value)}")
     if isinstance(value, str):
         if value not in ("nan", "inf", "-inf"):
-            raise DamagedFileError(f"{path}: expected a number, found {value!r}")
+            raise DamagedFileError(f"{path}: expected a number, found {reprlib.repr(value)}")
         return float(value)
     try:
         return float(value)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -55,6 +57,7 @@ class RunFolder:
                 path.mkdir()
             except FileExistsError:
                 continue
+            hold(path)
             return cls(path)
         raise RuntimeError(f"{runs}: too many runs at {stamp}")
 
@@ -95,3 +98,35 @@ def runs_folder(root: Path) -> Path:
 def finished_runs(root: Path) -> list[Path]:
     """The folders of checks that left a verdict, the oldest first."""
     return sorted(path.parent for path in (root / "runs").glob(f"*/{VERDICT_FILE}"))
+
+
+_held: dict[Path, int] = {}
+
+
+def hold(path: Path) -> None:
+    """Keeps other processes from deleting a run folder as long as this one lives.
+
+    A file system that has no locks keeps nobody: there the age of a run is all that protects it.
+    """
+    if path not in _held and path.is_dir():
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            os.close(descriptor)
+        else:
+            _held[path] = descriptor
+
+
+def held_by_another(path: Path) -> bool:
+    """Whether some process holds a run folder."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return False

@@ -8,14 +8,27 @@ CHECKOUT=$(git rev-parse --show-toplevel)
 # prepare [BASE] puts `golden` on the PATH and the checkout first among its sources. A runner image
 # brings `golden`; elsewhere tox installs it. BASE is what will judge, if anything does.
 prepare() {
+    local here=$CHECKOUT
+    if [[ $here == *:* ]]; then
+        # PYTHONPATH splits at colons: there the checkout stands by a link.
+        LINKS=$(mktemp -d)
+        trap 'rm -rf "$LINKS"' EXIT
+        here=$LINKS/checkout
+        ln -s "$CHECKOUT" "$here"
+    fi
     if ! command -v golden >/dev/null; then
+        if [ "$here" != "$CHECKOUT" ]; then
+            echo "$CHECKOUT: no environment can be made at a path with a colon: move the checkout," \
+                "or put golden on the PATH" >&2
+            return 2
+        fi
         if [ ! -x "$CHECKOUT/.tox/dev/bin/golden" ]; then
             python3 -m pip install --quiet tox
             (cd "$CHECKOUT" && python3 -m tox run -e dev)
         fi
         PATH="$CHECKOUT/.tox/dev/bin:$PATH"
     fi
-    export PATH PYTHONPATH="$CHECKOUT${PYTHONPATH:+:$PYTHONPATH}"
+    export PATH PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}"
     cd "$CHECKOUT" || return
     # With a judge nothing of the checkout runs before its goldens were read: see judged_gate.
     if [ -z "${1:-}" ] && command -v vpmoe >/dev/null; then
@@ -40,9 +53,9 @@ worst() {
     echo 3
 }
 
-# gate LANE BASE OUTPUT checks a lane, and leaves verdict.json, report.html, junit.xml and verdict.md
-# in OUTPUT; with a BASE also golden_curves.json, the curves of the goldens that have changed since.
-# Returns as `golden check` does.
+# gate LANE BASE OUTPUT [OPTION...] checks a lane, and leaves verdict.json, report.html, junit.xml and
+# verdict.md in OUTPUT; with a BASE also golden_curves.json, the curves of the goldens that have
+# changed since. Returns as `golden check` does. Without a BASE its options can be given.
 #
 # With a BASE, the whole gate of where the head left it decides: its `golden`, its choice of cases by
 # changed paths, its judge. Cases that only the head declares cannot be judged by it; their own
@@ -52,7 +65,7 @@ gate() {
     mkdir -p "$output"
     output=$(cd "$output" && pwd)
     if [ -z "$base" ]; then
-        check "$lane" "$output" || status=$?
+        check "$lane" "$output" "${@:4}" || status=$?
     else
         judge=$(mktemp -d)
         judged_gate "$lane" "$base" "$output" "$judge" || status=$?

@@ -4,144 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-CI = Path(__file__).resolve().parents[2] / "ci"
-
-
-@dataclass(frozen=True)
-class Done:
-    """What a script left."""
-
-    code: int
-    out: str
-    err: str
-
-
-@dataclass(frozen=True)
-class Runner:
-    """A machine with `golden` on its PATH, and a clone of a project."""
-
-    project: Any
-    tools: Path
-
-    def install(self, name: str, text: str) -> None:
-        """Puts a command on the PATH."""
-        path = self.tools / name
-        path.write_text(text)
-        path.chmod(0o755)
-
-    def run(self, script: str, *words: str, **variables: str) -> Done:
-        """Runs a job script in the clone."""
-        environment = self.project.environment(**variables)
-        environment["PATH"] = os.pathsep.join([str(self.tools), "/usr/bin", "/bin"])
-        done = subprocess.run(
-            ["bash", str(CI / "jobs" / script), *words],
-            cwd=self.project.root,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-        return Done(done.returncode, done.stdout, done.stderr)
-
-    def verdict(self, folder: str) -> Any:
-        """The JSON in a folder of the clone."""
-        return json.loads((self.project.root / folder / "verdict.json").read_text())
-
-
-def recorded(runner: Runner) -> Sequence[Sequence[str]]:
-    """The words of each call of the stub."""
-    log = runner.tools / "calls"
-    return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
-
-
-_STUB = f"""#!{sys.executable}
-import json, os, sys
-from pathlib import Path
-here = Path(__file__).parent
-with (here / "calls").open("a") as log:
-    log.write(json.dumps([*sys.argv[1:], "GATE=" + os.environ["PYTHONPATH"].split(":")[0]]) + "\\n")
-answer = here / ("answer-" + sys.argv[1])
-if answer.exists():
-    code, _, text = answer.read_text().partition(" ")
-    print(text, end="")
-    sys.exit(int(code))
-"""
-# Python itself, whose judges are the stub.
-_JUDGE_STUB = f"""#!{sys.executable}
-import os, sys
-from pathlib import Path
-stub = Path(__file__).with_name("golden")
-words = sys.argv[1:]
-if words[:2] == ["-I", "-S"] and words[5:6] == ["validation.cli"]:
-    os.execv(stub, [str(stub), *words[6:]])
-os.execv(sys.executable, [sys.executable, *words])
-"""
-_VERDICT: dict[str, Any] = {
-    "verdict": "FAIL",
-    "lane": "cpu",
-    "seconds": 3.0,
-    "environment": {},
-    "canary": {"fault": "wide_window", "caught": True},
-    "cases": [
-        {
-            "case": "plain_seed",
-            "verdict": "FAIL",
-            "compared": 10,
-            "identical": 5,
-            "skipped_because": None,
-            "seconds": 2.0,
-            "first_divergence": None,
-            "message": "1 of 10 records differ",
-        }
-    ],
-}
-
-
-def answer(runner: Runner, command: str, code: int, data: Any) -> None:
-    """What the stub prints and exits with."""
-    (runner.tools / f"answer-{command}").write_text(f"{code} {json.dumps(data)}")
-
-
-def make_runner(project: Any, tools: Path) -> Runner:
-    """A runner whose `golden` is the real one."""
-    tools.mkdir()
-    made = Runner(project, tools)
-    made.install("golden", f'#!/bin/sh\nexec "{sys.executable}" -P -m validation.cli "$@"\n')
-    made.install("python3", f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
-    return made
-
-
-@pytest.fixture
-def stubbed(repository: Path, project_type: Any, tmp_path: Path) -> Runner:
-    """A fresh clone of this repository, and a `golden` that writes down how it was called."""
-    root = tmp_path / "clone"
-    subprocess.run(["git", "clone", "-q", "--shared", repository, root], check=True)
-    project = project_type(root)
-    project.git("config", "user.name", "Ada")
-    project.git("config", "user.email", "ada@example.org")
-    # What is being tested is the working tree, which a commit may lag behind.
-    for folder in ("ci", "validation"):
-        shutil.copytree(repository / folder, root / folder, dirs_exist_ok=True)
-    shutil.copy(repository / "pyproject.toml", root)
-    project.git("add", "-A")
-    project.git("commit", "-q", "--allow-empty", "-m", "the working tree")
-    made = make_runner(project, tmp_path / "tools")
-    made.install("golden", _STUB)
-    made.install("python3", _JUDGE_STUB)
-    answer(made, "check", 1, _VERDICT)
-    return made
+from .runner import CI, STUB, VERDICT, Runner, answer, make_runner, recorded
 
 
 @pytest.mark.parametrize("verdict", ["PASS", "FAIL"])
@@ -262,7 +134,7 @@ def test_the_bases_gate_judges_what_a_change_can_move(stubbed: Runner) -> None:
     (call,) = recorded(stubbed)
     base = stubbed.project.git("rev-parse", "HEAD~1").strip()
     assert call[-4:-1] == ["laws", "--judge", base]
-    assert stubbed.verdict("reports/here") == _VERDICT
+    assert stubbed.verdict("reports/here") == VERDICT
     assert "1 of 10 records differ" in job.out
 
 
@@ -285,16 +157,18 @@ def test_a_base_that_does_not_exist_is_refused(stubbed: Runner) -> None:
 
 
 def test_gpu_minutes_are_left_beside_the_verdict(stubbed: Runner) -> None:
-    answer(stubbed, "check", 0, {**_VERDICT, "lane": "h200-x2", "verdict": "PASS"})
+    answer(stubbed, "check", 0, {**VERDICT, "lane": "h200-x2", "verdict": "PASS"})
     job = stubbed.run("gpu.sh", "h200-x2")
     assert job.code == 0, job.err
+    (call,) = recorded(stubbed)
+    assert "--no-skips" in call  # of a check of main that no base judges
     kept = json.loads((stubbed.project.root / "reports/h200-x2/gpu-minutes.json").read_text())
     assert kept["total"] == pytest.approx(3.0 * 2 / 60)
     assert "h200-x2/plain_seed" in job.out
 
 
 def test_a_gpu_runs_the_approved_commit_alone(stubbed: Runner) -> None:
-    answer(stubbed, "check", 0, {**_VERDICT, "lane": "h200", "verdict": "PASS"})
+    answer(stubbed, "check", 0, {**VERDICT, "lane": "h200", "verdict": "PASS"})
     head = stubbed.project.git("rev-parse", "HEAD").strip()
     parent = stubbed.project.git("rev-parse", "HEAD~1").strip()
     for wrong in (parent, head[:12], "main", "HEAD"):
@@ -316,7 +190,7 @@ def test_the_worst_exit_code_is_goldens_worst(codes: str, expected: int) -> None
 
 
 def test_the_night_does_every_step_and_ends_with_the_worst(stubbed: Runner) -> None:
-    answer(stubbed, "check", 1, {**_VERDICT, "lane": "h200"})
+    answer(stubbed, "check", 1, {**VERDICT, "lane": "h200"})
     answer(stubbed, "faults", 0, {"faults": []})
     answer(stubbed, "bench", 4, {"verdict": "UNFIT"})
     answer(stubbed, "publish", 2, {})
@@ -326,6 +200,7 @@ def test_the_night_does_every_step_and_ends_with_the_worst(stubbed: Runner) -> N
     assert job.code == 1, job.err
     words = [call[:-1] for call in recorded(stubbed)]
     lane = ["--lane", "h200"]
+    assert words[0][-1] == "--no-skips"
     assert [w for w in words if w[0] != "check"] == [
         ["faults", *lane, "--json"],
         ["bench", *lane, "--base", "v9.9.9", "--json"],
@@ -360,7 +235,7 @@ def test_the_night_does_every_step_and_ends_with_the_worst(stubbed: Runner) -> N
 
 def test_the_night_after_the_first_commit_has_nothing_to_bench_against(stubbed: Runner) -> None:
     for command in ("check", "faults", "bench"):
-        answer(stubbed, command, 0, {**_VERDICT, "verdict": "PASS", "lane": "h200", "cases": []})
+        answer(stubbed, command, 0, {**VERDICT, "verdict": "PASS", "lane": "h200", "cases": []})
     job = stubbed.run("nightly.sh", "h200", NIGHT_BASE="HEAD", RELEASE_BASE="")
     assert job.code == 0, job.err
 
@@ -516,3 +391,28 @@ def test_an_offline_runner_leaves_its_own_run_alone(golden_project: Any, tmp_pat
     assert list(empty.iterdir()) == []
     assert runner.run(script, "no-wheelhouse", root, str(empty)).code == 2
     assert runner.run(script, "-").code == 2
+
+
+def test_a_checkout_may_be_at_a_path_with_a_colon(project_type: Any, tmp_path: Path) -> None:
+    root = tmp_path / "run:7" / "clone"
+    root.mkdir(parents=True)
+    project = project_type(root)
+    project.git("init", "-q")
+    runner = make_runner(project, tmp_path / "tools")
+    runner.install("golden", STUB)
+    answer(runner, "check", 0, {**VERDICT, "verdict": "PASS"})
+    job = runner.run("pre_merge.sh")
+    assert job.code == 0, job.err
+    (call,) = recorded(runner)
+    link = call[-1].removeprefix("GATE=")
+    assert link.endswith("/checkout")
+    assert not Path(link).parent.exists()  # it is gone with the job
+
+    (runner.tools / "golden").unlink()
+    refused = runner.run("pre_merge.sh")
+    assert refused.code == 2
+    assert f"{root}: no environment can be made at a path with a colon" in refused.err
+
+    runner.install("python3", '#!/bin/sh\nreadlink "${PYTHONPATH%%:*}" >"$(dirname "$0")/seen"\n')
+    runner.run("../run_offline.sh", "-", str(root), str(tmp_path / "out"))
+    assert (runner.tools / "seen").read_text().strip() == str(root)

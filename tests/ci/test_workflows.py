@@ -98,6 +98,13 @@ def test_actions_are_pinned_and_leave_no_token_behind(workflow: Any) -> None:
                 assert step["with"]["persist-credentials"] is False
 
 
+def test_no_job_takes_or_leaves_a_cache(workflow: Any) -> None:
+    # Code of a branch that a workflow of main runs can write into main's caches.
+    for step in steps(workflow):
+        assert "cache" not in step.get("uses", "")
+        assert not any("cache" in name for name in step.get("with", {}))
+
+
 def test_gpu_jobs_take_an_approved_commit_id(workflow: Any) -> None:
     for job in workflow["jobs"].values():
         if "self-hosted" in str(job["runs-on"]):

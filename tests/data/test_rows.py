@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -128,3 +129,48 @@ def test_numbers_as_ids(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps(json.loads(_GOOD) | {"synth_id": 12}))
     assert _read(path)[0].row_id == "12"
+
+
+def _large(size: int) -> dict[str, str]:
+    return {"query": "q", "synthetic_reasoning": "r", "synthetic_answer": "a" * size}
+
+
+@pytest.mark.parametrize("group", [1, 2, 7])
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_a_row_that_is_too_large_is_named_before_it_is_parsed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, group: int
+) -> None:
+    monkeypatch.setattr(rows_module, "MAX_ROW_BYTES", 2**20)
+    # Of the average in a group of two rows it can be told, of seven not.
+    rows = [_large(9)] * 7 + [_large(3 * 2**20)] + [_large(9)] * 6
+    path = tmp_path / f"rows.{kind}"
+    if kind == "jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        table = pyarrow.Table.from_pylist(rows)
+        pyarrow.parquet.write_table(table, path, row_group_size=group)
+    first = 7 if (kind, group) == ("parquet", 2) else 8
+    with pytest.raises(DataError, match=rf"{path}:{first}: .*of more than 1,048,576 bytes"):
+        _read(path)
+    monkeypatch.setattr(rows_module, "MAX_ROW_BYTES", 4 * 2**20)
+    assert len(_read(path)) == 14
+
+
+def test_a_large_column_that_is_not_read_is_no_matter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rows_module, "MAX_ROW_BYTES", 2**20)
+    path = tmp_path / "rows.parquet"
+    row = {**_large(9), "words": "w" * (2 * 2**20)}
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), path)
+    assert len(_read(path)) == 1
+
+
+def test_a_key_that_occurs_twice_among_many_is_found_at_once(tmp_path: Path) -> None:
+    keys = ", ".join(f'"k{number}": 0' for number in range(200_000))
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f'{{{keys}, "k199999": 0}}')
+    began = time.process_time()
+    with pytest.raises(DataError, match="the key `k199999` occurs twice"):
+        _read(path)
+    assert time.process_time() - began < 5

@@ -38,13 +38,13 @@ from validation.cli.common import (
 )
 from validation.cli.progress import TerminalProgress
 from validation.cli.proofs import Unproven, prove
-from validation.config import lane_of
+from validation.config import CPU, lane_of
 from validation.files import encode_json, write_atomically
 from validation.gate.against import run_against
 from validation.gate.base import check_with_base, judged_declaration, sources_of
 from validation.gate.check import run_check
 from validation.gate.plan import CheckPlan, describe_source
-from validation.gate.verdict import CheckResult
+from validation.gate.verdict import CheckResult, Verdict, refuse_skips, worst
 from validation.goldens import Golden, GoldenStore
 from validation.goldens.acceptance import RefusedError, refuse_dirty
 from validation.goldens.audit_log import AuditLog
@@ -54,6 +54,7 @@ from validation.goldens.calibrated import (
     write_calibration,
 )
 from validation.goldens.environments import identity, in_words
+from validation.goldens.under_way import under_way
 from validation.run_folder import RunFolder
 from validation.running.environment import gpu_count, here
 from validation.running.execution import RunError, RunOptions
@@ -61,6 +62,7 @@ from validation.running.reach import case_source_digest
 from validation.running.recordings import record_case
 from validation.running.revisions import commit_of
 from validation.running.source import find_root
+from validation.shortage import shortage
 from validation.trace import Trace, load_trace, save_trace
 
 
@@ -92,6 +94,11 @@ def add_commands(commands: Any) -> None:
         metavar="REV",
         help="run this tree and a revision, both here, and compare them bit for bit: no golden, "
         "no tolerance",
+    )
+    parser.add_argument(
+        "--no-skips",
+        action="store_true",
+        help="demand that every case runs: a skipped one makes the check UNFIT",
     )
     # How --judge reaches the base's own gate.
     parser.add_argument("--judged-by", type=Path, metavar="DIR", help=argparse.SUPPRESS)
@@ -144,7 +151,7 @@ def check(options: argparse.Namespace) -> int:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     if options.judge:
         return check_with_base(root, options.judge, _words(options))
-    lane = chosen_lane(options)
+    options.lane = lane = chosen_lane(options)
     declared = judged_declaration(root, options.judged_by)
     sources = sources_of(root, options.judged_by)
     plan = CheckPlan(
@@ -163,13 +170,17 @@ def check(options: argparse.Namespace) -> int:
             result = run_against(plan, options.against, folder, progress, every_case=every)
         else:
             result = run_check(plan, folder, progress)
+    if options.no_skips:
+        result = refuse_skips(result)
     try:
         write_sinks(result, folder, options.report, options.junit)
     except Exception as error:  # a report that cannot be drawn never changes a verdict
+        lacking = shortage(error)
+        if lacking is not None:  # but what cannot be kept was not checked for anybody
+            result = _without_room(result, lacking)
         progress.message(f"warning: the reports are incomplete: {type(error).__name__}: {error}")
     if options.json:
-        json.dump(result.to_json(), sys.stdout, allow_nan=False)
-        print()
+        _print_json(result)
     else:
         from validation.report.terminal import print_check
 
@@ -177,6 +188,30 @@ def check(options: argparse.Namespace) -> int:
         print(f"run: {folder.path.relative_to(root)}")
     publish(folder.path, progress)
     return result.exit_code
+
+
+def print_unfit(options: argparse.Namespace, lacking: str) -> None:
+    """Prints the object of a check that the machine could not finish, if one is asked for.
+
+    Args:
+        options: of the command.
+        lacking: what the machine lacks.
+    """
+    if options.json:
+        lane = options.lane or CPU
+        _print_json(_without_room(CheckResult(Verdict.PASS, lane, 0.0, {}, None, ()), lacking))
+
+
+def _without_room(result: CheckResult, lacking: str) -> CheckResult:
+    """The check, at best UNFIT."""
+    lines = (lacking, result.message)
+    verdict = worst([result.verdict, Verdict.UNFIT])
+    return replace(result, verdict=verdict, message="\n".join(filter(None, lines)))
+
+
+def _print_json(result: CheckResult) -> None:
+    json.dump(result.to_json(), sys.stdout, allow_nan=False)
+    print()
 
 
 def refuse_mixture(options: argparse.Namespace) -> None:
@@ -202,6 +237,7 @@ def _words(options: argparse.Namespace) -> list[str]:
     words = list(options.case)
     words += ["--lane", options.lane] if options.lane else []
     words += ["--exact"] if options.exact else []
+    words += ["--no-skips"] if options.no_skips else []
     words += ["--json"] if options.json else []
     words += ["--report", str(options.report)] if options.report else []
     return words + (["--junit", str(options.junit)] if options.junit else [])
@@ -375,7 +411,7 @@ def _store(store: GoldenStore, case: Case, golden: Golden, measured: Measured, r
         calibration=calibration,
         detectable_effect=detectable_effect(case, golden.trace, measured),
     )
-    with store.lock():
+    with store.lock(), under_way(store):
         write_calibration(store, golden, calibrated, reason)
         store.save(calibrated)
     print(

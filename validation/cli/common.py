@@ -164,6 +164,7 @@ def refuse_no_folder(flag: str, folder: Path | None) -> None:
     except FileExistsError as error:
         raise RefusedError(f"{flag} {folder}: is a file; name a folder") from error
     except OSError as error:
+        # Of a full disk it is UNFIT all the same (`validation.shortage`).
         raise RefusedError(f"{flag} {folder}: {error.strerror}") from error
     if not os.access(folder, os.W_OK | os.X_OK):
         raise RefusedError(f"{flag} {folder}: cannot be written")
@@ -184,8 +185,10 @@ def publish(run_dir: Path, progress: TerminalProgress) -> None:
         return
     from validation.tracking.publish import publish_run
 
-    outcome = publish_run(run_dir, store=None)
-    if not outcome.sent:
-        progress.message(
-            f"warning: not logged to MLflow: {outcome.message}; send it later: golden publish"
-        )
+    try:
+        outcome = publish_run(run_dir, store=None)
+        problem = "" if outcome.sent else outcome.message
+    except OSError as error:  # on a full disk not even that can be noted
+        problem = str(error)
+    if problem:
+        progress.message(f"warning: not logged to MLflow: {problem}; send it later: golden publish")

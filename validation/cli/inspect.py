@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from validation.files import MAX_JSON_BYTES, DamagedFileError, jsonable
+from validation.files import DamagedFileError, jsonable
 from validation.goldens import GoldenStore
 from validation.goldens.calibrated import RERUNS
 from validation.goldens.layout import HEAD
 from validation.goldens.merge import describe_head
+from validation.limits import MAX_JSON_BYTES
 from validation.run_folder import TRACES
 from validation.trace import HeldInvariant, Sketch, Trace, load_trace
 from validation.trace.storage import HEAD as TRACE_HEAD

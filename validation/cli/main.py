@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.metadata
 import platform
 import sys
@@ -20,15 +21,17 @@ from validation.cli import (
     faults,
     inspect,
     listing,
+    prune,
     track,
     upkeep,
 )
 from validation.cli.commands import Commands
-from validation.cli.output import outlive_readers
+from validation.cli.output import OUTPUT, outlive_readers
 from validation.files import SCHEMA, DamagedFileError
 from validation.gate.verdict import EXIT_CODES, USAGE_EXIT_CODE, Verdict
 from validation.goldens.acceptance import RefusedError
 from validation.running.source import RepositoryError
+from validation.shortage import shortage
 from validation.version import DISTRIBUTION
 
 _DESCRIPTION = """\
@@ -67,19 +70,35 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = int(options.func(options))
         sys.stdout.flush()
         return code
-    except (CaseError, RefusedError, RepositoryError, DamagedFileError) as error:
-        print(f"golden {options.command}: {error}", file=sys.stderr)
-        return USAGE_EXIT_CODE
     except KeyboardInterrupt:
         print(f"golden {options.command}: interrupted", file=sys.stderr)
         return 130
-    except Exception as error:  # the gate itself is broken: neither a PASS nor a FAIL of the code
-        if isinstance(error, OSError) and error.filename is not None:
-            why = f"{error.filename}: {error.strerror}"
-            print(f"golden {options.command}: {why}", file=sys.stderr)
-        else:
-            traceback.print_exc()
-        return EXIT_CODES[Verdict.INVALID] if options.command == "check" else USAGE_EXIT_CODE
+    except Exception as error:
+        return _failed(options, error)
+
+
+def _failed(options: argparse.Namespace, error: Exception) -> int:
+    """Says why a command failed; returns its exit code."""
+    lacking = shortage(error)
+    checking = options.command == "check"
+    # Where the output of another command has no room, its reader knows, and nothing else was lost.
+    if lacking is not None and (checking or getattr(error, "filename", None) != OUTPUT):
+        with contextlib.suppress(OSError):  # its output may be on the same disk
+            print(f"golden {options.command}: UNFIT: {lacking}", file=sys.stderr)
+            if checking:
+                check.print_unfit(options, lacking)
+            sys.stdout.flush()
+        return EXIT_CODES[Verdict.UNFIT]
+    if isinstance(error, (CaseError, RefusedError, RepositoryError, DamagedFileError)):
+        print(f"golden {options.command}: {error}", file=sys.stderr)
+        return USAGE_EXIT_CODE
+    # The gate itself is broken: neither a PASS nor a FAIL of the code.
+    if isinstance(error, OSError) and error.filename is not None:
+        why = f"{error.filename}: {error.strerror}"
+        print(f"golden {options.command}: {why}", file=sys.stderr)
+    else:
+        traceback.print_exception(error)
+    return EXIT_CODES[Verdict.INVALID] if checking else USAGE_EXIT_CODE
 
 
 def build_parser() -> tuple[argparse.ArgumentParser, Commands]:
@@ -105,6 +124,7 @@ def build_parser() -> tuple[argparse.ArgumentParser, Commands]:
         bench,
         upkeep,
         track,
+        prune,
         completion,
     ):
         room.add_commands(commands)

@@ -11,6 +11,9 @@ import os
 import sys
 from typing import TextIO
 
+OUTPUT = "output"
+"""The file that an error of printing names."""
+
 
 class _Output(io.FileIO):
     """A file descriptor that swallows what is written once its reader has gone away."""
@@ -34,7 +37,7 @@ class _Output(io.FileIO):
             os.dup2(null, self.fileno())
             os.close(null)
             if not isinstance(error, BrokenPipeError):
-                raise OSError(error.errno, error.strerror, "output") from error
+                raise OSError(error.errno, error.strerror, OUTPUT) from error
             return memoryview(data).nbytes  # type: ignore[arg-type]
 
 

@@ -35,6 +35,7 @@ from validation.gate.rebase import (
 from validation.goldens import GoldenStore
 from validation.goldens.acceptance import RefusedError, accept, refuse_dirty
 from validation.goldens.merge import merge_heads, set_up
+from validation.goldens.under_way import repair
 from validation.power.proof import Planted, fit_faults, record
 from validation.run_folder import RunFolder
 from validation.running.execution import RunError, RunOptions
@@ -57,15 +58,21 @@ def add_commands(commands: Any) -> None:
         parser.set_defaults(func=run)
         return parser
 
-    add(
+    parser = add(
         "health",
         health,
         "what is wrong with the goldens that no check reports",
         "Finds orphaned, stale, damaged and unreachable goldens, records that nothing checks,\n"
         "tolerances that do not follow from measured noise, edited audit files, cases that are\n"
-        "never run, expired quarantine. Exits 1 on a finding; gaps that the repository has\n"
-        "declared, with reason, owner and expiry, are listed but do not count.",
-        "  golden health\n",
+        "never run, expired quarantine, what a killed update left. Exits 1 on a finding; gaps\n"
+        "that the repository has declared, with reason, owner and expiry, are listed but do not\n"
+        "count.",
+        "  golden health\n  golden health --repair    (finish or undo what was killed)\n",
+    )
+    parser.add_argument(
+        "--repair",
+        action="store_true",
+        help="first finish or undo what a killed update or calibration left; no golden changes",
     )
 
     parser = add(
@@ -116,8 +123,9 @@ def add_commands(commands: Any) -> None:
 
 def health(options: argparse.Namespace) -> int:
     """Prints known gaps and findings; returns 1 when there are findings."""
-    del options
     root = find_root()
+    if options.repair:
+        _repair(root)
     declared = declaration_of(root)
     found = examine(root, discover_cases(root), discover_faults(root), declared.lanes)
     findings, known = known_gaps(found, declared.gaps, datetime.now(timezone.utc).date())
@@ -234,17 +242,33 @@ def setup(options: argparse.Namespace) -> int:
         print(line)
     store = GoldenStore(root / "goldens")
     with store.lock():
-        for lane in store.lanes():
-            for case, place in ((c, p) for c in store.names(lane) for p in store.places(lane, c)):
-                try:
-                    done = store.settle(lane, case, place)
-                except DamagedFileError as error:
-                    print(f"left as it is: {error}")
-                    continue
-                if done:
-                    folder = store.path(lane, case, place).relative_to(root)
-                    print(f"{folder}: fixed names instead of {', '.join(done)} (commit it)")
+        _settle(root, store)
     return 0
+
+
+def _repair(root: Path) -> None:
+    """Finishes or undoes what a killed update left, and says what it did."""
+    store = GoldenStore(root / "goldens")
+    if not store.folder.is_dir():
+        return
+    with store.lock():
+        for line in repair(store):
+            print(f"{store.folder.name}/{line}")
+        _settle(root, store)
+
+
+def _settle(root: Path, store: GoldenStore) -> None:
+    """Gives files of goldens their fixed names, inside `store.lock()`."""
+    for lane in store.lanes():
+        for case, place in ((c, p) for c in store.names(lane) for p in store.places(lane, c)):
+            try:
+                done = store.settle(lane, case, place)
+            except DamagedFileError as error:
+                print(f"left as it is: {error}")
+                continue
+            if done:
+                folder = store.path(lane, case, place).relative_to(root)
+                print(f"{folder}: fixed names instead of {', '.join(done)} (commit it)")
 
 
 def merge_driver(options: argparse.Namespace) -> int:

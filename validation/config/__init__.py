@@ -11,9 +11,10 @@
     modules = ["triton"]
 
 `[[tool.golden.gaps]]` lists what `golden health` finds and nobody can repair today
-(`validation.config.gaps`). `golden.toml` has the same keys at its top level. An entry point of the
-groups `validation.cases` and `validation.faults` is how an installed package shares cases; it is
-off unless `packages` names it, so that the cases of a checkout never depend on what else is
+(`validation.config.gaps`); `[tool.golden.runs]` says how long run folders are kept
+(`validation.config.retention`). `golden.toml` has the same keys at its top level. An entry point of
+the groups `validation.cases` and `validation.faults` is how an installed package shares cases; it
+is off unless `packages` names it, so that the cases of a checkout never depend on what else is
 installed.
 """
 
@@ -29,12 +30,15 @@ from typing import Any
 
 from validation.compat import tomllib
 from validation.config.gaps import Gap, parse_gaps
+from validation.config.python_path import real_entries
+from validation.config.retention import Retention, parse_retention
 from validation.files import safe_name
+from validation.limits import MAX_TOML_BYTES
 
 PYPROJECT, GOLDEN_TOML = "pyproject.toml", "golden.toml"
 FILES = (PYPROJECT, GOLDEN_TOML)
 CPU = "cpu"
-_KEYS = ("cases", "faults", "packages", "lanes", "recorded", "reach", "gaps")
+_KEYS = ("cases", "faults", "packages", "lanes", "recorded", "reach", "gaps", "runs")
 # Packages whose versions every trace keeps where a repository names none.
 RECORDED = ("numpy", "torch", "triton")
 _LANE_KEYS = ("gpus", "capability", "modules")
@@ -88,6 +92,7 @@ class Declaration:
         lanes: by name; always has `cpu`.
         reach: pattern of paths -> what a change of them can move; see `validation.running.reach`.
         gaps: findings of `golden health` that are known.
+        runs: how long run folders are kept.
     """
 
     file: Path
@@ -97,6 +102,7 @@ class Declaration:
     lanes: Mapping[str, Lane]
     reach: Mapping[str, str] = field(default_factory=dict)
     gaps: Sequence[Gap] = ()
+    runs: Retention = field(default_factory=Retention)
 
     def key(self, name: str) -> str:
         """A key as messages name it, with its file."""
@@ -155,9 +161,13 @@ def read_declaration(folder: Path) -> Declaration | None:
 def _table(path: Path) -> Any:
     """The declaring table of a file, unchecked; None without the file or the table."""
     try:
+        if path.stat().st_size > MAX_TOML_BYTES:
+            raise CaseError(f"{path}: more than {MAX_TOML_BYTES:,} bytes; declare cases in less")
         document = tomllib.loads(path.read_bytes().decode())
     except FileNotFoundError:
         return None
+    except CaseError:
+        raise
     except (OSError, ValueError) as error:  # TOML and UTF-8 errors are ValueErrors
         raise CaseError(f"{path}: cannot be read: {error}") from error
     if path.name == GOLDEN_TOML:
@@ -191,7 +201,13 @@ def _parse(path: Path, table: Any) -> Declaration:
         gaps = parse_gaps(table.get("gaps", []))
     except ValueError as error:
         raise CaseError(f"{path}: {_section(path, 'gaps')}: {error}") from error
-    return Declaration(file=path, packages=packages, lanes=lanes, reach=reach, gaps=gaps, **modules)
+    try:
+        runs = parse_retention(table.get("runs", {}))
+    except ValueError as error:
+        raise CaseError(f"{path}: {_section(path, 'runs')}: {error}") from error
+    return Declaration(
+        file=path, packages=packages, lanes=lanes, reach=reach, gaps=gaps, runs=runs, **modules
+    )
 
 
 def _lane(path: Path, name: str, entry: Any, recorded: Sequence[str]) -> Lane:
@@ -270,6 +286,7 @@ def make_importable(root: Path) -> None:
     Behind the user's PYTHONPATH, where a judge's own gate may stand, and ahead of what is
     installed. A process serves one checkout: modules that are imported stay.
     """
+    real_entries()
     library = sysconfig.get_path("stdlib")
     place = sys.path.index(library) if library in sys.path else 0
     ahead = sys.path[:place]

@@ -30,6 +30,7 @@ from validation.running.environment import gpu_count
 from validation.running.execution import RunError
 from validation.running.recordings import record_case
 from validation.running.revisions import base_checkout
+from validation.shortage import run_lacked
 from validation.trace import Trace, load_trace, save_trace
 
 BASE_FOLDER = "base"
@@ -143,8 +144,8 @@ def _compare_all(
     try:
         known = base.run(cases, folder.path / BASE_FOLDER)
     except RunError as error:
-        why = f"{base.name} could not be run: {error}"
-        return [CaseResult(case.name, Verdict.INVALID, message=why) for case in cases]
+        verdict, why = _unrun(base.name, error, folder)
+        return [CaseResult(case.name, verdict, message=why) for case in cases]
     results: list[CaseResult] = []
     for number, case in enumerate(cases, start=1):
         began = time.monotonic()
@@ -176,8 +177,8 @@ def _compare_case(
     try:
         trace = record_case(case, plan.lane, plan.root, folder.log, provenance)
     except RunError as error:
-        why = f"this tree could not be run: {error}"
-        return CaseResult(case.name, Verdict.INVALID, message=why)
+        verdict, why = _unrun("this tree", error, folder)
+        return CaseResult(case.name, verdict, message=why)
     save_trace(trace, folder.trace(case.name))
     problem = base.problems[case.name]
     if problem:
@@ -197,6 +198,12 @@ def _compare_case(
         wide=case.arithmetic == "wide",
         **nearness(comparison),
     )
+
+
+def _unrun(what: str, error: RunError, folder: RunFolder) -> tuple[Verdict, str]:
+    """The verdict where a side left no trace, and why."""
+    why, lacking = f"{what} could not be run: {error}", run_lacked(error, folder.path)
+    return (Verdict.INVALID, why) if lacking is None else (Verdict.UNFIT, f"{lacking}\n{why}")
 
 
 def _without_flicker(

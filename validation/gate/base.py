@@ -24,6 +24,7 @@ from pathlib import Path
 
 from validation.compat import module_command
 from validation.config import FILES, Declaration, declaration_of, search_path
+from validation.config.python_path import python_path
 from validation.files import DamagedFileError, write_atomically
 from validation.gate.overlay import lay_declared_modules
 from validation.gate.verdict import CaseResult, Verdict
@@ -167,9 +168,8 @@ OVERLAY = "GOLDEN_OVERLAY"
 
 def _above_head(root: Path, *folders: Path) -> dict[str, str]:
     """Variables of the judge, whose runs find these folders ahead of the checkout."""
-    inherited = os.environ.get("PYTHONPATH")
-    parts = (*map(str, folders), inherited, *search_path(root))
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(part for part in parts if part)}
+    ahead = os.pathsep.join(filter(None, (*map(str, folders), os.environ.get("PYTHONPATH"))))
+    return {**os.environ, "PYTHONPATH": python_path(ahead, search_path(root))}
 
 
 def _check_with_old_gate(

@@ -35,6 +35,7 @@ from validation.running.machine import unfit
 from validation.running.recordings import Recording
 from validation.running.revisions import link_needs
 from validation.running.sandbox import Sandbox, why_no_sandbox
+from validation.shortage import run_lacked
 from validation.trace import Trace, save_trace
 
 
@@ -82,7 +83,11 @@ def _checked(check: Check, progress: Progress) -> CheckResult:
             canary, said = check_canary(check, [r.case for r in compared], progress)
             fresh = runs.result() if runs is not None else None
         note = "\n".join(filter(None, (said, "" if fresh is None else fresh.describe())))
-        if not canary.caught or (fresh is not None and fresh.held is False):
+        if not canary.caught:
+            lacking = run_lacked(RunError(said), check.folder.path)
+            verdict = Verdict.INVALID if lacking is None else worst([verdict, Verdict.UNFIT])
+            message, note = "\n".join(filter(None, (lacking, note))), ""
+        elif fresh is not None and fresh.held is False:
             verdict, message, note = Verdict.INVALID, note, ""
     if all(r.verdict is Verdict.SKIPPED for r in results):
         message = "nothing was compared: no case ran"
@@ -256,6 +261,9 @@ def _run(case: Case, check: Check) -> Recording:
     try:
         recording = check.recordings.of(case)
     except RunError as error:
+        lacking = run_lacked(error, check.folder.path)
+        if lacking is not None:
+            raise _NoVerdictError(Verdict.UNFIT, f"{lacking}\n{error}") from error
         try:
             check.store.nearest(check.plan.lane, case.name, {})
         except DamagedFileError as problem:

@@ -15,6 +15,7 @@ from pathlib import Path
 from validation.cases import CaseError, discover_cases
 from validation.compat import module_command
 from validation.config import search_path
+from validation.config.python_path import python_path
 from validation.files import decode_json, encode_json, read_file, write_atomically
 from validation.running.sandbox import Sandbox
 from validation.running.source import find_root
@@ -37,9 +38,9 @@ def names_declared(root: Path, overlay: Path | None, sandbox: Sandbox | None) ->
     Raises:
         CaseError: its cases cannot be imported, or its declaration is wrong.
     """
-    inherited = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    parts = [part for part in (*inherited, *search_path(root)) if part and part != str(overlay)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(parts)}
+    given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    inherited = os.pathsep.join(part for part in given if part and part != str(overlay))
+    environment = {**os.environ, "PYTHONPATH": python_path(inherited, search_path(root))}
     scratch = None if sandbox is None else sandbox.scratch
     with tempfile.TemporaryDirectory(prefix="golden-", dir=scratch) as folder:
         answer = Path(folder) / "declared.json"

@@ -20,10 +20,14 @@ from validation.goldens.environments import in_words
 from validation.goldens.layout import FILES, HEAD, unsettled
 from validation.goldens.proven import fit
 from validation.goldens.store import Golden, GoldenStore, MissingGoldenError
+from validation.goldens.under_way import MARKER, is_temporary, stopped, temporary_files
 from validation.trace import curve_class, event_class
 
 MAX_LANE_BYTES = 8 * 10**6
 """What the goldens of a lane without GPUs may take together in a repository."""
+
+
+_REPAIR = "golden health --repair"
 
 
 @dataclass(frozen=True)
@@ -32,8 +36,8 @@ class Finding:
 
     Attributes:
         kind: `orphaned`, `stale`, `damaged`, `unreachable`, `uncalibrated`, `unchecked`,
-            `underived`, `audit`, `canaries`, `never-run`, `leftover`, `quarantine`, `size` or
-            `gap`.
+            `underived`, `audit`, `canaries`, `never-run`, `interrupted`, `leftover`,
+            `quarantine`, `size` or `gap`.
         subject: lane and case, also the class of records that it is about, or a file.
         text: what is wrong, and what to do.
     """
@@ -59,7 +63,7 @@ def examine(
     """
     store = GoldenStore(root / "goldens")
     log = AuditLog(store.folder)
-    found = [*_unknown_folders(store, lanes), *_quarantine(store.folder, cases)]
+    found = [*_stopped(store), *_unknown_folders(store, lanes), *_quarantine(store.folder, cases)]
     found += [Finding("audit", str(path.relative_to(root)), text) for path, text in log.problems]
     for lane, declared in lanes.items():
         for name in store.names(lane):
@@ -200,11 +204,12 @@ def _examine_golden(
     if waiting:
         text = (
             f"{len(waiting)} file(s) have their digest in the name ({waiting[0]}): an acceptance "
-            "that was stopped, or one from before names were fixed: golden setup"
+            f"that was stopped, or one from before names were fixed: {_REPAIR}, or golden setup"
         )
         found.append(Finding("leftover", subject, text))
     for path in sorted(folder.iterdir()):
-        if path.is_file() and path.name not in (HEAD, *FILES, *waiting):
+        known = path.name in (HEAD, *FILES, *waiting) or is_temporary(path)
+        if path.is_file() and not known:
             found.append(_leftover(store, path))
     return found
 
@@ -242,8 +247,21 @@ def _examine_canaries(
     return found
 
 
+def _stopped(store: GoldenStore) -> list[Finding]:
+    """What an acceptance that was killed left besides its goldens."""
+    name = f"{store.folder.name}/{MARKER}"
+    try:
+        text = stopped(store)
+    except DamagedFileError as error:
+        return [Finding("interrupted", name, str(error))]
+    found = [] if text is None else [Finding("interrupted", name, f"{text}: {_REPAIR}")]
+    return found + [_leftover(store, path) for path in temporary_files(store)]
+
+
 def _leftover(store: GoldenStore, path: Path) -> Finding:
     text = "belongs to no golden (an interrupted update or a merge): delete it"
+    if is_temporary(path):
+        text = f"was never finished (an interrupted update): {_REPAIR}"
     return Finding("leftover", str(path.relative_to(store.folder.parent)), text)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from validation.compare import Comparison, Divergence
@@ -197,6 +197,7 @@ class CheckResult:
         loosened: what of a change would loosen the gate of the base that judges it.
         if_accepted: the verdict if an owner accepted that.
         judged: what the verdict of a base's gate rests on; None without one.
+        refused_skips: skipped cases, where none may be (`refuse_skips`); None where they may.
     """
 
     verdict: Verdict
@@ -210,6 +211,7 @@ class CheckResult:
     loosened: Sequence[Loosening] = ()
     if_accepted: Verdict | None = None
     judged: Judged | None = None
+    refused_skips: Sequence[str] | None = None
 
     @property
     def kind(self) -> str:
@@ -251,4 +253,29 @@ class CheckResult:
             document["verdict_if_accepted"] = (
                 None if self.if_accepted is None else str(self.if_accepted)
             )
+        if self.refused_skips is not None:
+            document["refused_skips"] = list(self.refused_skips)
         return document
+
+
+def refuse_skips(result: CheckResult) -> CheckResult:
+    """The check where every case must run (`--no-skips`): one that was skipped makes it UNFIT.
+
+    What is worse (FAIL, INVALID) stays. Cases and reasons are named in the message.
+    """
+    skipped = [case for case in result.cases if case.verdict is Verdict.SKIPPED]
+    demanded = replace(result, refused_skips=[case.case for case in skipped])
+    if not skipped:
+        return demanded
+    listed = "; ".join(f"{case.case} ({case.skipped_because})" for case in skipped)
+    said = f"--no-skips: {len(skipped)} of {len(result.cases)} cases did not run: {listed}"
+    verdict = worst([result.verdict, Verdict.UNFIT])
+    # A verdict that was worse before has its own reason, which comes first.
+    lines = [said, result.message] if verdict is Verdict.UNFIT else [result.message, said]
+    accepted = result.if_accepted
+    return replace(
+        demanded,
+        verdict=verdict,
+        message="\n".join(filter(None, lines)),
+        if_accepted=None if accepted is None else worst([accepted, Verdict.UNFIT]),
+    )

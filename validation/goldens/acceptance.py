@@ -27,7 +27,8 @@ from validation.goldens.store import (
     basis_of,
     environment_of,
 )
-from validation.run_folder import TRACES
+from validation.goldens.under_way import under_way
+from validation.run_folder import TRACES, hold
 from validation.running.notes import grains_of
 from validation.running.reach import case_source_digest
 from validation.running.source import dirty_files
@@ -237,6 +238,7 @@ def load_runs(
     found: dict[tuple[str, str], Trace] = {}
     lanes: dict[str, Path] = {}
     for folder in folders:
+        hold(folder)
         heads = sorted((folder / TRACES).glob("*/trace.json"))
         if not heads:
             raise RefusedError(f"{folder}: no traces; give a folder that `golden check` left")
@@ -292,7 +294,8 @@ def accept(
     """Writes the goldens and the audit file; returns the audit file.
 
     Everything is checked before the first byte is written. The audit file comes first, so that no
-    golden is ever without one; each golden is replaced by one rename.
+    golden is ever without one; each golden is replaced by one rename. What a process that is killed
+    in between leaves is known (`validation.goldens.under_way`).
     """
     accepted = {
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -317,7 +320,7 @@ def accept(
     goldens = [
         g if g.canaries.against == basis_of(g) else replace(g, canaries=Canaries()) for g in goldens
     ]
-    with store.lock():
+    with store.lock(), under_way(store):
         audit = write_audit(store, root, accepted, proposals, expected)
         for proposal, golden in zip(proposals, goldens, strict=True):
             store.save(golden)

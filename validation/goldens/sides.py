@@ -6,6 +6,7 @@ conflict, or, once that is committed, in the parents. Records are found by their
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ from validation.goldens.layout import FILES, HEAD, staged_name
 from validation.goldens.merge import conflicting_heads
 from validation.goldens.store import Golden, GoldenStore
 from validation.running.source import RepositoryError, blob, commit_merged, git, unmerged_files
+from validation.trace.storage import read_verified
 
 _STAGES = {"ours": 2, "theirs": 3}
 
@@ -83,8 +85,8 @@ def _record(root: Path, folder: Path, name: str, expected: object) -> bytes | No
         return None
     names = (name, staged_name(name, expected))
     for path in (folder / name for name in names):
-        if path.is_file() and digest(content := path.read_bytes()) == expected:
-            return content
+        with contextlib.suppress(DamagedFileError):
+            return read_verified(path, expected)
     inside = folder.relative_to(root).as_posix()
     for revision in _revisions(root, f"{inside}/{HEAD}"):
         for candidate in names:

@@ -34,10 +34,11 @@ from validation.goldens.canaries import KEY, Canaries, CanaryList, basis
 from validation.goldens.environments import distance, folder_name, identity, in_words
 from validation.goldens.layout import FILES, HEAD, read_file_of, settle, stage, unsettled
 from validation.goldens.merge import refuse_conflict
+from validation.limits import MAX_BINARY_BYTES
 from validation.run_folder import runs_folder
 from validation.schema import Form, Number, parse
 from validation.trace.model import Trace
-from validation.trace.storage import MAX_BINARY_BYTES, decode_trace, encode_trace
+from validation.trace.storage import decode_trace, encode_trace
 
 
 class _Series(Form, frozen=True):

@@ -97,7 +97,10 @@ def isolated(environment: Mapping[str, str]) -> dict[str, str]:
     Returns:
         The variables.
     """
-    path = [str(_SITE), *filter(None, [environment.get("PYTHONPATH")])]
+    # Here, as the processes that see nothing need not be able to import it.
+    from validation.config.python_path import entry
+
+    path = [entry(str(_SITE)), *filter(None, [environment.get("PYTHONPATH")])]
     return {**environment, **VARIABLES, "PYTHONPATH": os.pathsep.join(path)}
 
 

@@ -7,6 +7,7 @@ share the cores. Any other case has the machine to itself, with the threads that
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -164,6 +165,6 @@ class Recordings:
     def _collect(self, log: Path) -> None:
         """Appends a run's own log to that of the check: runs side by side would mix their lines."""
         if log.exists():
-            with self._turn, self._log.open("ab") as whole:
-                whole.write(log.read_bytes())
+            with self._turn, self._log.open("ab") as whole, log.open("rb") as own:
+                shutil.copyfileobj(own, whole)
             log.unlink()

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from validation.config import search_path
+from validation.config.python_path import python_path
 from validation.running.source import RepositoryError, git
 
 
@@ -129,7 +130,7 @@ def revision_path(root: Path, tree: Path, gate: Path) -> str:
             parts.append(str(tree / folder.relative_to(root)))
         elif part in inherited:
             parts.append(str(folder))
-    return os.pathsep.join(dict.fromkeys(parts))
+    return python_path(None, dict.fromkeys(parts))
 
 
 def code_of(root: Path) -> list[Path]:

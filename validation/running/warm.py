@@ -36,6 +36,7 @@ from typing import Any
 
 from validation.compat import module_command
 from validation.config import search_path
+from validation.config.python_path import python_path, real_entries
 from validation.isolation import isolated
 from validation.running.sandbox import Sandbox
 
@@ -188,8 +189,7 @@ def _line(message: Mapping[str, Any]) -> bytes:
 
 def _search_path(root: Path) -> str:
     """PYTHONPATH of the runs: the user's, then the repository, so that its code is importable."""
-    parts = (os.environ.get("PYTHONPATH"), *search_path(root))
-    return os.pathsep.join(part for part in parts if part)
+    return python_path(os.environ.get("PYTHONPATH"), search_path(root))
 
 
 # --- the parent process ----------------------------------------------------------------------
@@ -197,6 +197,7 @@ def _search_path(root: Path) -> str:
 
 def serve() -> int:
     """Answers requests on stdin until it closes; returns 0."""
+    real_entries()
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what imports print belongs into the log
     die_with_parent(signal.SIGTERM)

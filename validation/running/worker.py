@@ -17,6 +17,7 @@ from typing import Any
 
 from validation.arithmetic import arithmetic
 from validation.config import Lane
+from validation.config.python_path import real_entries
 from validation.files import decode_json, read_file
 from validation.isolation import explain_hidden
 from validation.running.environment import describe
@@ -33,6 +34,7 @@ def resolve(name: str) -> Any:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the target of a job in this process, its faults planted, and saves the trace."""
+    real_entries()
     (job_file,) = sys.argv[1:] if argv is None else argv
     path = Path(job_file)
     job = decode_json(read_file(path), path)

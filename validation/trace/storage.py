@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import re
+import reprlib
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -31,8 +32,10 @@ from validation.files import (
     jsonable,
     read_file,
     to_float,
+    too_much,
     write_atomically,
 )
+from validation.limits import MAX_BINARY_BYTES, MAX_JSON_BYTES, MAX_NAME
 from validation.trace.model import (
     PHASES,
     CurveKey,
@@ -45,7 +48,6 @@ from validation.trace.model import (
 )
 from validation.trace.sketch import PROJECTIONS, Sketch
 
-MAX_BINARY_BYTES = 256 * 2**20
 CURVES, EVENTS, TABLES, PROJECTION_FILE = (
     "curves.json",
     "events.json",
@@ -150,7 +152,8 @@ def read_verified(path: Path, expected: object, kept: Mapping[Path, bytes] | Non
         DamagedFileError: missing, too large, or changed since it was recorded.
     """
     if kept is None:
-        content = read_file(path, MAX_BINARY_BYTES)
+        binary = path.suffix != ".json"
+        content = read_file(path, MAX_BINARY_BYTES if binary else MAX_JSON_BYTES)
     elif path in kept:
         content = kept[path]
     else:
@@ -184,7 +187,7 @@ def decode_trace(
         steps, values = entry.get("steps"), entry.get("values")
         if not isinstance(steps, list) or not isinstance(values, list) or len(steps) != len(values):
             raise DamagedFileError(f"{path}: curve {name!r}: steps and values don't match")
-        key = CurveKey(*_named(name))
+        key = CurveKey(*_named(name, path))
         if key in curves:
             raise DamagedFileError(f"{path}: curve {name!r}: another label names the same curve")
         curves[key] = {
@@ -194,14 +197,14 @@ def decode_trace(
             raise DamagedFileError(f"{path}: curve {name!r}: a step twice")
         phase = entry.get("phase")
         if phase not in PHASES:
-            raise DamagedFileError(f"{path}: curve {name!r}: no phase {phase!r}")
+            raise DamagedFileError(f"{path}: curve {name!r}: no phase {reprlib.repr(phase)}")
         phases[key] = phase
     path, content = files[TABLES]
     tables: dict[TableKey, Sequence[Row]] = {}
     for name, rows in _section(content, path, "tables").items():
         if not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
             raise DamagedFileError(f"{path}: table {name!r}: expected rows")
-        table = TableKey(*_named(name))
+        table = TableKey(*_named(name, path))
         if table in tables:
             raise DamagedFileError(f"{path}: table {name!r}: another label names the same table")
         tables[table] = rows
@@ -217,9 +220,9 @@ def _label(name: str, rank: int) -> str:
     return f"{name}@{rank}" if rank or _RANKED.fullmatch(name) else name
 
 
-def _named(label: str) -> tuple[str, int]:
+def _named(label: str, path: Path) -> tuple[str, int]:
     """The name and the rank that a label is of."""
-    ranked = _RANKED.fullmatch(label)
+    ranked = _RANKED.fullmatch(_name(label, path))
     return (ranked[1], int(ranked[2])) if ranked else (label, 0)
 
 
@@ -264,8 +267,8 @@ def _events(path: Path, content: bytes, projections: np.ndarray[Any, Any]) -> It
                 _integer(step, path),
                 _integer(micro_batch, path),
                 PHASES[_integer(phase, path)],
-                str(module),
-                str(tensor),
+                _name(module, path),
+                _name(tensor, path),
                 _integer(rank, path),
                 _integer(occurrence, path),
             )
@@ -275,17 +278,17 @@ def _events(path: Path, content: bytes, projections: np.ndarray[Any, Any]) -> It
                 yield Event(key, invariant or value)
                 continue
             if kind != _SKETCH:
-                raise ValueError(f"unknown kind {kind!r}")
+                raise ValueError(f"unknown kind {reprlib.repr(kind)}")
             dtype, shape, norm, mean, abs_max, content_digest = rest
             yield Event(
                 key,
                 Sketch(
-                    dtype=str(dtype),
+                    dtype=_name(dtype, path),
                     shape=tuple(_integer(n, path) for n in shape),
                     norm=to_float(norm, path),
                     mean=to_float(mean, path),
                     abs_max=to_float(abs_max, path),
-                    digest=str(content_digest),
+                    digest=_name(content_digest, path),
                     projections=tuple(float(p) for p in projections[taken]),
                 ),
             )
@@ -330,5 +333,13 @@ def _mapping(value: object, path: Path, name: str) -> Mapping[str, Any]:
 
 def _integer(value: object, path: Path) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise DamagedFileError(f"{path}: expected an integer, found {value!r}")
+        raise DamagedFileError(f"{path}: expected an integer, found {reprlib.repr(value)}")
+    return value
+
+
+def _name(value: object, path: Path) -> str:
+    if not isinstance(value, str):
+        raise DamagedFileError(f"{path}: expected a name, found {type(value).__name__}")
+    if len(value) > MAX_NAME:
+        raise too_much(path, f"a name of {len(value):,} characters", MAX_NAME)
     return value

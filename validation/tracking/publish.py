@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import filelock
 
-from validation.files import write_atomically
+from validation.files import decode_json, read_file, write_atomically
 from validation.run_folder import BENCH_FILE, VERDICT_FILE
 from validation.tracking.bench import read_bench
 from validation.tracking.folder import read_check
@@ -327,10 +327,11 @@ def _reason(error: Exception) -> str:
 def _state(run_dir: Path) -> dict[str, Any]:
     """Returns what the folder remembers per store; nothing when it is damaged."""
     try:
-        state = json.loads((run_dir / STATE_FILE).read_text("utf-8"))
+        path = run_dir / STATE_FILE
+        state = decode_json(read_file(path), path)
     except (OSError, ValueError):
         return {}
-    stores = state.get("stores") if isinstance(state, dict) else None
+    stores = state.get("stores")
     return stores if isinstance(stores, dict) else {}
 
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 _FORBIDDEN = re.compile(r"[^\w\-. :/]", re.ASCII)
+# What makes a link of the text around it: a scheme, a host and an @.
+_LINKED = re.compile(r":(?=//)|(?<=www)\.|@", re.IGNORECASE)
 _MAX_NAME = 250
 _MAX_TAG = 5000
 
@@ -80,6 +82,10 @@ def safe_value(value: object) -> str:
 
 
 def markdown_cell(text: str) -> str:
-    """Returns text that Markdown shows as it is, in a table or a line."""
+    """Returns text that Markdown shows as it is, in a table or a line.
+
+    MLflow makes links of bare addresses and of names behind an @, as GitHub does.
+    """
     escaped = "".join(f"\\{c}" if c in "\\`*_{}[]<>#|!" else c for c in text)
-    return " ".join(escaped.split())
+    unlinked = _LINKED.sub(lambda found: f"&#{ord(found[0])};", escaped)
+    return " ".join(unlinked.split())

@@ -6,10 +6,10 @@ import hashlib
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from vpmoe.data.encode import ROW_FIELDS, ConversationRow, SynthRow
 from vpmoe.data.errors import DataError
@@ -26,6 +26,8 @@ from vpmoe.data.row_content import (
 
 _BLOCK_BYTES = 1 << 19
 _PARQUET_ROWS = 256
+MAX_ROW_BYTES = 32 * 2**20
+"""Of a row in a file. A conversation of a million tokens has a fifth of this."""
 _PARQUET_MAGIC = b"PAR1"
 _BOM = b"\xef\xbb\xbf"
 _PACKED = {
@@ -167,11 +169,25 @@ def _jsonl_blocks(file: InputFile, start: Position) -> Iterator[Block]:
         # A file that grows is refused at the end; it must not be chased until then.
         while offset < file.size and (chunk := stream.read(_BLOCK_BYTES)):
             if not chunk.endswith(b"\n"):
-                chunk += stream.readline()
+                chunk += _rest_of_line(file.path, line + chunk.count(b"\n"), stream)
             after = Position(offset + len(chunk), line + chunk.count(b"\n"))
             payload = chunk.removeprefix(_BOM) if offset == 0 else chunk
             yield Block(file.path, line, payload, False, after)
             offset, line = after.offset, after.line
+
+
+def _rest_of_line(path: Path, line: int, stream: BinaryIO) -> bytes:
+    rest = stream.readline(MAX_ROW_BYTES)
+    if len(rest) == MAX_ROW_BYTES and not rest.endswith(b"\n"):
+        raise _too_large(path, line)
+    return rest
+
+
+def _too_large(path: Path, line: int, last: int | None = None) -> DataError:
+    """The error of a row, or of one among several up to the last."""
+    one = f"one of the rows up to {last} is" if last not in (None, line) else "a row"
+    limit = f"of more than {MAX_ROW_BYTES:,} bytes"
+    return DataError(f"{path}:{line}: {one} {limit}; split it, or leave it out")
 
 
 def _open_parquet(path: Path) -> Any:
@@ -213,9 +229,11 @@ def _parquet_blocks(file: InputFile, start: Position) -> Iterator[Block]:
         if row + group_rows <= start.offset:
             row += group_rows
             continue
+        _refuse_large_group(file.path, parquet.metadata.row_group(group), columns, row + 1)
         try:
             for batch in parquet.iter_batches(_PARQUET_ROWS, row_groups=[group], columns=columns):
                 skip = max(0, min(start.offset - row, batch.num_rows))
+                _refuse_large_rows(file.path, batch, row + 1)
                 row += batch.num_rows
                 if skip == batch.num_rows:
                     continue
@@ -229,6 +247,24 @@ def _parquet_blocks(file: InputFile, start: Position) -> Iterator[Block]:
             raise DataError(
                 f"{file.path}:{row + 1}: broken near this row: {error}; write the file again"
             ) from error
+
+
+def _refuse_large_group(path: Path, group: Any, columns: Sequence[str], line: int) -> None:
+    """Refuses rows that are too large on the average, before any of them is in memory."""
+    for number in range(group.num_columns):
+        column = group.column(number)
+        read = column.path_in_schema.partition(".")[0] in columns
+        if read and column.total_uncompressed_size > MAX_ROW_BYTES * group.num_rows:
+            raise _too_large(path, line, line + group.num_rows - 1)
+
+
+def _refuse_large_rows(path: Path, batch: Any, line: int) -> None:
+    """Refuses a row that is too large before it is copied, decoded and parsed."""
+    if batch.nbytes <= MAX_ROW_BYTES:
+        return
+    for number in range(batch.num_rows):
+        if batch.slice(number, 1).nbytes > MAX_ROW_BYTES:
+            raise _too_large(path, line + number)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,9 @@
 """A run folder becomes MLflow runs; a store that cannot be written never costs the verdict."""
 
+import html
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +21,7 @@ from validation.report import write_reports
 from validation.trace import CurveKey, Event, Key, Trace, save_trace
 from validation.tracking.folder import MAX_FAMILY, evidence_key, read_check
 from validation.tracking.publish import STATE_FILE, pending, publish_run
+from validation.tracking.record import markdown_cell
 from validation.tracking.store import quiet_client, resolve_store
 
 NAME = "20260102T030405-cpu-0123456789ab"
@@ -293,3 +296,13 @@ def test_a_check_without_any_trace_still_publishes(tmp_path: Path, store: str) -
     bare = replace(result, cases=[result.cases[1]], verdict=Verdict.INVALID)
     (folder / "verdict.json").write_bytes(encode_json(bare.to_json()))
     assert publish_run(folder, store=store).sent
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    ["https://evil.example", "www.evil.example", "@octocat", "a@evil.example", "[x](y) | <b> `z`"],
+)
+def test_a_note_makes_no_link_of_what_a_run_says(hostile: str) -> None:
+    shown = markdown_cell(hostile)
+    assert not re.search(r"://|www\.|@|(?<!\\)[\[|<`]", shown)
+    assert html.unescape(re.sub(r"\\(.)", r"\1", shown)) == hostile
