@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,14 @@ MAX_JSON_BYTES = 64 * 2**20
 
 class DamagedFileError(ValueError):
     """A file that is missing, cut or changed; the message begins with its path."""
+
+
+_UNFINISHED = re.compile(r"\..+\.[a-z0-9_]{8}")
+
+
+def unfinished_writes(folder: Path) -> list[Path]:
+    """Files below a folder that a killed `write_atomically` has left: of use to nobody."""
+    return sorted(p for p in folder.rglob(".*") if _UNFINISHED.fullmatch(p.name) and p.is_file())
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -61,12 +70,15 @@ def decode_json(content: bytes, path: Path) -> dict[str, Any]:
         path: its path, for messages.
 
     Raises:
-        DamagedFileError: too large, not JSON, or not an object.
+        DamagedFileError: too large, not JSON, not an object, or an object with a key twice, of
+            which a reader could see the one and the gate the other.
     """
     if len(content) > MAX_JSON_BYTES:
         raise DamagedFileError(f"{path}: {len(content)} bytes of JSON, more than {MAX_JSON_BYTES}")
     try:
-        document = json.loads(content, parse_constant=_refuse_constant)
+        document = json.loads(
+            content, parse_constant=_refuse_constant, object_pairs_hook=_refuse_twice
+        )
     except (ValueError, RecursionError) as error:
         raise DamagedFileError(f"{path}: not JSON: {error}") from error
     if not isinstance(document, dict):
@@ -135,6 +147,15 @@ def safe_name(name: str) -> bool:
 
 def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
+
+
+def _refuse_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in found if names.count(name) > 1)
+        raise ValueError(f"the key {twice!r} is there twice")
+    return found
 
 
 def jsonable(value: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
@@ -18,7 +19,7 @@ from validation.cli.common import (
     lane_to_run,
 )
 from validation.cli.progress import TerminalProgress
-from validation.cli.proofs import prove_accepted
+from validation.cli.proofs import Unproven, prove, prove_accepted
 from validation.config import declaration_of
 from validation.files import DamagedFileError
 from validation.gate.bisect import bisect
@@ -169,8 +170,16 @@ def rebase(options: argparse.Namespace) -> int:
                 rebased.append(rebase_merge(store, lane, case, waiting[case.name], rerun))
             except RunError as error:
                 raise RefusedError(f"{lane}/{case.name}: {error}") from error
-    if not rebased:
+    # Before anything is written: what a rebase that was stopped has recorded and not staged.
+    recorded = _recorded(root, store, lane) if merging and not options.env else []
+    if not rebased and not recorded:
         print(f"nothing to rebase on lane {lane}")
+        return 0
+    if recorded:
+        print(f"recorded already: {', '.join(case for case, _ in recorded)}")
+        prove(root, (Unproven(lane, cases[c], p) for c, p in recorded), progress)
+    if not rebased:
+        _resolve(root, store, [store.path(lane, *golden) for golden in recorded])
         return 0
     for item in rebased:
         print("\n".join(item.shown))
@@ -181,7 +190,8 @@ def rebase(options: argparse.Namespace) -> int:
     if not options.env:
         prove_accepted(root, [item.proposal for item in rebased], cases, progress)
         if merging:
-            _resolve(root, [audit, *(_folder(store, item) for item in rebased)])
+            folders = [store.path(lane, *golden) for golden in recorded]
+            _resolve(root, store, [*folders, *(_folder(store, item) for item in rebased)])
         return 0
     for item in rebased:
         golden = store.load(lane, item.proposal.trace.case, item.proposal.place)
@@ -190,12 +200,25 @@ def rebase(options: argparse.Namespace) -> int:
     return 0
 
 
+def _recorded(root: Path, store: GoldenStore, lane: str) -> list[tuple[str, str]]:
+    """(case, place) of goldens that git holds in conflict although they are whole."""
+    folders = {(root / name).parent for name in unmerged_files(root)}
+    found = []
+    for case, place in ((c, p) for c in store.names(lane) for p in store.places(lane, c)):
+        if store.path(lane, case, place) in folders:
+            with contextlib.suppress(DamagedFileError):
+                store.load(lane, case, place)
+                found.append((case, place))
+    return found
+
+
 def _folder(store: GoldenStore, item: Rebase) -> Path:
     return store.path(item.proposal.lane, item.proposal.trace.case, item.proposal.place)
 
 
-def _resolve(root: Path, paths: Sequence[Path]) -> None:
+def _resolve(root: Path, store: GoldenStore, folders: Sequence[Path]) -> None:
     """Stages what a merge under way was waiting for, and says what it still waits for."""
+    paths = [store.folder / "audit", *folders]
     git(root, "add", "--all", "--", *(str(path) for path in paths))
     left = sorted(unmerged_files(root))
     if left:

@@ -11,7 +11,7 @@ from validation.cases import Case, Fault
 from validation.cases.difference import what_differs
 from validation.config import Lane
 from validation.config.gaps import Gap
-from validation.files import DamagedFileError, decode_json, read_file
+from validation.files import DamagedFileError, decode_json, read_file, unfinished_writes
 from validation.gate.quarantine import load_quarantine
 from validation.goldens.canaries import CERTAIN, listed, stale
 from validation.goldens.environments import in_words
@@ -53,6 +53,7 @@ def examine(
     """
     store = GoldenStore(root / "goldens")
     found = [*_unknown_folders(store, lanes), *_quarantine(store.folder, cases)]
+    found += [_leftover(store, path) for path in unfinished_writes(store.folder)]
     for lane, declared in lanes.items():
         for name in store.names(lane):
             found += _examine_case(store, declared, name, cases)
@@ -168,8 +169,9 @@ def _examine_golden(store: GoldenStore, lane: str, case: Case, place: str) -> li
             "that was stopped, or one from before names were fixed: golden setup"
         )
         found.append(Finding("leftover", subject, text))
+    known = {HEAD, *FILES, *waiting, *(p.name for p in unfinished_writes(folder))}
     for path in sorted(folder.iterdir()):
-        if path.is_file() and path.name not in (HEAD, *FILES, *waiting):
+        if path.is_file() and path.name not in known:
             found.append(_leftover(store, path))
     return found
 
@@ -242,10 +244,10 @@ def _audited(goldens: Path, lane: str, name: str, environment: str) -> bool:
     """Whether an acceptance is on file; of the first environment's golden, in any environment."""
     for path in (goldens / "audit").glob("*.json"):
         try:
-            entries = decode_json(read_file(path), path).get("goldens", [])
+            entries = decode_json(read_file(path), path).get("goldens")
         except DamagedFileError:
             continue
-        if any(
+        if isinstance(entries, list) and any(
             isinstance(e, dict)
             and (e.get("lane"), e.get("case")) == (lane, name)
             and environment in ("", e.get("environment"))

@@ -1,0 +1,133 @@
+"""What must be true of a scratch repository whatever has happened to it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection
+from pathlib import Path
+
+from benchmarks.chaos.attempt import LEFT, LOST, WRONG, Attempt
+from benchmarks.chaos.processes import Ended, golden, orphans
+from benchmarks.chaos.repository import CASES, LANE, RECORDS, State, trace_digest
+from validation.config import declaration_of
+from validation.files import DamagedFileError
+from validation.gate.health import Finding, examine
+from validation.goldens import GoldenStore
+from validation.goldens.layout import FILES, HEAD
+from validation.trace import load_trace
+
+PASS, FAIL, REFUSED, INVALID, UNFIT = 0, 1, 2, 3, 4
+
+REPAIRED = frozenset({"leftover", "canaries", "uncalibrated"})
+"""Findings of `golden health` that a stopped command may leave: running it again repairs them."""
+
+
+def contents(root: Path, *folders: str) -> dict[str, str]:
+    """Every file below folders of a repository: path -> digest."""
+    return {
+        str(path.relative_to(root)): hashlib.blake2b(path.read_bytes()).hexdigest()
+        for folder in folders
+        for path in sorted((root / folder).rglob("*"))
+        if path.is_file() and not path.is_symlink()
+    }
+
+
+class Before:
+    """What was there before an attempt and must stay readable."""
+
+    def __init__(self, root: Path) -> None:
+        self._files = {
+            name: found
+            for name, found in contents(root, "goldens/audit", "runs").items()
+            if not name.endswith((".lock", "publish.json"))
+        }
+
+    def changed(self, root: Path) -> list[str]:
+        """Audit files and files of earlier runs that are gone or other than before."""
+        now = contents(root, "goldens/audit", "runs")
+        return [name for name, found in self._files.items() if now.get(name) != found]
+
+
+def judge_store(attempt: Attempt, state: State, root: Path, before: Before) -> None:
+    """Nothing is lost: every golden is whole and one that was accepted, and so is what else was."""
+    store = GoldenStore(root / "goldens")
+    for case in CASES:
+        try:
+            found = trace_digest(store.load(LANE, case).trace)
+        except DamagedFileError as error:
+            if state is attempt.states.merging and "two branches accepted" in str(error):
+                continue  # as it was before
+            attempt.blame(LOST, f"golden {case}: {error}")
+            continue
+        if found not in state.accepted[case]:
+            attempt.blame(LOST, f"golden {case}: holds another trace than any that was accepted")
+    for path in sorted((root / "goldens" / "audit").glob("*.json")):
+        try:
+            if not isinstance(json.loads(path.read_bytes()), dict):
+                raise ValueError("no object")
+        except ValueError as error:
+            attempt.blame(LOST, f"{path.name}: {error}")
+    for name in before.changed(root):
+        attempt.blame(LOST, f"{name}: gone, or other than before")
+    for head in (root / "runs").glob("*/traces/*/trace.json"):
+        try:
+            load_trace(head.parent)
+        except DamagedFileError as error:
+            attempt.blame(LOST, str(error))
+
+
+def health(attempt: Attempt, root: Path) -> list[Finding]:
+    """What `golden health` finds."""
+    declared = declaration_of(root)
+    return examine(root, attempt.states.cases, attempt.states.faults, declared.lanes)
+
+
+def judge_health(attempt: Attempt, root: Path, allowed: Collection[str]) -> None:
+    """Health is clean, or names repairs of kinds that are allowed here."""
+    for finding in health(attempt, root):
+        if finding.kind not in allowed:
+            attempt.blame(LOST, f"health: {finding.kind}: {finding.subject}: {finding.text}")
+
+
+def stray_files(root: Path) -> list[str]:
+    """Files in `goldens/` that are no golden's, audit or quarantine."""
+    folder = root / "goldens"
+    return [
+        str(path.relative_to(root))
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+        and not (
+            path.name in (HEAD, *FILES)
+            and len(path.relative_to(folder).parts) == 3
+            or path.parent.name == "audit"
+            and path.suffix == ".json"
+            and not path.name.startswith(".")
+        )
+    ]
+
+
+def judge_order(attempt: Attempt, root: Path) -> None:
+    """No stray file is left in `goldens/`, and health is clean."""
+    for name in stray_files(root):
+        attempt.blame(LEFT, f"{name}: a stray file")
+    judge_health(attempt, root, ())
+
+
+def judge_processes(attempt: Attempt) -> None:
+    """No process is left."""
+    for command in orphans():
+        attempt.blame(LEFT, f"an orphan: {command}")
+
+
+def judge_check(attempt: Attempt, ended: Ended, *codes: int) -> None:
+    """A check has said one of these, and a PASS of every record."""
+    if not attempt.expect(ended, *codes):
+        return
+    if ended.code == PASS and f"{RECORDS} records compared" not in ended.out:
+        attempt.blame(WRONG, f"{ended.tail()}: a PASS of something else than {RECORDS} records")
+
+
+def check_again(attempt: Attempt, root: Path, *codes: int) -> None:
+    """A whole, undisturbed check says one of these."""
+    judge_check(attempt, golden(root, "check"), *codes)
