@@ -53,7 +53,9 @@ def main() -> int:
     try:
         states = make_states(folder)
         until = began + 60 * options.minutes
-        report = run(names, KINDS, states, options.seed, until, lambda line: print(line, flush=True))
+        report = run(
+            names, KINDS, states, options.seed, until, lambda line: print(line, flush=True)
+        )
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     report.seconds = time.monotonic() - began

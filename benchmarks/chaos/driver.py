@@ -2,8 +2,8 @@
 
     python -m benchmarks.chaos.driver SIGNAL N COUNT_FILE WORD...
 
-A signal sent after a random time rarely falls between two renames. Python announces what it is about
-to do to its audit hooks, so that every such moment can be chosen, and chosen again. With N = 0
+A signal sent after a random time rarely falls between two renames. Python announces to its audit
+hooks what it is about to do, so that every such moment can be chosen, and chosen again. With N = 0
 nothing stops the command; COUNT_FILE receives how many moments it has.
 """
 

@@ -17,19 +17,13 @@ from random import Random
 from typing import Any
 
 from benchmarks.chaos.attempt import LOST, WRONG, Attempt
-from benchmarks.chaos.oracle import health
+from benchmarks.chaos.oracle import case_result, health
 from benchmarks.chaos.repository import CASES, LANE, State
 from validation.files import DamagedFileError, digest, encode_json
-from validation.gate.check import check_case
-from validation.gate.plan import Check, CheckPlan
 from validation.gate.verdict import Verdict
 from validation.gate.verdict_file import read_verdict
 from validation.goldens import GoldenStore
 from validation.goldens.acceptance import RefusedError, load_runs, propose
-from validation.progress import Lines
-from validation.run_folder import RunFolder
-from validation.running.recordings import Recordings
-from validation.trace import Trace
 from validation.trace.storage import CURVES, EVENTS, PROJECTION_FILE, TABLES
 
 FILES = (CURVES, EVENTS, TABLES, PROJECTION_FILE)
@@ -154,7 +148,9 @@ def move_curve(folder: Path, other: Path, random: Random) -> Edited:
         (was * 1.01, -was, 0.0, 5e-324, 1.7e308, "nan", "inf", "-inf", 10**400, was * (1 + 1e-4))
     )
     series["values"][place] = becomes
-    return _sealed(folder, CURVES, json.dumps(document).encode(), f"{was} -> {becomes!s:.20}", MOVED)
+    return _sealed(
+        folder, CURVES, json.dumps(document).encode(), f"{was} -> {becomes!s:.20}", MOVED
+    )
 
 
 def move_events(folder: Path, other: Path, random: Random) -> Edited:
@@ -327,8 +323,9 @@ def _replaced(path: Path, content: bytes, text: str) -> Edited:
     """Writes a file whose digest does not follow."""
     before = path.read_bytes()
     path.write_bytes(content)
-    same = content == before or path.name in ("golden.json", "trace.json") and (
-        _plain(content) == _plain(before) is not None
+    same = content == before or (
+        path.name in ("golden.json", "trace.json")
+        and (_plain(content) == _plain(before) is not None)
     )
     # A trace's head has no digest of its own.
     means = SAME if same else ANY if path.name == "trace.json" else DAMAGED
@@ -383,7 +380,7 @@ def edit_golden(attempt: Attempt) -> None:
     folder, other = (root / "goldens" / LANE / name for name in (case, _other(case)))
     edited = random.choice((*_HARMING, *_HARMLESS))(folder, other, random)
     attempt.did = f"golden {case}: {edited.text}"
-    verdict = _verdict(attempt, state, root, case)
+    verdict = case_result(attempt, state, root, case).verdict
     allowed = {
         DAMAGED: {Verdict.INVALID},
         MOVED: {Verdict.FAIL, Verdict.INVALID},
@@ -395,24 +392,6 @@ def edit_golden(attempt: Attempt) -> None:
     found = health(attempt, root)
     if edited.means == DAMAGED and not found:
         attempt.blame(WRONG, "health finds nothing")
-
-
-def _verdict(attempt: Attempt, state: State, root: Path, case: str) -> Verdict:
-    """What a check says of a case whose run is the one that its golden was accepted from."""
-    folder = RunFolder(attempt.folder / "run")
-    trace = state.expected[case]
-
-    def record(*_: object) -> Trace:
-        return trace
-
-    check = Check(
-        plan=CheckPlan(root=root, lane=LANE, cases=list(attempt.states.cases.values())),
-        store=GoldenStore(root / "goldens"),
-        folder=folder,
-        recordings=Recordings(LANE, folder.log, record, Lines(lambda line: None)),
-        gpus=0,
-    )
-    return check_case(attempt.states.cases[case], check).verdict
 
 
 def edit_run(attempt: Attempt) -> None:
@@ -460,7 +439,7 @@ def edit_verdict(attempt: Attempt) -> None:
         except Exception as error:
             attempt.blame(WRONG, f"{type(error).__name__}: {error}")
     try:
-        if _verdict(attempt, state, root, CASES[0]) is not Verdict.PASS:
+        if case_result(attempt, state, root, CASES[0]).verdict is not Verdict.PASS:
             attempt.blame(WRONG, "a harmless edit moves the verdict of a case")
     except DamagedFileError as error:
         attempt.blame(LOST, str(error))
@@ -471,7 +450,7 @@ def tensors(attempt: Attempt) -> None:
     import torch
 
     from validation.compare import Tolerances, compare
-    from validation.trace import Event, Key, event_class
+    from validation.trace import Event, Key, Trace, event_class
     from validation.trace.sketch import sketch
 
     random = attempt.random
@@ -480,15 +459,22 @@ def tensors(attempt: Attempt) -> None:
     kind = random.choice(("denormal", "huge", "zero", "ordinary", "nan", "inf"))
     source = torch.Generator().manual_seed(random.getrandbits(32))
     values = torch.randn(size, generator=source, dtype=torch.float64)
-    scale = {"denormal": torch.finfo(dtype).tiny / 4, "huge": torch.finfo(dtype).max / 8, "zero": 0.0}
+    scale = {
+        "denormal": torch.finfo(dtype).tiny / 4,
+        "huge": torch.finfo(dtype).max / 8,
+        "zero": 0.0,
+    }
     tensor = (values * scale.get(kind, 1.0)).to(dtype)
     if kind in ("nan", "inf"):
         tensor[random.randrange(size)] = float(kind)
     moved = tensor.clone()
     if kind not in ("nan", "inf"):
         place = random.randrange(size)
-        moved[place] = float("nan") if random.random() < 0.3 else moved[place] * 1.5 + (
-            torch.finfo(dtype).tiny if kind in ("denormal", "zero") else 0
+        moved[place] = (
+            float("nan")
+            if random.random() < 0.3
+            else moved[place] * 1.5
+            + (torch.finfo(dtype).tiny if kind in ("denormal", "zero") else 0)
         )
     key = Key(1, 0, "forward", "m", "output")
     made = [Trace("t", {}, [Event(key, sketch(t))]) for t in (tensor, tensor.clone(), moved)]

@@ -1,4 +1,4 @@
-"""The scratch repository in the states that commands are disturbed in, each made once and copied."""
+"""The scratch repository, in the states that commands are disturbed in: each is made once."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def _check(root: Path, code: int) -> dict[str, Trace]:
 
 
 def _latest(root: Path) -> Path:
-    found = [path for path in (root / "runs").glob("*/verdict.json")]
+    found = (root / "runs").glob("*/verdict.json")
     return max(found, key=lambda path: path.stat().st_mtime_ns).parent.relative_to(root)
 
 

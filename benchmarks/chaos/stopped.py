@@ -21,15 +21,15 @@ from benchmarks.chaos.oracle import (
     REPAIRED,
     UNFIT,
     Before,
-    check_again,
     judge_check,
     judge_health,
     judge_order,
     judge_processes,
     judge_store,
+    passes,
     stray_files,
 )
-from benchmarks.chaos.processes import Ended, Running, descendants, golden
+from benchmarks.chaos.processes import Running, descendants, golden
 from benchmarks.chaos.repository import (
     CASES,
     LANE,
@@ -125,7 +125,7 @@ def again(attempt: Attempt, command: str, state: State, root: Path) -> None:
         left = git(root, "diff", "--name-only", "--diff-filter=U").split()
         if left:
             attempt.blame(LEFT, f"still in conflict: {', '.join(left)}")
-    check_again(attempt, root, PASS)
+    passes(attempt, state, root)
     judge_processes(attempt)
 
 

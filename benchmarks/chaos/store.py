@@ -1,4 +1,4 @@
-"""MLflow gone, locked, refusing or silent: no verdict depends on it, and no check waits for ever."""
+"""MLflow gone, locked, refusing or silent: no verdict depends on it, no check waits for ever."""
 
 from __future__ import annotations
 

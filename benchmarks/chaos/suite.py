@@ -151,7 +151,7 @@ def in_memory() -> str | None:
 
     Every golden is written with fsync, for which a busy disk takes a second.
     """
-    folder = "/dev/shm"  # noqa: S108 the folders in it are mkdtemp's
+    folder = "/dev/shm"
     try:
         roomy = shutil.disk_usage(folder).free > _ROOM
     except OSError:
@@ -207,9 +207,7 @@ def run(
     return report
 
 
-def _count(
-    attempt: Attempt, tally: Tally, report: Report, tell: Callable[[str], None]
-) -> None:
+def _count(attempt: Attempt, tally: Tally, report: Report, tell: Callable[[str], None]) -> None:
     tally.attempts += 1
     if not attempt.wrong:
         tally.survived += 1

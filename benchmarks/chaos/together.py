@@ -10,11 +10,11 @@ from benchmarks.chaos.oracle import (
     PASS,
     REFUSED,
     Before,
-    check_again,
     judge_check,
     judge_order,
     judge_processes,
     judge_store,
+    passes,
 )
 from benchmarks.chaos.processes import Running
 from benchmarks.chaos.repository import CASES, LANE, MOVED, trace_digest
@@ -70,7 +70,7 @@ def two_writers(attempt: Attempt) -> None:
     if audits < len(accepted):
         attempt.blame(LOST, "an acceptance has no audit file")
     judge_order(attempt, root)
-    check_again(attempt, root, PASS)
+    passes(attempt, state, root)
 
 
 KINDS = {"two-checks": two_checks, "two-writers": two_writers}
