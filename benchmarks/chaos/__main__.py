@@ -53,9 +53,7 @@ def main() -> int:
     try:
         states = make_states(folder)
         until = began + 60 * options.minutes
-        report = run(
-            names, KINDS, states, options.seed, until, lambda line: print(line, flush=True)
-        )
+        report = run(names, KINDS, states, options.seed, until, print)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     report.seconds = time.monotonic() - began

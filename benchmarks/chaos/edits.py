@@ -249,8 +249,9 @@ def odd_json(folder: Path, other: Path, random: Random) -> Edited:
             b'{"schema": 1, "curves": {"\\ud800": {}}, "events": [[]], "tables": {"x": [7]}}',
             b'{"schema": 1, "curves": {"lm_loss": null}, "events": [null], "tables": {"x": null}}',
             b'{"schema": 1, "curves": NaN, "events": NaN, "tables": NaN}',
-            b'{"schema": 1, "events": [[1, 0, 99, "m", "", 0, 0, "d", 1]], "tables": {"x": [[{}]]}, '
-            b'"curves": {"c": {"phase": "no such", "steps": [1], "values": [1]}}}',
+            b'{"schema": 1, "events": [[1, 0, 99, "m", "", 0, 0, "d", 1]], '
+            b'"curves": {"c": {"phase": "no such", "steps": [1], "values": [1]}}, '
+            b'"tables": {"x": [[{}]]}}',
             b'{"schema": 1, "events": [[1, 0, 0, "m", "", 0, 0, "s", 1]], "tables": {"x": [[[]]]}, '
             b'"curves": {"c": {"phase": [], "steps": [1], "values": [1]}}}',
             b'{"schema": 1, "curves": {"c": {"phase": "data", "steps": [1e3], "values": [1]}}, '

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from benchmarks.chaos.attempt import WRONG
+
 
 @dataclass(frozen=True)
 class Known:
