@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks.chaos import edits, machine, stopped, store, together, workers
 from benchmarks.chaos.processes import adopt_orphans
-from benchmarks.chaos.repository import make_states
+from benchmarks.chaos.repository import States
 from benchmarks.chaos.suite import Kind, in_memory, plan, run
 
 KINDS = {
@@ -51,9 +51,8 @@ def main() -> int:
     adopt_orphans()
     folder = Path(tempfile.mkdtemp(prefix="chaos-states-", dir=in_memory()))
     try:
-        states = make_states(folder)
         until = began + 60 * options.minutes
-        report = run(names, KINDS, states, options.seed, until, print)
+        report = run(names, KINDS, States(folder), options.seed, until, print)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     report.seconds = time.monotonic() - began

@@ -6,20 +6,23 @@ every digest right are those of somebody who means it; the others are what disks
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
 from typing import Any
 
-from benchmarks.chaos.attempt import LOST, WRONG, Attempt
+from benchmarks.chaos.attempt import LOST, WRONG, Attempt, Skipped
 from benchmarks.chaos.oracle import case_result, health
 from benchmarks.chaos.repository import CASES, LANE, State
 from validation.files import DamagedFileError, digest, encode_json
+from validation.gate.quarantine import load_quarantine
 from validation.gate.verdict import Verdict
 from validation.gate.verdict_file import read_verdict
 from validation.goldens import GoldenStore
@@ -421,7 +424,12 @@ def edit_verdict(attempt: Attempt) -> None:
     random, state = attempt.random, attempt.states.calm
     root = state.copy(attempt.folder)
     run = root / state.run
-    path = random.choice((run / "verdict.json", *sorted((root / "goldens" / "audit").iterdir())))
+    quarantine = root / "goldens" / "quarantine.json"
+    today = datetime.now(UTC).date().isoformat()
+    entry = {"case": CASES[1], "owner": "ada", "issue": "none", "added": today, "expires": today}
+    quarantine.write_bytes(encode_json({"schema": 1, "entries": [entry]}))
+    audits = sorted((root / "goldens" / "audit").iterdir())
+    path = random.choice((run / "verdict.json", quarantine, *audits))
     document = json.loads(path.read_bytes())
     text = _wrong_value(document, random)
     if random.random() < 0.3:
@@ -432,7 +440,11 @@ def edit_verdict(attempt: Attempt) -> None:
     else:
         path.write_bytes(encode_json(document))
     attempt.did = f"{path.name}: {text}"
-    for read in (lambda: read_verdict(run), lambda: health(attempt, root)):
+    for read in (
+        lambda: read_verdict(run),
+        lambda: health(attempt, root),
+        lambda: load_quarantine(root / "goldens"),
+    ):
         try:
             read()
         except DamagedFileError:
@@ -448,6 +460,8 @@ def edit_verdict(attempt: Attempt) -> None:
 
 def tensors(attempt: Attempt) -> None:
     """Tensors of NaN, infinities, denormals and huge numbers are sketched and compared."""
+    if importlib.util.find_spec("torch") is None:
+        raise Skipped("torch is not installed")
     import torch
 
     from validation.compare import Tolerances, compare

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 import subprocess
 from collections.abc import Mapping
@@ -52,72 +53,71 @@ class State:
         return root
 
 
-@dataclass(frozen=True)
 class States:
-    """Every state.
+    """Every state; each is made when it is first asked for.
 
-    Attributes:
-        calm: code and goldens agree.
-        changed: the code has changed, its goldens have not; a run of the new code is there.
-        merging: amid a merge of two branches that both accepted.
-        cases: declared.
-        faults: declared.
+    Args:
+        folder: receives them.
     """
 
-    calm: State
-    changed: State
-    merging: State
-    cases: Mapping[str, Case]
-    faults: Mapping[str, Fault]
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
 
+    @functools.cached_property
+    def calm(self) -> State:
+        """Code and goldens agree."""
+        root = self._folder / "calm" / "repository"
+        shutil.copytree(SOURCES, root, ignore=shutil.ignore_patterns("__pycache__"))
+        git(root, "init", "-q", "--template=", "-b", "main")
+        settings = {"user.name": "Ada", "user.email": "ada@example.org", "gc.auto": "0"}
+        for name, value in settings.items():
+            git(root, "config", name, value)
+        _golden(root, "setup")
+        _commit(root, "A loop")
+        _golden(root, "update", "--reason", "the first goldens")
+        _golden(root, "calibrate", "--runs", str(RUNS))
+        _commit(root, "Its goldens")
+        run = _check(root, 0)
+        return State(root, _digests(run), run, _latest(root))
 
-def make_states(folder: Path) -> States:
-    """Makes the states.
+    @functools.cached_property
+    def changed(self) -> State:
+        """The code has changed, its goldens have not; a run of the new code is there."""
+        root = _copy(self.calm.root, self._folder / "changed")
+        _turn(root, "0.5", "0.4")
+        run = _check(root, 1)
+        accepted = _digests(run)
+        both = {case: self.calm.accepted[case] | accepted[case] for case in CASES}
+        return State(root, both, run, _latest(root))
 
-    Raises:
-        UnfitError: a command failed although nothing disturbed it.
-    """
-    calm = folder / "calm" / "repository"
-    shutil.copytree(SOURCES, calm, ignore=shutil.ignore_patterns("__pycache__"))
-    git(calm, "init", "-q", "--template=", "-b", "main")
-    for name, value in (("user.name", "Ada"), ("user.email", "ada@example.org"), ("gc.auto", "0")):
-        git(calm, "config", name, value)
-    _golden(calm, "setup")
-    _commit(calm, "A loop")
-    _golden(calm, "update", "--reason", "the first goldens")
-    _golden(calm, "calibrate", "--runs", str(RUNS))
-    _commit(calm, "Its goldens")
-    old = _check(calm, 0)
+    @functools.cached_property
+    def merging(self) -> State:
+        """Amid a merge of two branches that both accepted."""
+        root = _copy(self.calm.root, self._folder / "merging")
+        for branch, rate in (("ours", "0.4"), ("theirs", "0.3")):
+            git(root, "checkout", "-q", "-b", branch, "main")
+            _turn(root, "0.5", rate)
+            _golden(root, "update", "--reason", branch, *MOVED)
+            _commit(root, f"Goldens of {branch}")
+        git(root, "checkout", "-q", "ours")
+        git(root, "merge", "theirs", code=1)
+        solution = (SOURCES / "loop.py").read_text().replace("16, 0.5", "16, 0.35")
+        (root / "loop.py").write_text(solution)
+        git(root, "add", "loop.py")
+        solved = _copy(root, self._folder / "solved")
+        _golden(solved, "rebase")
+        merged = {case: GoldenStore(solved / "goldens").load(LANE, case).trace for case in CASES}
+        return State(root, _digests(merged), merged, self.calm.run)
 
-    changed = _copy(calm, folder / "changed")
-    _turn(changed, "0.5", "0.4")
-    new = _check(changed, 1)
+    @functools.cached_property
+    def cases(self) -> Mapping[str, Case]:
+        """Declared ones."""
+        return discover_cases(self.calm.root)
 
-    merging = _copy(calm, folder / "merging")
-    for branch, rate in (("ours", "0.4"), ("theirs", "0.3")):
-        git(merging, "checkout", "-q", "-b", branch, "main")
-        _turn(merging, "0.5", rate)
-        _golden(merging, "update", "--reason", branch, *MOVED)
-        _commit(merging, f"Goldens of {branch}")
-    git(merging, "checkout", "-q", "ours")
-    git(merging, "merge", "theirs", code=1)
-    solution = (SOURCES / "loop.py").read_text().replace("16, 0.5", "16, 0.35")
-    (merging / "loop.py").write_text(solution)
-    git(merging, "add", "loop.py")
-    solved = _copy(merging, folder / "solved")
-    _golden(solved, "rebase")
-    merged = {case: GoldenStore(solved / "goldens").load(LANE, case).trace for case in CASES}
-
-    one = _digests(old)
-    other = {case: one[case] | _digests(new)[case] for case in CASES}
-    run = _latest(calm)
-    return States(
-        calm=State(calm, one, old, run),
-        changed=State(changed, other, new, _latest(changed)),
-        merging=State(merging, _digests(merged), merged, run),
-        cases=discover_cases(calm),
-        faults=discover_faults(calm),
-    )
+    @functools.cached_property
+    def faults(self) -> Mapping[str, Fault]:
+        """Declared ones."""
+        return discover_faults(self.calm.root)
 
 
 def trace_digest(trace: Trace) -> str:

@@ -26,6 +26,7 @@ from validation.gate.bisect import bisect
 from validation.gate.health import examine, known_gaps
 from validation.gate.plan import CheckPlan, describe_source
 from validation.gate.rebase import (
+    MERGE_REASON,
     Rebase,
     Rerun,
     conflicted,
@@ -35,12 +36,13 @@ from validation.gate.rebase import (
 )
 from validation.goldens import GoldenStore
 from validation.goldens.acceptance import RefusedError, accept, refuse_dirty
+from validation.goldens.layout import HEAD
 from validation.goldens.merge import merge_heads, set_up
 from validation.power.proof import Planted, fit_faults, record
 from validation.run_folder import RunFolder
 from validation.running.execution import RunError, RunOptions
 from validation.running.recordings import record_case
-from validation.running.source import commit_merged, find_root, git, unmerged_files
+from validation.running.source import blob, commit_merged, find_root, git, unmerged_files
 from validation.trace import Trace
 
 
@@ -201,13 +203,19 @@ def rebase(options: argparse.Namespace) -> int:
 
 
 def _recorded(root: Path, store: GoldenStore, lane: str) -> list[tuple[str, str]]:
-    """(case, place) of goldens that git holds in conflict although they are whole."""
-    folders = {(root / name).parent for name in unmerged_files(root)}
-    found = []
+    """(case, place) of goldens that git holds in conflict, and that a rebase has recorded since.
+
+    A whole golden that is one of the sides is not among them: git may leave it where the other side
+    has deleted it.
+    """
+    unmerged, found = unmerged_files(root), []
     for case, place in ((c, p) for c in store.names(lane) for p in store.places(lane, c)):
-        if store.path(lane, case, place) in folders:
-            with contextlib.suppress(DamagedFileError):
-                store.load(lane, case, place)
+        path = store.path(lane, case, place) / HEAD
+        stages = unmerged.get(path.relative_to(root).as_posix())
+        if not stages or path.read_bytes() in [blob(root, side) for side in stages.values()]:
+            continue
+        with contextlib.suppress(DamagedFileError):
+            if store.load(lane, case, place).accepted["reason"].startswith(MERGE_REASON):
                 found.append((case, place))
     return found
 

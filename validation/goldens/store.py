@@ -10,7 +10,6 @@ machine that dies at any moment, sees the old golden or the new one, whole.
 from __future__ import annotations
 
 import contextlib
-import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -37,6 +36,7 @@ from validation.goldens.canaries import KEY, Canaries, basis, listed
 from validation.goldens.environments import distance, folder_name, identity, in_words
 from validation.goldens.layout import FILES, HEAD, read_file_of, settle, stage, unsettled
 from validation.goldens.merge import refuse_conflict
+from validation.interrupts import uninterrupted
 from validation.run_folder import runs_folder
 from validation.trace.model import Trace
 from validation.trace.storage import decode_trace, encode_trace
@@ -299,14 +299,10 @@ class GoldenStore:
         whole. What a killed process has left unfinished is deleted first.
         """
         # Beside the runs, which git ignores: a lock is nobody's to commit.
-        with FileLock(runs_folder(self.folder.parent) / ".goldens.lock"):
-            blocked = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
-            try:
-                for path in unfinished_writes(self.folder):
-                    path.unlink(missing_ok=True)
-                yield
-            finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        with FileLock(runs_folder(self.folder.parent) / ".goldens.lock"), uninterrupted():
+            for path in unfinished_writes(self.folder):
+                path.unlink(missing_ok=True)
+            yield
 
 
 def _head_of(golden: Golden, files: Mapping[str, str]) -> dict[str, Any]:
