@@ -92,7 +92,7 @@ def delete(folder: Path, other: Path, random: Random) -> Edited:
     """Deletes a file."""
     path = _any_file(folder, random)
     path.unlink()
-    return Edited(f"{path.name} deleted", DAMAGED)
+    return Edited(f"{path.name} deleted", _gone(path))
 
 
 def swap(folder: Path, other: Path, random: Random) -> Edited:
@@ -124,7 +124,7 @@ def no_file(folder: Path, other: Path, random: Random) -> Edited:
     else:
         targets = {"/dev/zero": "/dev/zero", "a dangling link": "nowhere"}
         path.symlink_to(targets.get(what, path.name))
-    return Edited(f"{path.name} is {what}", DAMAGED)
+    return Edited(f"{path.name} is {what}", _gone(path))
 
 
 def head_edit(folder: Path, other: Path, random: Random) -> Edited:
@@ -321,6 +321,11 @@ def _all_files(folder: Path) -> list[Path]:
 
 def _any_file(folder: Path, random: Random) -> Path:
     return random.choice(_all_files(folder))
+
+
+def _gone(path: Path) -> str:
+    """What a file that is gone makes of its folder: without a head there is no run to offer."""
+    return ANY if path.name == "trace.json" else DAMAGED
 
 
 def _replaced(path: Path, content: bytes, text: str) -> Edited:

@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands.refuse_unknown(words)
     options = parser.parse_args(words)
     if threading.current_thread() is threading.main_thread():
-        # A cancelled job's runs, worktrees and temporary files shall end as they do on Ctrl-C.
+        # A cancelled job's runs and worktrees shall end as they do on Ctrl-C.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         code = int(options.func(options))
