@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from benchmarks.chaos.attempt import WRONG
+from benchmarks.chaos.attempt import LOST, WRONG, Attempt
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,23 @@ class Known:
 
 KNOWN: tuple[Known, ...] = (
     Known(
+        kind="stop-.*|full-.*",
+        what=LOST,
+        text="tells of what never happened",
+        reason="an acceptance that dies between its audit file and its goldens leaves the former",
+    ),
+    Known(
         kind="full-(disk|inodes)",
         what=WRONG,
         text=r"^golden check: exit 1:",
         reason="a check whose runs found no room says FAIL, not UNFIT",
     ),
 )
+
+
+def all_known(attempt: Attempt) -> bool:
+    """Whether everything that is wrong so far is known, so that an attempt may go on."""
+    return all(known_reason(attempt.name, what, text) for what, text in attempt.wrong)
 
 
 def known_reason(name: str, what: str, text: str) -> str:

@@ -12,13 +12,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.chaos.attempt import LOST, Attempt, Skipped
+from benchmarks.chaos.known import all_known
 from benchmarks.chaos.oracle import (
     INVALID,
     PASS,
     REFUSED,
+    REPAIRED,
     UNFIT,
     Before,
     contents,
+    judge_audits,
     judge_check,
     judge_health,
     judge_order,
@@ -106,10 +109,10 @@ def _on_a_full_disk(attempt: Attempt, disk: Path, fill, filler: Path, unit: str)
     judge_processes(attempt)
     shutil.rmtree(filler) if filler.is_dir() else filler.unlink()
     judge_store(attempt, state, root, before)
+    judge_audits(attempt, root, before)
     merging = state is attempt.states.merging
-    allowed = {"leftover", "canaries", "uncalibrated", *(("damaged", "stale") if merging else ())}
-    judge_health(attempt, root, allowed)
-    if not attempt.wrong:
+    judge_health(attempt, root, {*REPAIRED, *(("damaged", "stale") if merging else ())})
+    if all_known(attempt):
         (root / ".git" / "index.lock").unlink(missing_ok=True)
         again(attempt, command, state, root)
 

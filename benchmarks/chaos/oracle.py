@@ -27,7 +27,8 @@ PASS, FAIL, REFUSED, INVALID, UNFIT = 0, 1, 2, 3, 4
 
 _WHOLE = 0.25
 
-REPAIRED = frozenset({"leftover", "canaries", "uncalibrated"})
+INTERRUPTED = "interrupted"
+REPAIRED = frozenset({"leftover", "canaries", "uncalibrated", INTERRUPTED})
 """Findings of `golden health` that a stopped command may leave: running it again repairs them."""
 
 
@@ -50,6 +51,11 @@ class Before:
             for name, found in contents(root, "goldens/audit", "runs").items()
             if not name.endswith((".lock", "publish.json"))
         }
+
+    def new_audits(self, root: Path) -> list[Path]:
+        """Audit files that were not there."""
+        found = sorted((root / "goldens" / "audit").glob("*.json"))
+        return [path for path in found if str(path.relative_to(root)) not in self._files]
 
     def changed(self, root: Path) -> list[str]:
         """Audit files and files of earlier runs that are gone or other than before."""
@@ -83,6 +89,24 @@ def judge_store(attempt: Attempt, state: State, root: Path, before: Before) -> N
             load_trace(head.parent)
         except DamagedFileError as error:
             attempt.blame(LOST, str(error))
+
+
+def judge_audits(attempt: Attempt, root: Path, before: Before) -> None:
+    """No audit file tells of what never happened, unless health says that it may."""
+    if INTERRUPTED in {finding.kind for finding in health(attempt, root)}:
+        return
+    store = GoldenStore(root / "goldens")
+    for path in before.new_audits(root):
+        audit = json.loads(path.read_bytes())
+        for kind, recorded in (("goldens", "accepted"), ("calibrated", "calibration")):
+            for entry in audit.get(kind, ()):
+                try:
+                    head = store.head(LANE, entry["case"])
+                except DamagedFileError:
+                    head = {}
+                if head.get(recorded, {}).get("time") != audit["time"]:
+                    text = f"{path.name} tells of what never happened to {entry['case']}"
+                    attempt.blame(LOST, text)
 
 
 def health(attempt: Attempt, root: Path) -> list[Finding]:

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.chaos.attempt import LEFT, LOST, Attempt
+from benchmarks.chaos.known import all_known
 from benchmarks.chaos.oracle import (
     FAIL,
     INVALID,
@@ -21,6 +22,7 @@ from benchmarks.chaos.oracle import (
     REPAIRED,
     UNFIT,
     Before,
+    judge_audits,
     judge_check,
     judge_health,
     judge_order,
@@ -97,12 +99,13 @@ def stop(attempt: Attempt, command: str) -> None:
     attempt.expect(ended, PASS, -number, *polite)
     judge_processes(attempt)
     judge_store(attempt, state, root, before)
+    judge_audits(attempt, root, before)
     merging = state is attempt.states.merging
     judge_health(attempt, root, {*REPAIRED, *(("damaged", "stale") if merging else ())})
     if number != signal.SIGKILL:
         for name in stray_files(root):
             attempt.blame(LEFT, f"{name}: left by a command that was asked to end")
-    if attempt.wrong:
+    if not all_known(attempt):
         return
     (root / ".git" / "index.lock").unlink(missing_ok=True)  # as git tells its user to
     again(attempt, command, state, root)
