@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import os
@@ -209,7 +210,9 @@ def _clock() -> Path:
     compiler = shutil.which("cc")
     if compiler is None:
         raise Skipped("no C compiler, to build what moves a clock")
-    library = Path(tempfile.mkdtemp(prefix="chaos-clock-")) / "clock.so"
+    folder = tempfile.mkdtemp(prefix="chaos-clock-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    library = Path(folder) / "clock.so"
     source = str(_HERE / "clock.c")
     words = [compiler, "-shared", "-fPIC", "-O1", "-o", str(library), source, "-ldl"]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
