@@ -42,8 +42,9 @@ def test_a_failure_leaves_the_old_content_and_nothing_else(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", fail)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match="No space left") as caught:
         write(path, b"new")
+    assert caught.value.filename == str(path), "which file found no room"
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 

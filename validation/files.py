@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import reprlib
 import tempfile
 from collections.abc import Mapping
@@ -21,6 +22,14 @@ _TOO_MUCH = "whatever wrote it, it is not read; if your runs did, trace fewer st
 
 class DamagedFileError(ValueError):
     """A file that is missing, cut or changed; the message begins with its path."""
+
+
+_UNFINISHED = re.compile(r"\..+\.[a-z0-9_]{8}")
+
+
+def unfinished_writes(folder: Path) -> list[Path]:
+    """Files below a folder that a killed `write_atomically` has left: of use to nobody."""
+    return sorted(p for p in folder.rglob(".*") if _UNFINISHED.fullmatch(p.name) and p.is_file())
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -45,7 +54,9 @@ def _replace(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         Path(name).chmod(0o644)
         Path(name).replace(path)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # a full disk is told by the file that it had no room for
         Path(name).unlink(missing_ok=True)
         raise
 
@@ -79,7 +90,8 @@ def decode_json(content: bytes, path: Path) -> dict[str, Any]:
         The object.
 
     Raises:
-        DamagedFileError: too large, not JSON, or not an object.
+        DamagedFileError: too large, not JSON, not an object, or an object with a key twice, of
+            which a reader could see the one and the gate the other.
     """
     if len(content) > MAX_JSON_BYTES:
         raise too_much(path, f"{len(content):,} bytes of JSON", MAX_JSON_BYTES)
@@ -88,7 +100,9 @@ def decode_json(content: bytes, path: Path) -> dict[str, Any]:
     if values > MAX_JSON_VALUES:
         raise too_much(path, f"about {values:,} values of JSON", MAX_JSON_VALUES)
     try:
-        document = json.loads(content, parse_constant=_refuse_constant)
+        document = json.loads(
+            content, parse_constant=_refuse_constant, object_pairs_hook=_refuse_twice
+        )
     except (ValueError, RecursionError) as error:
         raise DamagedFileError(f"{path}: not JSON: {error}") from error
     if not isinstance(document, dict):
@@ -186,6 +200,15 @@ def safe_name(name: str) -> bool:
 
 def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
+
+
+def _refuse_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in found if names.count(name) > 1)
+        raise ValueError(f"the key {twice!r} is there twice")
+    return found
 
 
 def jsonable(value: Any) -> Any:

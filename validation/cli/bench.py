@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -130,8 +129,6 @@ def bench(options: argparse.Namespace) -> int:
         profile=options.profile,
         fault=None if options.fault is None else planted(root, options.fault, lane),
     )
-    # A cancelled job's trainings and checkout must end as they do on Ctrl-C.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     folder = RunFolder.create(root, lane)
     progress = TerminalProgress()
     try:

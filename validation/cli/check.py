@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -147,8 +146,6 @@ def check(options: argparse.Namespace) -> int:
     if options.against is not None:
         refuse_mixture(options)
         commit_of(root, options.against, "--against")
-        # A cancelled job's runs and worktree must end as they do on Ctrl-C.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
     if options.judge:
         return check_with_base(root, options.judge, _words(options))
     options.lane = lane = chosen_lane(options)
@@ -412,6 +409,7 @@ def _store(store: GoldenStore, case: Case, golden: Golden, measured: Measured, r
         detectable_effect=detectable_effect(case, golden.trace, measured),
     )
     with store.lock(), under_way(store):
+        store.refuse_stale(golden.lane, golden.case, golden.place, golden)
         write_calibration(store, golden, calibrated, reason)
         store.save(calibrated)
     print(

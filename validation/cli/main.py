@@ -6,7 +6,9 @@ import argparse
 import contextlib
 import importlib.metadata
 import platform
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
 
@@ -66,6 +68,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return USAGE_EXIT_CODE
     commands.refuse_unknown(words)
     options = parser.parse_args(words)
+    if threading.current_thread() is threading.main_thread():
+        # A cancelled job's runs and worktrees shall end as they do on Ctrl-C.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         code = int(options.func(options))
         sys.stdout.flush()

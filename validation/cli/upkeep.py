@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
@@ -18,13 +19,14 @@ from validation.cli.common import (
     lane_to_run,
 )
 from validation.cli.progress import TerminalProgress
-from validation.cli.proofs import prove_accepted
+from validation.cli.proofs import Unproven, prove, prove_accepted
 from validation.config import declaration_of
-from validation.files import DamagedFileError
+from validation.files import DamagedFileError, unfinished_writes
 from validation.gate.bisect import bisect
 from validation.gate.health import examine, known_gaps, notes
 from validation.gate.plan import CheckPlan, describe_source
 from validation.gate.rebase import (
+    MERGE_REASON,
     Rebase,
     Rerun,
     conflicted,
@@ -34,13 +36,14 @@ from validation.gate.rebase import (
 )
 from validation.goldens import GoldenStore
 from validation.goldens.acceptance import RefusedError, accept, refuse_dirty
+from validation.goldens.layout import HEAD
 from validation.goldens.merge import merge_heads, set_up
 from validation.goldens.under_way import repair
 from validation.power.proof import Planted, fit_faults, record
 from validation.run_folder import RunFolder
 from validation.running.execution import RunError, RunOptions
 from validation.running.recordings import record_case
-from validation.running.source import commit_merged, find_root, git, unmerged_files
+from validation.running.source import blob, commit_merged, find_root, git, unmerged_files
 from validation.trace import Trace
 
 
@@ -186,8 +189,16 @@ def rebase(options: argparse.Namespace) -> int:
                 rebased.append(rebase_merge(store, lane, case, waiting[case.name], rerun))
             except RunError as error:
                 raise RefusedError(f"{lane}/{case.name}: {error}") from error
-    if not rebased:
+    # Before anything is written: what a rebase that was stopped has recorded and not staged.
+    recorded = _recorded(root, store, lane) if merging and not options.env else []
+    if not rebased and not recorded:
         print(f"nothing to rebase on lane {lane}")
+        return 0
+    if recorded:
+        print(f"recorded already: {', '.join(case for case, _ in recorded)}")
+        prove(root, (Unproven(lane, cases[c], p) for c, p in recorded), progress)
+    if not rebased:
+        _resolve(root, store, [store.path(lane, *golden) for golden in recorded])
         return 0
     for item in rebased:
         print("\n".join(item.shown))
@@ -198,7 +209,8 @@ def rebase(options: argparse.Namespace) -> int:
     if not options.env:
         prove_accepted(root, [item.proposal for item in rebased], cases, progress)
         if merging:
-            _resolve(root, [audit, *(_folder(store, item) for item in rebased)])
+            folders = [store.path(lane, *golden) for golden in recorded]
+            _resolve(root, store, [*folders, *(_folder(store, item) for item in rebased)])
         return 0
     for item in rebased:
         golden = store.load(lane, item.proposal.trace.case, item.proposal.place)
@@ -207,12 +219,31 @@ def rebase(options: argparse.Namespace) -> int:
     return 0
 
 
+def _recorded(root: Path, store: GoldenStore, lane: str) -> list[tuple[str, str]]:
+    """(case, place) of goldens that git holds in conflict, and that a rebase has recorded since.
+
+    A whole golden that is one of the sides is not among them: git may leave it where the other side
+    has deleted it.
+    """
+    unmerged, found = unmerged_files(root), []
+    for case, place in ((c, p) for c in store.names(lane) for p in store.places(lane, c)):
+        path = store.path(lane, case, place) / HEAD
+        stages = unmerged.get(path.relative_to(root).as_posix())
+        if not stages or path.read_bytes() in [blob(root, side) for side in stages.values()]:
+            continue
+        with contextlib.suppress(DamagedFileError):
+            if store.load(lane, case, place).accepted["reason"].startswith(MERGE_REASON):
+                found.append((case, place))
+    return found
+
+
 def _folder(store: GoldenStore, item: Rebase) -> Path:
     return store.path(item.proposal.lane, item.proposal.trace.case, item.proposal.place)
 
 
-def _resolve(root: Path, paths: Sequence[Path]) -> None:
+def _resolve(root: Path, store: GoldenStore, folders: Sequence[Path]) -> None:
     """Stages what a merge under way was waiting for, and says what it still waits for."""
+    paths = [store.folder / "audit", *folders]
     git(root, "add", "--all", "--", *(str(path) for path in paths))
     left = sorted(unmerged_files(root))
     if left:
@@ -251,7 +282,10 @@ def _repair(root: Path) -> None:
     store = GoldenStore(root / "goldens")
     if not store.folder.is_dir():
         return
-    with store.lock():
+    unfinished = unfinished_writes(store.folder)
+    with store.lock():  # which deletes them
+        for path in unfinished:
+            print(f"{path.relative_to(root)}: deleted, it was never finished")
         for line in repair(store):
             print(f"{store.folder.name}/{line}")
         _settle(root, store)

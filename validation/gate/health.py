@@ -12,7 +12,7 @@ from validation.cases import Case, Fault
 from validation.cases.difference import what_differs
 from validation.config import Lane
 from validation.config.gaps import Gap
-from validation.files import DamagedFileError
+from validation.files import DamagedFileError, unfinished_writes
 from validation.gate.quarantine import load_quarantine
 from validation.goldens.audit_log import ACCEPTED, AUDIT, AuditLog
 from validation.goldens.canaries import CERTAIN, listed, stale
@@ -20,7 +20,7 @@ from validation.goldens.environments import in_words
 from validation.goldens.layout import FILES, HEAD, unsettled
 from validation.goldens.proven import fit
 from validation.goldens.store import Golden, GoldenStore, MissingGoldenError
-from validation.goldens.under_way import MARKER, is_temporary, stopped, temporary_files
+from validation.goldens.under_way import MARKER, stopped
 from validation.trace import curve_class, event_class
 
 MAX_LANE_BYTES = 8 * 10**6
@@ -28,6 +28,7 @@ MAX_LANE_BYTES = 8 * 10**6
 
 
 _REPAIR = "golden health --repair"
+_STRAY = "belongs to no golden (an interrupted update or a merge): delete it"
 
 
 @dataclass(frozen=True)
@@ -207,9 +208,9 @@ def _examine_golden(
             f"that was stopped, or one from before names were fixed: {_REPAIR}, or golden setup"
         )
         found.append(Finding("leftover", subject, text))
+    known = {HEAD, *FILES, *waiting, *(p.name for p in unfinished_writes(folder))}
     for path in sorted(folder.iterdir()):
-        known = path.name in (HEAD, *FILES, *waiting) or is_temporary(path)
-        if path.is_file() and not known:
+        if path.is_file() and path.name not in known:
             found.append(_leftover(store, path))
     return found
 
@@ -255,13 +256,11 @@ def _stopped(store: GoldenStore) -> list[Finding]:
     except DamagedFileError as error:
         return [Finding("interrupted", name, str(error))]
     found = [] if text is None else [Finding("interrupted", name, f"{text}: {_REPAIR}")]
-    return found + [_leftover(store, path) for path in temporary_files(store)]
+    text = f"was never finished (an interrupted update): {_REPAIR}"
+    return found + [_leftover(store, path, text) for path in unfinished_writes(store.folder)]
 
 
-def _leftover(store: GoldenStore, path: Path) -> Finding:
-    text = "belongs to no golden (an interrupted update or a merge): delete it"
-    if is_temporary(path):
-        text = f"was never finished (an interrupted update): {_REPAIR}"
+def _leftover(store: GoldenStore, path: Path, text: str = _STRAY) -> Finding:
     return Finding("leftover", str(path.relative_to(store.folder.parent)), text)
 
 

@@ -43,6 +43,10 @@ GROWTH = 10.0
 """How many tolerances a new environment may move a floating record."""
 
 
+MERGE_REASON = "merge of: "
+"""How the reason of a golden begins that records a merge."""
+
+
 class Rerun(Protocol):
     """Runs a case here, with a fault (`module:function`) or without, whole or for a few steps.
 
@@ -145,7 +149,7 @@ def rebase_merge(
         proposal = Proposal(lane, trace, None, (), place=place)
     else:
         proposal = propose_after(before, trace, place)
-    reason = "merge of: " + "; ".join(reason for _, reason in sides)
+    reason = MERGE_REASON + "; ".join(reason for _, reason in sides)
     return Rebase(proposal, reason, shown)
 
 

@@ -296,6 +296,9 @@ def accept(
     Everything is checked before the first byte is written. The audit file comes first, so that no
     golden is ever without one; each golden is replaced by one rename. What a process that is killed
     in between leaves is known (`validation.goldens.under_way`).
+
+    Raises:
+        StaleGoldenError: another process has written a golden since it was proposed to replace it.
     """
     accepted = {
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -321,6 +324,9 @@ def accept(
         g if g.canaries.against == basis_of(g) else replace(g, canaries=Canaries()) for g in goldens
     ]
     with store.lock(), under_way(store):
+        for proposal in proposals:
+            place = proposal.before.place if proposal.before else proposal.place
+            store.refuse_stale(proposal.lane, proposal.trace.case, place, proposal.before)
         audit = write_audit(store, root, accepted, proposals, expected)
         for proposal, golden in zip(proposals, goldens, strict=True):
             store.save(golden)

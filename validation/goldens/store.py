@@ -28,12 +28,14 @@ from validation.files import (
     encode_json,
     read_file,
     safe_name,
+    unfinished_writes,
     write_atomically,
 )
 from validation.goldens.canaries import KEY, Canaries, CanaryList, basis
 from validation.goldens.environments import distance, folder_name, identity, in_words
 from validation.goldens.layout import FILES, HEAD, read_file_of, settle, stage, unsettled
 from validation.goldens.merge import refuse_conflict
+from validation.interrupts import uninterrupted
 from validation.limits import MAX_BINARY_BYTES
 from validation.run_folder import runs_folder
 from validation.schema import Form, Number, parse
@@ -70,6 +72,10 @@ class _Head(Form, frozen=True):
 
 class MissingGoldenError(DamagedFileError):
     """There is no golden of this case on this lane."""
+
+
+class StaleGoldenError(DamagedFileError):
+    """A golden was replaced while a command was working on it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -330,22 +336,35 @@ class GoldenStore:
             canaries=Canaries.of(told.canaries),
         )
 
+    def refuse_stale(self, lane: str, case: str, place: str, before: Golden | None) -> None:
+        """Refuses to write over a golden that is other than it was read. Call it inside `lock()`.
+
+        Its canaries may be other: they are proven again after each write.
+
+        Args:
+            lane: of the golden.
+            case: of the golden.
+            place: of the golden.
+            before: as it was read; None where there was none, or a damaged one.
+
+        Raises:
+            StaleGoldenError: another process has written it since.
+        """
+        try:
+            now = self.load(lane, case, place)
+        except DamagedFileError:
+            return  # it is there to be replaced
+        if before is None or _content_of(now) != _content_of(before):
+            raise StaleGoldenError(
+                f"{self.path(lane, case, place)}: another process has written this golden since "
+                "it was read; nothing was written, run this again"
+            )
+
     def save(self, golden: Golden) -> Path:
         """Writes a golden over the former one; returns its folder. Call it inside `lock()`."""
         folder = self.path(golden.lane, golden.case, golden.place)
         recorded = stage(folder, encode_trace(golden.trace))
-        head = {
-            "schema": SCHEMA,
-            "case": golden.case,
-            "lane": golden.lane,
-            "case_digest": golden.case_digest,
-            "accepted": dict(golden.accepted),
-            "provenance": dict(golden.trace.provenance),
-            "calibration": dict(golden.calibration),
-            "detectable_effect": dict(golden.detectable_effect),
-            "tolerances": _encode_tolerances(golden.tolerances),
-            "files": recorded,
-        }
+        head = _head_of(golden, recorded)
         if golden.canaries.proofs:
             head[KEY] = golden.canaries.to_json()
         write_atomically(folder / HEAD, encode_json({**head, "digest": digest(encode_json(head))}))
@@ -383,10 +402,38 @@ class GoldenStore:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Keeps other processes from accepting at the same time."""
+        """Keeps other processes from accepting at the same time, and signals from stopping it.
+
+        A SIGTERM or Ctrl-C takes effect at the end, so that what belongs together is written
+        whole. What a killed process has left unfinished is deleted first.
+        """
         # Beside the runs, which git ignores: a lock is nobody's to commit.
-        with FileLock(runs_folder(self.folder.parent) / ".goldens.lock"):
+        with FileLock(runs_folder(self.folder.parent) / ".goldens.lock"), uninterrupted():
+            for path in unfinished_writes(self.folder):
+                path.unlink(missing_ok=True)
             yield
+
+
+def _head_of(golden: Golden, files: Mapping[str, str]) -> dict[str, Any]:
+    """A head without canaries and digest."""
+    return {
+        "schema": SCHEMA,
+        "case": golden.case,
+        "lane": golden.lane,
+        "case_digest": golden.case_digest,
+        "accepted": dict(golden.accepted),
+        "provenance": dict(golden.trace.provenance),
+        "calibration": dict(golden.calibration),
+        "detectable_effect": dict(golden.detectable_effect),
+        "tolerances": _encode_tolerances(golden.tolerances),
+        "files": dict(files),
+    }
+
+
+def _content_of(golden: Golden) -> bytes:
+    """What tells two goldens apart, but for their canaries; NaN is equal to itself here."""
+    files = {name: digest(content) for name, content in encode_trace(golden.trace).items()}
+    return encode_json(_head_of(golden, files))
 
 
 def basis_of(golden: Golden) -> str:

@@ -9,9 +9,7 @@ goldens were replaced, and leaves the audit of these alone.
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from validation.files import (
@@ -30,8 +28,6 @@ from validation.goldens.store import GoldenStore, environment_of
 
 MARKER = "under-way.json"
 AUDIT = "audit"
-# What `write_atomically` leaves when it is killed.
-_TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}")
 _ENTRIES = ("goldens", "calibrated")
 
 
@@ -67,9 +63,6 @@ def repair(store: GoldenStore) -> list[str]:
         else:
             path.unlink()
             done.append(f"{AUDIT}/{audit}: deleted, none of its goldens was replaced")
-    for path in temporary_files(store):
-        path.unlink()
-        done.append(f"{path.relative_to(store.folder)}: deleted, it was never finished")
     if (store.folder / MARKER).exists():
         (store.folder / MARKER).unlink()
         done.append(f"{MARKER}: deleted")
@@ -92,17 +85,6 @@ def stopped(store: GoldenStore) -> str | None:
     return "an acceptance or calibration was stopped, or runs just now" + "".join(
         f"; {line}" for line in told
     )
-
-
-def temporary_files(store: GoldenStore) -> list[Path]:
-    """Files that were being written when their process died."""
-    found = store.folder.rglob(".*")
-    return sorted(path for path in found if path.is_file() and is_temporary(path))
-
-
-def is_temporary(path: Path) -> bool:
-    """Whether a file was being written when its process died, by its name."""
-    return _TEMPORARY.fullmatch(path.name) is not None
 
 
 def _doubtful(store: GoldenStore) -> dict[str, dict[str, list[Any]]]:

@@ -82,11 +82,13 @@ def sketch(tensor: torch.Tensor) -> Sketch:
     content = flat.contiguous().view(torch.uint8).numpy().data
     digest = _digest(f"{dtype}{shape}", [content])
     numbers = flat.to(torch.float64 if flat.dtype == torch.float64 else torch.float32).numpy()
+    with np.errstate(all="ignore"):
+        mean = float(numbers.mean(dtype=np.float64)) if numbers.size else 0.0
     return Sketch(
         dtype=dtype,
         shape=shape,
         norm=_norm(numbers),
-        mean=float(numbers.mean(dtype=np.float64)) if numbers.size else 0.0,
+        mean=mean,
         abs_max=float(np.abs(numbers).max()) if numbers.size else 0.0,
         digest=digest,
         projections=tuple(float(p) for p in project(numbers)),
@@ -207,13 +209,15 @@ def relative_distance(expected: Sketch, actual: Sketch, scale: float = 0.0) -> f
         return math.nan
     if expected.digest == actual.digest:
         return 0.0 if _agree(expected, actual) else math.inf
-    difference = np.subtract(
-        np.asarray(actual.projections), np.asarray(expected.projections), dtype=np.float64
-    )
+    with np.errstate(all="ignore"):
+        difference = np.subtract(
+            np.asarray(actual.projections), np.asarray(expected.projections), dtype=np.float64
+        )
     distance = max(float(np.linalg.norm(difference)), abs(actual.norm - expected.norm))
     reference = max(expected.norm, scale)
     if reference == 0.0:
-        return 0.0 if distance == 0.0 else math.inf
+        # Zeros of other signs are alike; what is too small for a square, or for fp32, is no zero.
+        return 0.0 if expected.abs_max == actual.abs_max == 0.0 else math.inf
     # Other bytes are another tensor, even where no projection shows it.
     return max(distance / reference, sys.float_info.min)
 
@@ -227,7 +231,8 @@ def _agree(one: Sketch, other: Sketch) -> bool:
         (one.abs_max, other.abs_max),
         *zip(one.projections, other.projections, strict=True),
     ]
-    return all(abs(a - b) <= rounding for a, b in pairs)
+    # Sums of huge numbers are infinite, or their difference is NaN, on both sides.
+    return all(a == b or abs(a - b) <= rounding or (a != a and b != b) for a, b in pairs)
 
 
 def _norm(numbers: np.ndarray[Any, Any]) -> float:
@@ -236,6 +241,10 @@ def _norm(numbers: np.ndarray[Any, Any]) -> float:
         for start in range(0, numbers.size, 1 << 20):
             part = numbers[start : start + (1 << 20)].astype(np.float64)
             total += float(np.dot(part, part))
+        if total in (0.0, math.inf):
+            largest = float(np.abs(numbers).max(initial=0.0))
+            if 0.0 < largest < math.inf:  # the squares of finite numbers left fp64
+                return float(min(largest * np.linalg.norm(numbers / largest), sys.float_info.max))
     return math.sqrt(total) if not math.isnan(total) else math.nan
 
 

@@ -307,14 +307,15 @@ def _projections(path: Path, content: bytes) -> np.ndarray[Any, Any]:
         (length,) = struct.unpack_from("<Q", content)
         if length > 4096:
             raise ValueError(f"a header of {length} bytes")
-        header = json.loads(content[8 : 8 + length])
-        entry = header["projections"]
-        rows, columns = entry["shape"]
-        start, end = entry["data_offsets"]
+        entry = decode_json(content[8 : 8 + length], path)["projections"]
         data = content[8 + length :]
-        if entry["dtype"] != "F32" or columns != PROJECTIONS or (start, end) != (0, len(data)):
+        rows = len(data) // (4 * PROJECTIONS)
+        expected = {"dtype": "F32", "shape": [rows, PROJECTIONS], "data_offsets": [0, len(data)]}
+        if entry != expected:
             raise ValueError(f"expected F32 [n, {PROJECTIONS}]")
-        return np.frombuffer(data, dtype="<f4").reshape(rows, columns)
+        return np.frombuffer(data, dtype="<f4").reshape(rows, PROJECTIONS)
+    except DamagedFileError:
+        raise
     except (ValueError, KeyError, TypeError, struct.error, AttributeError) as error:
         raise DamagedFileError(f"{path}: not a file of projections: {error}") from error
 

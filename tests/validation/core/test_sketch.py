@@ -86,3 +86,19 @@ def test_zeros_and_nothing() -> None:
     assert relative_distance(zero, one) == float("inf")
     assert relative_distance(zero, one, scale=4.0) == pytest.approx(0.5, rel=0.35)
     assert relative_distance(sketch(torch.empty(0)), sketch(torch.empty(0))) == 0.0
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("size", [1, 24, 10_000])
+def test_numbers_near_the_ends_of_their_type_are_numbers(dtype: torch.dtype, size: int) -> None:
+    limits = torch.finfo(dtype)
+    values = torch.randn(size, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    for scale in (limits.max / 8, limits.tiny / 4, limits.smallest_normal):
+        value = (values * scale).to(dtype)
+        assert relative_distance(sketch(value), sketch(value.clone())) == 0.0
+        assert not relative_distance(sketch(value), sketch(value * 0.5)) <= 0.1, scale
+    nothing = torch.zeros(size, dtype=dtype)
+    almost = nothing.clone()
+    almost[0] = limits.smallest_normal
+    assert relative_distance(sketch(nothing), sketch(almost)) == float("inf")
+    assert relative_distance(sketch(nothing), sketch(-nothing)) == 0.0

@@ -1,5 +1,6 @@
 """`golden health` and `golden explain`: what no check would tell, and what a check has found."""
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -69,6 +70,18 @@ def test_what_no_check_would_tell(store: GoldenStore, case: Case) -> None:
     assert kinds(store, case) == ["underived", "unreachable"]
     (folder / "curves.json").write_text("{")
     assert kinds(store, case) == ["damaged"]
+
+
+def test_what_a_killed_command_left_is_named(store: GoldenStore, case: Case) -> None:
+    for name in ("audit/.b.json.0a1b2c3d", "cpu/tiny/.golden.json.x_y_z_00"):
+        (store.folder / name).write_text("{")
+    assert kinds(store, case) == ["leftover", "leftover"]
+
+
+@pytest.mark.parametrize("goldens", [7, -1.5, True, "cpu/tiny", {"lane": "cpu"}, None])
+def test_a_strange_audit_file_is_named(store: GoldenStore, case: Case, goldens: Any) -> None:
+    (store.folder / "audit" / "a.json").write_text(json.dumps({"goldens": goldens}))
+    assert kinds(store, case) == ["audit"]
 
 
 def test_records_that_nothing_checks(

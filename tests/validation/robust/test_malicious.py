@@ -108,6 +108,9 @@ def test_pickles_are_never_loaded(store: GoldenStore, tmp_path: Path) -> None:
         b'{"schema": 1, "curves": {"a": {"phase": "forward", "steps": [1,1], "values": [1,2]}}}',
         b'{"schema": 1, "curves": {"a": {"phase": "forward", "steps": [1], "values": []}}}',
         b'{"schema": 2, "curves": {}}',
+        b'{"schema": 1, "curves": {"a": 7}, "curves": {}}',
+        b'{"schema": 1, "curves": {"a": {"phase": "data", "steps": [1], "values": [9], '
+        b'"values": [1]}}}',
         b'{"schema": 1, "curves": {"a": {"steps": [' + b"9" * 10_000 + b"]}}}",
         b"[]",
         b"\xff\xfe",
@@ -119,6 +122,15 @@ def test_strange_json_is_refused_by_name(store: GoldenStore, content: bytes) -> 
     with pytest.raises(DamagedFileError) as caught:
         store.load("cpu", "tiny")
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["case", "files", "provenance", "tolerances"])
+def test_a_head_that_says_something_twice_is_refused(store: GoldenStore, key: str) -> None:
+    path = store.folder / "cpu" / "tiny" / HEAD
+    text = path.read_text()
+    path.write_text(text.replace(f'\n "{key}":', f'\n "{key}": "for the reader",\n "{key}":', 1))
+    with pytest.raises(DamagedFileError, match=f"{HEAD}: not JSON: the key '{key}' is there twice"):
+        store.load("cpu", "tiny")
 
 
 @pytest.mark.parametrize("size", [2**33, 2**40])
@@ -141,6 +153,11 @@ def test_a_tensor_file_that_claims_to_be_huge(store: GoldenStore) -> None:
         struct.pack("<Q", 2**62) + b"{}",
         tensor_file(b"{" * 4096),
         tensor_file(json.dumps({"projections": {**entry, "shape": [-1, 24]}}).encode()),
+        tensor_file(
+            b'{"projections": {"dtype": "F32", "shape": [-1, 24], "data_offsets": [0, 0]}}'
+        ),
+        tensor_file(b'{"projections": ' + b"[" * 2000 + b"]" * 2000 + b"}"),
+        tensor_file(b"[]"),
         b"\0" * 4,
     ):
         path = replace_file(store, PROJECTION_FILE, content)

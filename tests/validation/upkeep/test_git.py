@@ -1,6 +1,7 @@
 """Goldens in git: two branches that accept, the text of a diff, and the search for a bad commit."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,36 @@ def test_a_rebase_resolves_gits_own_conflict(fits: Any, command: str, driver: bo
     assert "a higher rate" in golden.accepted["reason"]
     assert "other data" in golden.accepted["reason"]
     assert "nothing to rebase" in project.golden("rebase").out
+
+
+@pytest.mark.parametrize("driver", [True, False], ids=["driver", "git alone"])
+def test_a_rebase_that_was_stopped_is_finished_by_the_next(fits: Any, driver: bool) -> None:
+    project = fits
+    if not driver:
+        project.git("config", "--remove-section", "merge.golden")
+    assert project.git_code("merge", "one") == 1
+    kept = project.copy(project.root.parent / "stopped")
+    assert project.golden("rebase").code == 0
+    # It has written golden and audit, and was killed before it could stage them.
+    shutil.rmtree(kept.root / "goldens")
+    shutil.copytree(project.root / "goldens", kept.root / "goldens")
+    answer = kept.golden("rebase")
+    assert answer.code == 0, answer.err
+    assert "recorded already: fit" in answer.out
+    assert "no conflict is left" in answer.out
+    assert kept.git("status", "--porcelain") == project.git("status", "--porcelain")
+
+
+def test_a_side_that_git_left_whole_is_not_taken_for_recorded(fits: Any) -> None:
+    project = fits
+    project.git("checkout", "-q", "-b", "gone", "main")
+    project.git("rm", "-q", "-r", "goldens/cpu/fit")
+    project.commit("No golden")
+    assert project.git_code("merge", "one") == 1  # deleted here, accepted there
+    assert (project.root / "goldens/cpu/fit/golden.json").exists()
+    answer = project.golden("rebase")
+    assert "recorded already" not in answer.out
+    assert project.git("diff", "--name-only", "--diff-filter=U")
 
 
 def test_a_conflict_that_was_committed_is_rebased_later(fits: Any) -> None:
