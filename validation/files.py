@@ -35,6 +35,10 @@ def unfinished_writes(folder: Path) -> list[Path]:
 def write_atomically(path: Path, content: bytes) -> None:
     """Replaces `path` by `content` whole, or leaves it as it was; creates its folder.
 
+    Args:
+        path: of the file.
+        content: its bytes.
+
     Raises:
         OSError: it cannot be written, such as on a full disk; the error names `path`.
     """
@@ -141,6 +145,9 @@ def too_much(path: Path, found: str, limit: int) -> DamagedFileError:
         path: of the file.
         found: how much it has, and of what.
         limit: how much it may have.
+
+    Returns:
+        The error, to be raised.
     """
     return DamagedFileError(f"{path}: {found}, more than {limit:,}: {_TOO_MUCH}")
 

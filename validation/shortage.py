@@ -50,6 +50,9 @@ def run_lacked(error: Exception, folder: Path) -> str | None:
     Args:
         error: of the run; where not even the log could be written it does not say.
         folder: of the log.
+
+    Returns:
+        One line; None where nothing is known to lack.
     """
     full = next(_full_places(folder, Path(tempfile.gettempdir())), None)
     return shortage(error) or (None if full is None else f"{full}: {_TODO[errno.ENOSPC]}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.chaos.attempt import LEFT, LOST, WRONG, Attempt
@@ -174,16 +175,12 @@ def passes(attempt: Attempt, state: State, root: Path) -> None:
 
 def case_result(attempt: Attempt, state: State, root: Path, case: str) -> CaseResult:
     """What a check says of a case, whose run is the one that its code makes."""
-    folder = RunFolder(attempt.folder / "run")
+    folder, silent = RunFolder(attempt.folder / "run"), Lines(lambda line: None)
 
     def record(*_: object) -> Trace:
         return state.expected[case]
 
-    check = Check(
-        plan=CheckPlan(root=root, lane=LANE, cases=list(attempt.states.cases.values())),
-        store=GoldenStore(root / "goldens"),
-        folder=folder,
-        recordings=Recordings(LANE, folder.log, record, Lines(lambda line: None)),
-        gpus=0,
-    )
-    return check_case(attempt.states.cases[case], check)
+    plan = CheckPlan(root=root, lane=LANE, cases=list(attempt.states.cases.values()))
+    check = Check.begin(plan, folder, silent)
+    recordings = Recordings(check.options, folder.log, record, silent)
+    return check_case(attempt.states.cases[case], replace(check, recordings=recordings))

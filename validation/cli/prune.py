@@ -34,7 +34,13 @@ def add_commands(commands: Any) -> None:
 
 
 def prune(options: argparse.Namespace) -> int:
-    """Deletes, and says what it freed; returns 0.
+    """Deletes, and says what it freed.
+
+    Args:
+        options: of the command line.
+
+    Returns:
+        The exit status, 0.
 
     Raises:
         RefusedError: a number that is none.

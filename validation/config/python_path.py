@@ -30,6 +30,9 @@ def python_path(inherited: str | None, folders: Iterable[str]) -> str:
         inherited: a value of PYTHONPATH, or nothing.
         folders: to search after that.
 
+    Returns:
+        The value.
+
     Raises:
         RepositoryError: a folder cannot be put there, as temporary files are in such a folder, too.
     """
@@ -38,7 +41,13 @@ def python_path(inherited: str | None, folders: Iterable[str]) -> str:
 
 @functools.cache
 def entry(folder: str) -> str:
-    """A folder as PYTHONPATH can hold it: itself, or a link to it until this process ends.
+    """A folder as PYTHONPATH can hold it.
+
+    Args:
+        folder: any.
+
+    Returns:
+        The folder itself, or a link to it that lasts until this process ends.
 
     Raises:
         RepositoryError: see `python_path`.

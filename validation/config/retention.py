@@ -34,6 +34,9 @@ def parse_retention(value: Any) -> Retention:
     Args:
         value: what stands under `runs`.
 
+    Returns:
+        The retention.
+
     Raises:
         ValueError: it is not as this module says.
     """

@@ -291,11 +291,22 @@ def accept(
     reason: str,
     expected: Sequence[Expectation],
 ) -> Path:
-    """Writes the goldens and the audit file; returns the audit file.
+    """Writes the goldens and the audit file.
 
     Everything is checked before the first byte is written. The audit file comes first, so that no
     golden is ever without one; each golden is replaced by one rename. What a process that is killed
     in between leaves is known (`validation.goldens.under_way`).
+
+    Args:
+        store: the goldens.
+        root: the repository.
+        proposals: what is accepted.
+        cases: every declared case, by name.
+        reason: why.
+        expected: the movements that were declared.
+
+    Returns:
+        The audit file.
 
     Raises:
         StaleGoldenError: another process has written a golden since it was proposed to replace it.

@@ -48,7 +48,13 @@ def under_way(store: GoldenStore) -> Iterator[None]:
 
 
 def repair(store: GoldenStore) -> list[str]:
-    """Undoes what never happened, inside `store.lock()`; returns what was done.
+    """Undoes what never happened, inside `store.lock()`.
+
+    Args:
+        store: the goldens.
+
+    Returns:
+        What was done, a line each.
 
     Raises:
         DamagedFileError: `under-way.json` is damaged; nothing was touched.
@@ -70,7 +76,13 @@ def repair(store: GoldenStore) -> list[str]:
 
 
 def stopped(store: GoldenStore) -> str | None:
-    """What a killed acceptance left, as `golden health` says it; None where none was.
+    """What a killed acceptance left, as `golden health` says it.
+
+    Args:
+        store: the goldens.
+
+    Returns:
+        One line; None where none was killed.
 
     Raises:
         DamagedFileError: `under-way.json` is damaged.

@@ -34,12 +34,15 @@ class Old:
 
 
 def choose(runs: Path, retention: Retention, now: datetime) -> tuple[list[Old], dict[Path, str]]:
-    """Run folders that go, the oldest first, and old ones that stay, each with the reason.
+    """Chooses the run folders that go.
 
     Args:
         runs: the folder of run folders; what has no name of a run in it does not count.
         retention: what stays.
         now: decides what is old.
+
+    Returns:
+        Those that go, the oldest first, and old ones that stay, each with the reason.
     """
     found = sorted((_stamp(path), path.name) for path in _run_folders(runs))
     folders = [runs / name for _, name in found]
