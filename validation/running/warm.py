@@ -264,6 +264,8 @@ def _run(request: Mapping[str, Any], answers: int) -> None:
 
 def _cuda_is_lost() -> bool:
     """Whether the parent had used CUDA through torch before this process was forked."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
+        return False  # there is none to lose, though a look for cards has touched it
     torch = sys.modules.get("torch")
     return torch is not None and bool(torch.cuda._is_in_bad_fork())
 
