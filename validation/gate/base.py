@@ -28,6 +28,9 @@ from validation.goldens import layout
 from validation.goldens.store import Golden, GoldenStore, MissingGoldenError
 from validation.running.source import RepositoryError, git
 
+BASE = "GOLDEN_BASE"
+"""Variable: the commit whose gate judges; in the environment, since older gates know no option."""
+
 # What gates that read entry points were installed as.
 _DISTRIBUTION = "vpmoe"
 
@@ -99,10 +102,10 @@ def check_with_base(root: Path, revision: str, words: Sequence[str]) -> int:
         # Where the base has no gate of its own, the installed one judges by the base's goldens.
         inherited = os.environ.get("PYTHONPATH")
         path = os.pathsep.join(part for part in (str(base), inherited, *search_path(root)) if part)
+        commit = git(root, "rev-parse", f"{revision}^{{commit}}").strip()
+        environment = {**os.environ, "PYTHONPATH": path, BASE: commit}
         with _names_for_old_gate(root, base):
-            done = subprocess.run(
-                command, cwd=root, env={**os.environ, "PYTHONPATH": path}, check=False
-            )
+            done = subprocess.run(command, cwd=root, env=environment, check=False)
     return done.returncode
 
 

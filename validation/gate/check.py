@@ -12,6 +12,7 @@ from validation.cases.difference import what_differs
 from validation.compare import Comparison, Divergence, compare, compare_invariant
 from validation.files import DamagedFileError
 from validation.gate.base import hold_to_base, vanished_cases
+from validation.gate.blind_spots import blind_spots
 from validation.gate.blindness import shared_records
 from validation.gate.canary import check_canary
 from validation.gate.loosening import find_loosenings, quarantine_in_force, verdict_if_accepted
@@ -77,7 +78,7 @@ def run_check(plan: CheckPlan, folder: RunFolder, progress: Progress) -> CheckRe
         calibrated_here=bool(compared) and all(case.calibrated_here for case in compared),
     )
     said = message or summary(checked)
-    return replace(checked, message="\n".join(filter(None, (said, note))))
+    return replace(checked, message="\n".join(filter(None, (said, note, blind_spots(plan)))))
 
 
 def _check_cases(check: Check, progress: Progress) -> list[CaseResult]:

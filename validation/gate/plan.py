@@ -34,6 +34,7 @@ class CheckPlan:
         faults: candidates for the canary.
         exact: require bit-identity.
         judge: `goldens/` of the revision whose tolerances and case list judge this tree.
+        base: that revision, where it is known.
         command: words of the command line, for provenance.
     """
 
@@ -43,6 +44,7 @@ class CheckPlan:
     faults: Sequence[Fault] = ()
     exact: bool = False
     judge: Path | None = None
+    base: str | None = None
     command: Sequence[str] = field(default_factory=lambda: ["golden", *sys.argv[1:]])
 
     @cached_property

@@ -51,6 +51,8 @@ class RunOptions:
         environment: variables put over the user's; only calibration sets any.
         rounding_seed: makes every operation round at random, as another machine or other code
             might; only calibration does.
+        coverage: folder that receives what each of its processes executes, where the environment
+            has `validation.running.measured` as its instrument.
     """
 
     lane: str
@@ -58,6 +60,7 @@ class RunOptions:
     fault: str | Sequence[str] | None = None
     environment: Mapping[str, str] | None = None
     rounding_seed: int | None = None
+    coverage: Path | None = None
 
 
 def run_case(case: Case, options: RunOptions, root: Path, log: Path) -> Trace:
@@ -90,6 +93,7 @@ def run_case(case: Case, options: RunOptions, root: Path, log: Path) -> Trace:
             "rounding_seed": options.rounding_seed,
             "faults": [fault] if isinstance(fault, str) else list(fault),
             "output": str(output),
+            "coverage": None if options.coverage is None else str(options.coverage),
         }
         write_atomically(output / "job.json", encode_json(job))
         start = log.stat().st_size
@@ -189,6 +193,12 @@ def _warm_parent(root: Path, environment: Mapping[str, str], hidden: bool, log: 
         parent = WarmParent(root, environment, hidden, log)
     started[key] = parent
     return parent
+
+
+def close_own_parents() -> None:
+    """Ends the warm parents of this thread, where no further run will have their environment."""
+    while _parents.by_environment:
+        _parents.by_environment.popitem()[1].close()
 
 
 @atexit.register

@@ -51,7 +51,8 @@ class WarmParent:
     def __init__(
         self, root: Path, environment: Mapping[str, str], without_gpus: bool, log: Path
     ) -> None:
-        given = {**os.environ, **environment, "PYTHONPATH": _search_path(root)}
+        given = {**os.environ, **environment}
+        given["PYTHONPATH"] = _search_path(root, given.get("PYTHONPATH"))
         with log.open("ab") as stream:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "validation.running.warm"],
@@ -153,9 +154,9 @@ class ForkedRun:
             os.killpg(self.pid, signal_number)
 
 
-def _search_path(root: Path) -> str:
-    """PYTHONPATH of the runs: the user's, then the repository, so that its code is importable."""
-    parts = (os.environ.get("PYTHONPATH"), *search_path(root))
+def _search_path(root: Path, given: str | None) -> str:
+    """PYTHONPATH of the runs: the given one, then the repository, whose code is importable so."""
+    parts = (given, *search_path(root))
     return os.pathsep.join(part for part in parts if part)
 
 

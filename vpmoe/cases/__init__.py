@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from validation.cases.base import Case, Invariant, Needs
+from validation.cases.gated import Gated
 from vpmoe.cases import gpu
 from vpmoe.cases.targets import DECODE, LEADING, MODULES, PACED, TRAINING, WARM
 
@@ -85,6 +86,8 @@ def _layout(
         invariant=Invariant(reference=reference, curves=same),
     )
 
+
+GATED = Gated(packages=("vpmoe",), fields="vpmoe.cases.fields:fields")
 
 CASES = (
     _tiny(
