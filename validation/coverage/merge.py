@@ -8,6 +8,7 @@ called, as it imported or warmed up, is not run by the case.
 from __future__ import annotations
 
 import ast
+import itertools
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -111,7 +112,7 @@ def _file(root: Path, name: str, entry: Mapping[str, Any], files: GatedFiles) ->
     contexts = {int(line): by for line, by in entry.get("contexts", {}).items()}
     lines: dict[int, frozenset[str]] = dict.fromkeys(entry["missing_lines"], frozenset())
     every = sorted({*entry["executed_lines"], *entry["missing_lines"], *entry["excluded_lines"]})
-    after = dict(zip(every, [*every[1:], max(contexts, default=0) + 1], strict=True))
+    after = dict(itertools.pairwise([*every, max([*every, *contexts], default=0) + 1]))
     for line in entry["executed_lines"]:
         # Of a statement of several lines, those that were executed may not have the first.
         within = (contexts.get(inner, ()) for inner in range(line, after[line]))
