@@ -1,7 +1,7 @@
 """Lines of a change that no selected case runs: what a check of it cannot see.
 
 A changed statement counts as run where a measurement of this very code says so. Without one, what
-it replaces decides, or what stands before it in the same function, as the base was measured.
+it replaces decides, or what stands beside it in its block, as the base was measured.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def blind_lines(
             inside = [line for line in every if hunk.first <= line <= hunk.last]
             if exact and inside:
                 missed |= {line for line in inside if not _run(now[line], selected)}
-            elif not any(_run(by, selected) for by in _of_hunk(hunk, runs, before)):
+            elif not any(_run(by, selected) for by in _of_hunk(hunk, runs, before, content)):
                 above = [line for line in every if line < hunk.first]
                 gone = hunk.last < hunk.first and hunk.replaces(runs)
                 missed |= set(above[-1:] if gone else inside)
@@ -128,15 +128,34 @@ def _runs_before(
 
 
 def _of_hunk(
-    hunk: _Hunk, runs: Mapping[int, frozenset[str]], before: bytes
+    hunk: _Hunk, runs: Mapping[int, frozenset[str]], before: bytes, after: bytes
 ) -> list[frozenset[str]]:
-    """Cases of each statement that a hunk replaces; else of the one before it in its function."""
+    """Cases of each statement that a hunk replaces, else of its neighbours in their block.
+
+    In a block of its own it goes by what leads there.
+    """
     replaced = [by for n, by in runs.items() if hunk.old_first <= n <= hunk.old_last]
     if replaced:
         return replaced
+    old, new = text_lines(before), text_lines(after)
+    texts = [text for text in new[hunk.first - 1 : hunk.last] if text.strip()]
+    if not texts:
+        return []
+    depth = _depth(texts[0])
     start = _function_around(before, hunk.old_first)
-    above = [n for n in runs if start <= n < hunk.old_first]
-    return [runs[max(above)]] if above else []
+    above = sorted((n for n in runs if start <= n < hunk.old_first), reverse=True)
+    below = sorted(n for n in runs if n >= hunk.old_first)
+    near = []
+    for lines in (above, below):
+        outside = next((n for n in lines if _depth(old[n - 1]) <= depth), None)
+        if outside is not None and _depth(old[outside - 1]) == depth:
+            near.append(outside)
+    near = near or [n for n in above if _depth(old[n - 1]) < depth][:1]
+    return [runs[n] for n in near]
+
+
+def _depth(text: str) -> int:
+    return len(text) - len(text.lstrip())
 
 
 def _function_around(content: bytes, line: int) -> int:

@@ -73,13 +73,13 @@ def spawned() -> float:
     command = [sys.executable, "-m", "engine.program"]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 ''',
-    "engine/program.py": '''\
+    "engine/program.py": """\
 def told() -> str:
     return "0.125"
 
 
 print(told())
-''',
+""",
     "engine_cases.py": '''\
 """The cases."""
 
@@ -135,7 +135,7 @@ def case(name, processes=1, **settings):
 
 CASES = [case("alone"), case("elsewhere", elsewhere=True), case("ranks", processes=2, ranks=True)]
 ''',
-    "tests/test_model.py": '''\
+    "tests/test_model.py": """\
 from engine.model import never, weight
 
 
@@ -145,7 +145,7 @@ def test_never():
 
 def test_weight():
     assert weight(0, True) == 0.0
-''',
+""",
 }
 
 

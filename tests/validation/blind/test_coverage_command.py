@@ -84,7 +84,11 @@ def test_wrong_declarations_are_refused_by_name(engine: Any) -> None:
     for old, new, said in (
         ('packages=["engine"]', 'packages=["motor"]', "'motor'"),
         ('packages=["engine"]', 'packages=["engine"], omitted={"engine/gone.py": "x"}', "gone.py"),
-        ('fields="engine_cases:fields"', 'fields="engine_cases:no"', "GATED.fields engine_cases:no"),
+        (
+            'fields="engine_cases:fields"',
+            'fields="engine_cases:no"',
+            "GATED.fields engine_cases:no",
+        ),
     ):
         engine.git("checkout", "-q", ".")
         engine.edit(old, new, "engine_cases.py")
@@ -103,7 +107,7 @@ def test_a_case_that_fails_covers_nothing_and_a_part_is_not_accepted(engine: Any
     answer = engine.golden("coverage", "alone", "--accept", "--reason", "in part")
     assert (answer.code, "name no case" in answer.err) == (2, True)
     assert engine.golden("coverage", "--accept").code == 2
-    engine.edit("return SCALE", "raise ValueError(SCALE)", "engine/model.py")
+    engine.edit("return SCALE / (step + 1)", "raise ValueError(SCALE)", "engine/model.py")
     answer = engine.golden("coverage", "--accept", "--reason", "dirty")
     assert (answer.code, "engine/model.py" in answer.err) == (2, True)
     answer = engine.golden("coverage", "alone")
