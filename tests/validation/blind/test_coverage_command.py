@@ -67,8 +67,8 @@ def test_fields_that_no_case_varies_are_named(engine: Any) -> None:
 def test_cases_are_no_part_of_what_they_gate_and_an_omission_has_a_reason(engine: Any) -> None:
     engine.edit(
         'GATED = Gated(packages=["engine"]',
-        'GATED = Gated(packages=["engine", "engine_cases"], omitted={"engine/parts.py": "elsewhere",'
-        ' "engine/model.py:never": "nobody calls it"}',
+        'GATED = Gated(packages=["engine", "engine_cases"], omitted={'
+        '"engine/parts.py": "elsewhere", "engine/model.py:never": "nobody calls it"}',
         "engine_cases.py",
     )
     found = engine.golden("coverage", "alone", "--json").json()
