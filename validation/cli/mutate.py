@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from validation.cases import discover_cases, discover_gated
-from validation.cli.common import add_jobs, add_lane, chosen_jobs, lane_to_run, threads_each
+from validation.cli.common import (
+    add_jobs,
+    add_selection,
+    chosen_cases,
+    chosen_jobs,
+    lane_to_run,
+    threads_each,
+)
 from validation.cli.progress import TerminalProgress
 from validation.config import declaration_of, lane_of
 from validation.coverage.document import Measured
@@ -40,9 +47,9 @@ def add_commands(commands: Any) -> None:
         help="plant automatic mutants and print which the cases kill",
         description="Changes the gated code a little (an operator, a constant, a condition, a\n"
         "dropped statement, swapped arguments, a bound), one change at a time, and runs the\n"
-        "cases that run the line, the cheapest first, until one does not pass. The working tree\n"
-        "is never touched. Needs golden coverage, which says what runs what. Survivors count\n"
-        "against the score whatever they are.",
+        "cases that run the line, the cheapest first, until one does not pass; with CASE only\n"
+        "those. The working tree is never touched. Needs golden coverage, which says what runs\n"
+        "what. Survivors count against the score whatever they are.",
         epilog="examples:\n  golden mutate --sample 300 --with-tests --minutes 480\n"
         "  golden mutate --file 'my_package/optimizer/*' --sample 30\n"
         "  golden mutate --resume --json > mutants.json   (after an interruption)\n",
@@ -76,7 +83,7 @@ def add_commands(commands: Any) -> None:
         help="try only mutants that the last calls on this code have not tried",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    add_lane(parser)
+    add_selection(parser)
     add_jobs(parser)
     parser.set_defaults(func=mutate)
 
@@ -90,12 +97,14 @@ def mutate(options: argparse.Namespace) -> int:
     """
     root, lane = find_root(), lane_to_run(options)
     _refuse_wrong(options)
-    cases = {name: c for name, c in discover_cases(root).items() if lane in c.lanes}
+    declared = discover_cases(root)
+    cases = {name: case for name, case in declared.items() if lane in case.lanes}
+    judges = chosen_cases(declared, options.case, lane)
     measured = _measured(root, lane)
     files = gated_files(root, declaration_of(root), discover_gated(root), list(cases.values()))
     progress, store, gpus = TerminalProgress(), GoldenStore(root / "goldens"), gpu_count()
     goldens: dict[str, Golden] = {}
-    for case in cases.values():
+    for case in judges:
         if case.name not in measured.cases or case.needs.missing(root, gpus, lane) is not None:
             continue
         try:
@@ -128,7 +137,7 @@ def mutate(options: argparse.Namespace) -> int:
         ),
         tell=progress.message,
     )
-    mutants = drawn(root, files.names, measured, options.seed, options.file)
+    mutants = drawn(root, files.names, measured, options.seed, options.file, goldens)
     with progress:
         score = run_campaign(campaign, mutants)
     document = {**score.to_json(), "lane": lane, "seed": options.seed, "commit": commit(root)}

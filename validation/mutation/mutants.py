@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -47,7 +47,12 @@ class Mutant:
 
 
 def drawn(
-    root: Path, names: Sequence[str], measured: Measured, seed: int, patterns: Sequence[str] = ()
+    root: Path,
+    names: Sequence[str],
+    measured: Measured,
+    seed: int,
+    patterns: Sequence[str] = (),
+    judges: Collection[str] | None = None,
 ) -> Iterator[Mutant]:
     """The mutants of the gated files, in the order of a seed: each is as likely as any other.
 
@@ -57,6 +62,7 @@ def drawn(
         measured: which cases run which lines.
         seed: decides the order.
         patterns: of paths to keep to; empty is all.
+        judges: names of the cases that may kill; None is all that were measured.
 
     Raises:
         CaseError: no file is left.
@@ -64,13 +70,14 @@ def drawn(
     chosen = [n for n in names if not patterns or any(fnmatchcase(n, p) for p in patterns)]
     if not chosen:
         raise CaseError(f"--file {' '.join(patterns)}: no gated file matches, as {names[0]} would")
-    found = [m for name in chosen for m in _of_file(root, name, measured)]
+    able = frozenset(measured.cases if judges is None else judges) & measured.cases.keys()
+    found = [m for name in chosen for m in _of_file(root, name, measured, able)]
     for mutant in sorted(found, key=lambda m: digest(f"{seed}:{m.id}".encode())):
         if is_python(mutant.text(root)):
             yield mutant
 
 
-def _of_file(root: Path, name: str, measured: Measured) -> Iterator[Mutant]:
+def _of_file(root: Path, name: str, measured: Measured, able: frozenset[str]) -> Iterator[Mutant]:
     content = (root / name).read_bytes()
     known = present_lines(root, name, measured.files.get(name)).measured
     entered = _entered(content, known)
@@ -78,7 +85,7 @@ def _of_file(root: Path, name: str, measured: Measured) -> Iterator[Mutant]:
     for edit in edits(content):
         place = (edit.function, edit.operator, content[edit.start : edit.end], edit.text)
         seen[place] += 1
-        by = known.get(edit.line, frozenset())
+        by = known.get(edit.line, frozenset()) & able
         yield Mutant(
             digest(repr((name, place, seen[place])).encode())[:12],
             name,

@@ -34,7 +34,7 @@ def begin() -> None:
     folder = os.environ.get(FOLDER)
     running = _started(folder)
     if folder is not None:
-        atexit.register(_saved, running)
+        atexit.register(_saved_at_exit, running, os.getpid())
         _follow_forks(folder)
 
 
@@ -80,6 +80,12 @@ def _saved(running: coverage.Coverage) -> None:
     running.save()
 
 
+def _saved_at_exit(running: coverage.Coverage, process: int) -> None:
+    """Saves a measurement, but not in a fork that has inherited it."""
+    if os.getpid() == process:
+        _saved(running)
+
+
 def _keep(imported: coverage.CoverageData, folder: Path) -> None:
     """Copies what lies in memory alone into a file."""
     kept = coverage.CoverageData(basename=str(folder / IMPORTED), suffix=str(os.getpid()))
@@ -104,6 +110,6 @@ def _follow_forks(folder: str) -> None:
             leave(status)
 
         os._exit = save_and_leave
-        atexit.register(_saved, running)
+        atexit.register(_saved_at_exit, running, os.getpid())
 
     os.register_at_fork(after_in_child=after_fork)
