@@ -6,6 +6,7 @@ import argparse
 import importlib.util
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,7 @@ def mutate(options: argparse.Namespace) -> int:
     declared = discover_cases(root)
     cases = {name: case for name, case in declared.items() if lane in case.lanes}
     judges = chosen_cases(declared, options.case, lane)
-    measured = _measured(root, lane)
+    measured = _measured(root, lane, options.case)
     files = gated_files(root, declaration_of(root), discover_gated(root), list(cases.values()))
     progress, store, gpus = TerminalProgress(), GoldenStore(root / "goldens"), gpu_count()
     goldens: dict[str, Golden] = {}
@@ -160,12 +161,11 @@ def _refuse_wrong(options: argparse.Namespace) -> None:
         raise RefusedError("--with-tests: pytest is not installed here")
 
 
-def _measured(root: Path, lane: str) -> Measured:
-    known = best_known(root, lane, accepted_file(root, lane))
+def _measured(root: Path, lane: str, names: Sequence[str]) -> Measured:
+    known = best_known(root, lane, accepted_file(root, lane), names)
     if known is None:
-        raise RefusedError(
-            f"nobody has measured what the cases of lane {lane} run: golden coverage --lane {lane}"
-        )
+        command = " ".join(["golden coverage", *names, "--lane", lane])
+        raise RefusedError(f"nobody has measured what these cases run: {command}")
     return known
 
 

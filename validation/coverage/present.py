@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,14 +85,21 @@ def _is_text(node: ast.stmt) -> bool:
     )
 
 
-def latest_measurement(root: Path, lane: str) -> Measured | None:
-    """The newest measurement in `runs/` of all the cases of a lane; None without any."""
+def latest_measurement(root: Path, lane: str, cases: Collection[str] = ()) -> Measured | None:
+    """The newest measurement in `runs/`; None without any.
+
+    Args:
+        root: the checkout.
+        lane: of the cases.
+        cases: names of those that must be in it; none are all of the lane.
+    """
     for path in sorted((root / "runs").glob(f"*-{lane}-*/{FILE}"), reverse=True):
         try:
             found = read_measured(path)
         except DamagedFileError:
             continue
-        if found.lane == lane and found.provenance.get("whole") is True:
+        enough = found.cases.keys() >= set(cases) if cases else False
+        if found.lane == lane and (enough or found.provenance.get("whole") is True):
             return found
     return None
 
@@ -105,18 +112,21 @@ def is_of(measured: Measured, root: Path) -> bool:
     )
 
 
-def best_known(root: Path, lane: str, accepted: Path) -> Measured | None:
+def best_known(
+    root: Path, lane: str, accepted: Path, cases: Collection[str] = ()
+) -> Measured | None:
     """What is known of a tree: a measurement of this very code if there is one, or the accepted.
 
     Args:
         root: the checkout.
         lane: of the cases.
         accepted: the file of the accepted measurement; it need not be there.
+        cases: see `latest_measurement`.
 
     Raises:
         DamagedFileError: it is damaged.
     """
-    latest = latest_measurement(root, lane)
+    latest = latest_measurement(root, lane, cases)
     if latest is not None and is_of(latest, root):
         return latest
     return read_measured(accepted) if accepted.exists() else None

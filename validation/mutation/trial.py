@@ -96,12 +96,11 @@ class Judges:
             RefusedError: a case does not pass without it.
         """
         able = [name for name in mutant.cases if name in self.goldens]
-        for name in able:
-            self.prove(name)
         with tempfile.TemporaryDirectory(prefix="golden-mutant-") as folder:
             look = planted_in(self.root, mutant, Path(folder))
             try:
                 for name in able:
+                    self.prove(name)
                     problem = self._judged(name, {**self.environment, **look})
                     if problem:
                         return Outcome(name, problem)
