@@ -23,6 +23,7 @@ from validation.coverage.files import GatedFiles
 from validation.goldens.acceptance import RefusedError
 from validation.running.execution import RunError, RunOptions, close_parents, run_case
 from validation.running.instruments import instrumented
+from validation.running.threads import threads_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +122,6 @@ def _run_all(plan: Plan, folder: Path) -> dict[str, float]:
     listed = folder / "files.json"
     listed.write_text(json.dumps([str(plan.root / name) for name in plan.files.names]))
     look = instrumented(Path(measured.__file__), **{measured.FILES: str(listed)})
-    environment = {**plan.environment, **look}
 
     def run(case: Case) -> float:
         place = folder / case.name
@@ -129,6 +129,7 @@ def _run_all(plan: Plan, folder: Path) -> dict[str, float]:
         plan.tell(f"{case.name}: running")
         began = time.monotonic()
         log = plan.log.with_name(f"log-{case.name}.txt")
+        environment = {**threads_of(case, plan.environment), **look}
         options = RunOptions(lane=plan.lane, environment=environment, coverage=place)
         try:
             run_case(case, options, plan.root, log)

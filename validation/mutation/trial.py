@@ -22,6 +22,7 @@ from validation.mutation import planted
 from validation.mutation.mutants import Mutant
 from validation.running.execution import RunError, RunOptions, close_own_parents, run_case
 from validation.running.instruments import instrumented
+from validation.running.threads import threads_of
 
 # A mutant may never end. So many times what the case took, after the imports.
 _PATIENCE = 10.0
@@ -82,7 +83,7 @@ class Judges:
         """
         with self._proving:
             if name not in self._proven:
-                self._proven[name] = self._judged(name, self.environment)
+                self._proven[name] = self._judged(name, {})
             problem = self._proven[name]
         if problem:
             raise RefusedError(
@@ -101,18 +102,19 @@ class Judges:
             try:
                 for name in able:
                     self.prove(name)
-                    problem = self._judged(name, {**self.environment, **look})
+                    problem = self._judged(name, look)
                     if problem:
                         return Outcome(name, problem)
             finally:
                 close_own_parents()
         return Outcome()
 
-    def _judged(self, name: str, environment: Mapping[str, str]) -> str:
+    def _judged(self, name: str, variables: Mapping[str, str]) -> str:
         """Why the gate would not pass a run of a case; empty where it would."""
         patience = max(_LEAST_SECONDS, _PATIENCE * self.seconds.get(name, 0.0))
         case = self.cases[name]
         case = replace(case, timeout=min(case.timeout, patience))
+        environment = {**threads_of(case, self.environment), **variables}
         options = RunOptions(lane=self.lane, environment=environment)
         try:
             trace = run_case(case, options, self.root, self.log)
