@@ -44,7 +44,7 @@ def present_lines(root: Path, name: str, known: FileCoverage | None) -> PresentL
     statements = statements_of(content)
     before = None if known is None else blob(root, known.blob)
     if known is None or before is None:
-        return PresentLines({}, statements)
+        return PresentLines({}, list(statements))
     measured = carried(known.lines, before, content)
     return PresentLines(measured, [line for line in statements if line not in measured])
 
@@ -64,17 +64,27 @@ def text_lines(content: bytes) -> list[str]:
     return content.decode(errors="replace").replace("\r\n", "\n").split("\n")
 
 
-def statements_of(content: bytes) -> list[int]:
-    """First lines of a file's statements, docstrings left out; of one that is no Python, none."""
+def statements_of(content: bytes) -> dict[int, int]:
+    """First line -> last line of a file's statements, docstrings left out, in their order.
+
+    Of a statement with a block the last line is that before the block. What is no Python has none.
+    """
     try:
         tree = ast.parse(content)
     except (SyntaxError, ValueError):
-        return []
-    found = set()
+        return {}
+    found: dict[int, int] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.stmt) and not _is_text(node):
-            found.add(node.lineno)
-    return sorted(found)
+            for decorator in getattr(node, "decorator_list", []):  # a line of its own each
+                found[decorator.lineno] = decorator.end_lineno or decorator.lineno
+            block = getattr(node, "body", None) or getattr(node, "cases", None)
+            last = node.end_lineno or node.lineno
+            if block:
+                start = getattr(block[0], "lineno", None) or block[0].pattern.lineno
+                last = max(node.lineno, start - 1)
+            found[node.lineno] = max(last, found.get(node.lineno, last))
+    return dict(sorted(found.items()))
 
 
 def _is_text(node: ast.stmt) -> bool:

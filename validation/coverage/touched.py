@@ -57,15 +57,16 @@ def blind_lines(
         exact = of_file is not None and of_file.blob == blob_id(content)
         now = of_file.lines if of_file is not None and exact else {}
         runs = _runs_before(root, before, of_file)
-        every = list(now) if exact else statements_of(content)
+        ends = statements_of(content)
+        every = list(now) if exact else list(ends)
         missed: set[int] = set()
         for hunk in _hunks(before, content):
-            inside = [line for line in every if hunk.first <= line <= hunk.last]
+            inside = [n for n in every if n <= hunk.last and ends.get(n, n) >= hunk.first]
             if exact and inside:
                 missed |= {line for line in inside if not _run(now[line], selected)}
             elif not any(_run(by, selected) for by in _of_hunk(hunk, runs, before, content)):
                 above = [line for line in every if line < hunk.first]
-                gone = hunk.last < hunk.first and hunk.replaces(runs)
+                gone = not inside and hunk.replaces(runs)
                 missed |= set(above[-1:] if gone else inside)
         if missed:
             why = "" if exact else "not measured since it was changed"
@@ -134,7 +135,10 @@ def _of_hunk(
 
     In a block of its own it goes by what leads there.
     """
-    replaced = [by for n, by in runs.items() if hunk.old_first <= n <= hunk.old_last]
+    ends = statements_of(before)
+    replaced = [
+        by for n, by in runs.items() if n <= hunk.old_last and ends.get(n, n) >= hunk.old_first
+    ]
     if replaced:
         return replaced
     old, new = text_lines(before), text_lines(after)

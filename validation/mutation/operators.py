@@ -125,10 +125,9 @@ class _Finder:
     def _of_statement(self, node: ast.stmt, function: str, known: set[str]) -> Iterator[Edit]:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             inside = f"{function}.{node.name}" if function else node.name
-            line = min([node.lineno, *(d.lineno for d in node.decorator_list)])
             if not isinstance(node, ast.ClassDef):
                 for default in (*node.args.defaults, *filter(None, node.args.kw_defaults)):
-                    yield from self._of_expression(default, line, function)
+                    yield from self._of_expression(default, node.lineno, function)
                 own = {a.arg for a in ast.walk(node.args) if isinstance(a, ast.arg)}
                 yield from self.of_block(node.body, inside, own)
             else:

@@ -103,6 +103,25 @@ def test_lines_that_are_new_go_by_what_stands_before_them(engine: Any) -> None:
     assert "engine/new.py: 3" in judged(engine, "alone")
 
 
+def test_a_line_within_a_statement_is_its_statements(engine: Any) -> None:
+    engine.edit(
+        "    value += 1", "    value += max(\n        1,\n        0,\n    )", "engine/model.py"
+    )
+    engine.edit("SCALE = 3.0", "SCALE = max(\n    3.0,\n    1.0,\n)", "engine/model.py")
+    engine.commit("On several lines")
+    assert engine.golden("coverage").code == 0
+    forget = engine.root / "goldens" / "cpu" / "coverage.json"
+    forget.write_bytes(max(engine.root.glob("runs/*/coverage.json")).read_bytes())
+    engine.commit("Its measurement")
+    forget_runs(engine)
+    engine.edit("        0,\n    )", "        0,\n        2,\n    )", "engine/model.py")
+    line = line_of(engine, "engine/model.py", "value += max(")
+    assert f"engine/model.py: {line} (not measured" in judged(engine, "alone")
+    engine.git("checkout", "-q", ".")
+    engine.edit("    1.0,\n)", "    1.0,\n    2.0,\n)", "engine/model.py")
+    assert "warning" not in judged(engine, "alone")
+
+
 def test_a_run_statement_that_is_taken_away_is_no_blind_spot_and_another_is(engine: Any) -> None:
     forget_runs(engine)
     engine.edit("    value += 1\n", "", "engine/model.py")

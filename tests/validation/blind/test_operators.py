@@ -88,7 +88,7 @@ def test_what_computes_nothing_is_left_alone(source: str) -> None:
 def test_an_edit_knows_its_statement_and_its_function() -> None:
     source = b"class A:\n    @b\n    def f(self, x=1):\n        return g(\n  x + 1,\n  )\n"
     found = {(e.operator, e.line, e.function) for e in edits(source)}
-    assert ("constant", 2, "A") in found, "a default belongs to the line of the definition"
+    assert ("constant", 3, "A") in found, "a default belongs to the line of the definition"
     assert ("operator", 4, "A.f") in found, "a statement of several lines has one"
 
 
