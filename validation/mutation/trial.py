@@ -62,7 +62,7 @@ class Judges:
         goldens: by case; a case without one cannot kill.
         seconds: how long each case took when it was measured.
         environment: variables that share the cores among the runs.
-        log: receives what they print.
+        log: beside it, each thread's runs print into a file of its own.
     """
 
     root: Path
@@ -116,8 +116,10 @@ class Judges:
         case = replace(case, timeout=min(case.timeout, patience))
         environment = {**threads_of(case, self.environment), **variables}
         options = RunOptions(lane=self.lane, environment=environment)
+        # An error quotes the end of its log, which no other run may write into meanwhile.
+        log = self.log.with_name(f"log-{threading.current_thread().name}.txt")
         try:
-            trace = run_case(case, options, self.root, self.log)
+            trace = run_case(case, options, self.root, log)
         except RunError as error:
             lines = str(error).splitlines()
             return f"{lines[0]}: {lines[-1]}" if len(lines) > 1 else lines[0]
