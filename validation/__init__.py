@@ -9,6 +9,7 @@ What a repository needs to gate a training of its own:
 | `Invariant` | a relation between the runs of two cases |
 | `Fault` | a known bug that can be planted, to prove that the gate sees it |
 | `Benign` | a harmless change that can be planted, which the gate must let pass |
+| `Gated`, `Field` | what code the cases stand for, and what they could set |
 | `CaseError` | what a repository declares wrongly |
 | `Recorder` | what a case's target tells its run to |
 | `attach_module` | records the outputs and their gradients of every module of a torch model |
@@ -27,7 +28,7 @@ import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from validation.cases import Benign, Case, CaseError, Fault, Invariant, Needs
+    from validation.cases import Benign, Case, CaseError, Fault, Field, Gated, Invariant, Needs
     from validation.compare import Comparison, Divergence, Tolerances
     from validation.gate.verdict import CaseResult, CheckResult, Verdict
     from validation.running.recorder import Recorder, attach_module
@@ -45,6 +46,8 @@ __all__ = [
     "Comparison",
     "Divergence",
     "Fault",
+    "Field",
+    "Gated",
     "Invariant",
     "Needs",
     "Pacer",
@@ -58,7 +61,16 @@ __all__ = [
 ]
 
 _HOMES = {
-    "validation.cases": ("Benign", "Case", "CaseError", "Fault", "Invariant", "Needs"),
+    "validation.cases": (
+        "Benign",
+        "Case",
+        "CaseError",
+        "Fault",
+        "Field",
+        "Gated",
+        "Invariant",
+        "Needs",
+    ),
     "validation.compare": ("Comparison", "Divergence", "Tolerances"),
     "validation.gate.verdict": ("CaseResult", "CheckResult", "Verdict"),
     "validation.running.recorder": ("Recorder", "attach_module"),

@@ -91,7 +91,9 @@ def train(steps):
 """
 # What a document's story has done before its block, by the name in the comment above it.
 PREPARED = {"a wider window": "sed --in-place 's/WINDOW = 4/WINDOW = 6/' loop.py"}
-_CHANGES = re.compile(r"^(git (add|commit)|golden (update|calibrate|rebase|setup))", re.MULTILINE)
+_CHANGES = re.compile(
+    r"^(git (add|commit)|golden (update|calibrate|rebase|setup|coverage --accept))", re.MULTILINE
+)
 _ELSEWHERE = ("own-loop.md", "tutorial.md")
 # Commands that are part of a table or a sentence, whose words a reader fills in.
 _INLINE = re.compile(r"`(golden [a-z][^`\n|]*)`")

@@ -5,9 +5,11 @@ from validation.cases.discovery import (
     discover_benign,
     discover_cases,
     discover_faults,
+    discover_gated,
     discover_throughput_faults,
     lanes_with_cases,
 )
+from validation.cases.gated import Field, Gated
 from validation.config import CaseError
 
 __all__ = [
@@ -15,11 +17,14 @@ __all__ = [
     "Case",
     "CaseError",
     "Fault",
+    "Field",
+    "Gated",
     "Invariant",
     "Needs",
     "discover_benign",
     "discover_cases",
     "discover_faults",
+    "discover_gated",
     "discover_throughput_faults",
     "lanes_with_cases",
     "leads",

@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from validation.cases.base import Benign, Case, Fault
+from validation.cases.gated import Gated
 from validation.config import CaseError, Declaration, Lane, declaration_of, make_importable
 
 _GROUPS = {"cases": "validation.cases", "faults": "validation.faults"}
@@ -55,6 +56,30 @@ def discover_throughput_faults(root: Path, declared: Declaration | None = None) 
     """
     found = _discover(root, declared, "faults", "THROUGHPUT_FAULTS", Fault, "id", optional=True)
     return {fault.id: fault for fault in found}
+
+
+def discover_gated(root: Path, declared: Declaration | None = None) -> Gated | None:
+    """What the cases gate: `GATED` of the module that offers them; None where none says so.
+
+    Arguments as `discover_cases`.
+
+    Raises:
+        CaseError: as `discover_cases`, or two modules say so.
+    """
+    declared = declared or declaration_of(root)
+    make_importable(root)
+    found: Gated | None = None
+    for module in _modules(root, declared, "cases"):
+        gated = getattr(module, "GATED", None)
+        if gated is None:
+            continue
+        place = f"{declared.key('cases')}: {module.__name__}"
+        if not isinstance(gated, Gated):
+            raise CaseError(f"{place}: GATED is a validation.Gated, not {gated!r}")
+        if found is not None:
+            raise CaseError(f"{place}: GATED is declared by another module already")
+        found = gated
+    return found
 
 
 def lanes_with_cases(root: Path, declared: Declaration | None = None) -> Mapping[str, Lane]:

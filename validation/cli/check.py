@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -40,7 +41,7 @@ from validation.cli.proofs import Unproven, prove
 from validation.config import CPU, lane_of
 from validation.files import encode_json, write_atomically
 from validation.gate.against import run_against
-from validation.gate.base import check_with_base, judged_declaration, sources_of
+from validation.gate.base import BASE, check_with_base, judged_declaration, sources_of
 from validation.gate.check import run_check
 from validation.gate.plan import CheckPlan, describe_source
 from validation.gate.verdict import CheckResult, Verdict, refuse_skips, worst
@@ -158,6 +159,7 @@ def check(options: argparse.Namespace) -> int:
         faults=list(discover_faults(sources, declared).values()),
         exact=options.exact,
         judge=options.judged_by,
+        base=os.environ.get(BASE) if options.judged_by else None,
     )
     progress = TerminalProgress()
     folder = RunFolder.create(root, lane)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from typing import Any
 
-KINDS = ("uncalibrated", "unchecked", "canaries", "never-run")
+KINDS = ("uncalibrated", "unchecked", "canaries", "never-run", "coverage")
 """Kinds of findings that only another machine, or another case, can repair."""
 
 LONGEST = timedelta(days=180)

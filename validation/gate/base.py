@@ -33,6 +33,9 @@ from validation.goldens.store import Golden, GoldenStore, MissingGoldenError
 from validation.running.revisions import base_checkout
 from validation.running.source import RepositoryError, git
 
+BASE = "GOLDEN_BASE"
+"""Variable: the commit whose gate judges; in the environment, since older gates know no option."""
+
 # What gates that read entry points were installed as.
 _DISTRIBUTION = "vpmoe"
 
@@ -154,7 +157,11 @@ def check_with_base(root: Path, revision: str, words: Sequence[str]) -> int:
             return _check_with_old_gate(root, gate, overlay, base, words)
         command = [sys.executable, "-I", "-S", str(starter), str(root), str(base)]
         command += ["validation.cli", "check", *words, "--judged-by", str(base / "goldens")]
-        environment = {**_above_head(root, overlay, gate), OVERLAY: str(overlay)}
+        environment = {
+            **_above_head(root, overlay, gate),
+            OVERLAY: str(overlay),
+            BASE: commit,
+        }
         done = subprocess.run(command, cwd=root, env=environment, check=False)
     return done.returncode
 

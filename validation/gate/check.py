@@ -16,6 +16,7 @@ from validation.cases.difference import what_differs
 from validation.compare import Comparison, Divergence, compare, compare_invariant
 from validation.files import DamagedFileError
 from validation.gate.base import golden_of_base, vanished_cases
+from validation.gate.blind_spots import blind_spots
 from validation.gate.blindness import shared_records
 from validation.gate.canary import check_canary
 from validation.gate.declared import names_declared
@@ -117,7 +118,7 @@ def _checked(check: Check, progress: Progress) -> CheckResult:
         judged=None if plan.judge is None else Judged("", fresh),
     )
     said = message or summary(checked)
-    return replace(checked, message="\n".join(filter(None, (said, note))))
+    return replace(checked, message="\n".join(filter(None, (said, note, blind_spots(plan)))))
 
 
 def _check_cases(check: Check, progress: Progress) -> list[CaseResult]:

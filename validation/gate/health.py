@@ -12,6 +12,7 @@ from validation.cases import Case, Fault
 from validation.cases.difference import what_differs
 from validation.config import Lane
 from validation.config.gaps import Gap
+from validation.coverage.fall import fallen
 from validation.files import DamagedFileError, unfinished_writes
 from validation.gate.quarantine import load_quarantine
 from validation.goldens.audit_log import ACCEPTED, AUDIT, AuditLog
@@ -37,7 +38,7 @@ class Finding:
 
     Attributes:
         kind: `orphaned`, `stale`, `damaged`, `unreachable`, `uncalibrated`, `unchecked`,
-            `underived`, `audit`, `canaries`, `never-run`, `interrupted`, `leftover`,
+            `underived`, `audit`, `canaries`, `never-run`, `coverage`, `interrupted`, `leftover`,
             `quarantine`, `size` or `gap`.
         subject: lane and case, also the class of records that it is about, or a file.
         text: what is wrong, and what to do.
@@ -80,6 +81,8 @@ def examine(
                     )
                 )
         found += _examine_canaries(store, lane, cases, faults)
+        digests = {name: case.digest for name, case in cases.items() if lane in case.lanes}
+        found += [Finding("coverage", lane, text) for text in fallen(root, lane, digests)]
     for fault in faults.values():
         missing = {fault.shown_by(lane) for lane in fault.lanes} - cases.keys()
         if missing:

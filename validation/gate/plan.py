@@ -38,6 +38,7 @@ class CheckPlan:
         faults: candidates for the canary.
         exact: require bit-identity.
         judge: `goldens/` of a checkout of the revision that judges this tree.
+        base: that revision, where it is known.
         command: words of the command line, for provenance.
     """
 
@@ -47,6 +48,7 @@ class CheckPlan:
     faults: Sequence[Fault] = ()
     exact: bool = False
     judge: Path | None = None
+    base: str | None = None
     command: Sequence[str] = field(default_factory=lambda: ["golden", *sys.argv[1:]])
 
     @property

@@ -15,6 +15,7 @@ from validation.compare import Divergence
 from validation.files import write_atomically
 from validation.gate.nearness import counted
 from validation.gate.verdict import CaseResult, CheckResult
+from validation.report.blind import coverage_of
 from validation.report.charts import curve_chart, decimate, format_number
 from validation.report.evidence import CaseEvidence, CurveEvidence, State
 from validation.report.explain import environment_changes
@@ -95,6 +96,7 @@ def build_page(
         next_steps=next_steps,
         footer=f"{run_dir.name} · written {written.astimezone(timezone.utc):%Y-%m-%d %H:%M} UTC",
         series=series,
+        coverage=coverage_of(run_dir, result.lane),
     )
 
 

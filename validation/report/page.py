@@ -185,6 +185,25 @@ class SkippedView:
 
 
 @dataclass(frozen=True)
+class MissedView:
+    """A file with lines that no case runs: how many of how many, and which."""
+
+    name: str
+    share: str
+    lines: str
+
+
+@dataclass(frozen=True)
+class CoverageView:
+    """What the lane's cases run of the gated code, in one line, and what they do not."""
+
+    headline: str
+    note: str
+    files: Sequence[MissedView]
+    fields: Sequence[Item]
+
+
+@dataclass(frozen=True)
 class PageView:
     """The whole page."""
 
@@ -201,6 +220,7 @@ class PageView:
     next_steps: Sequence[str]
     footer: str
     series: Sequence[Mapping[str, Any]]
+    coverage: CoverageView | None = None
 
     @property
     def tone(self) -> str:

@@ -56,6 +56,8 @@ class RunOptions:
         nonce: draws the inputs afresh, see `validation.running.reseed`; only a judge does.
         declared: what the lane is, where another checkout than the one that runs says so.
         sandbox: where the processes are confined; None confines nothing.
+        coverage: folder that receives what each of its processes executes, where the environment
+            has `validation.running.measured` as its instrument.
     """
 
     lane: str
@@ -66,6 +68,7 @@ class RunOptions:
     nonce: int | None = None
     declared: Lane | None = None
     sandbox: Sandbox | None = None
+    coverage: Path | None = None
 
 
 def run_case(case: Case, options: RunOptions, root: Path, log: Path) -> Trace:
@@ -104,6 +107,7 @@ def run_case(case: Case, options: RunOptions, root: Path, log: Path) -> Trace:
             "nonce": options.nonce,
             "faults": [fault] if isinstance(fault, str) else list(fault),
             "output": str(output),
+            "coverage": None if options.coverage is None else str(options.coverage),
         }
         write_atomically(output / "job.json", encode_json(job))
         start = log.stat().st_size
@@ -214,6 +218,12 @@ def _warm_parent(
         parent = WarmParent(root, environment, hidden, log, sandbox)
     started[key] = parent
     return parent
+
+
+def close_own_parents() -> None:
+    """Ends the warm parents of this thread, where no further run will have their environment."""
+    while _parents.by_environment:
+        _parents.by_environment.popitem()[1].close()
 
 
 @atexit.register

@@ -50,7 +50,7 @@ Rules = Sequence[tuple[str, Reach]]
 
 _DEFAULTS: Mapping[Reach, Sequence[str]] = {
     Reach.NOTHING: (
-        "goldens/audit/*",
+        *("goldens/audit/*", "goldens/*/coverage.json"),
         *("docs/*", "doc/*", "*/README*", "README*", "CHANGELOG*", "CHANGES*", "CONTRIBUTING*"),
         *("LICEN[CS]E*", "NOTICE*", "COPYING*", "AUTHORS*", "CITATION*", "CODE_OF_CONDUCT*"),
         *("SECURITY*", "tests/*", "test/*", "conftest.py", "benchmarks/*"),

@@ -64,7 +64,8 @@ class WarmParent:
         log: Path,
         sandbox: Sandbox | None = None,
     ) -> None:
-        given = {**os.environ, **environment, "PYTHONPATH": _search_path(root)}
+        given = {**os.environ, **environment}
+        given["PYTHONPATH"] = _search_path(root, given.get("PYTHONPATH"))
         given = isolated(given) if without_gpus else given
         command = module_command("validation.running.warm")
         if sandbox is not None:
@@ -187,9 +188,9 @@ def _line(message: Mapping[str, Any]) -> bytes:
     return json.dumps(message).encode() + b"\n"
 
 
-def _search_path(root: Path) -> str:
-    """PYTHONPATH of the runs: the user's, then the repository, so that its code is importable."""
-    return python_path(os.environ.get("PYTHONPATH"), search_path(root))
+def _search_path(root: Path, given: str | None) -> str:
+    """PYTHONPATH of the runs: the given one, then the repository, whose code is importable so."""
+    return python_path(given, search_path(root))
 
 
 # --- the parent process ----------------------------------------------------------------------
@@ -308,6 +309,8 @@ def _run(request: Mapping[str, Any], log: int, parents: Sequence[int]) -> None:
 
 def _cuda_is_lost() -> bool:
     """Whether the parent had used CUDA through torch before this process was forked."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
+        return False  # there is none to lose, though a look for cards has touched it
     torch = sys.modules.get("torch")
     return torch is not None and bool(torch.cuda._is_in_bad_fork())
 

@@ -41,6 +41,10 @@ def main(argv: list[str] | None = None) -> int:
     rank = int(os.environ.get("RANK", "0"))
     recorder = Recorder(rank=rank, steps=job["traced_steps"])
     with contextlib.ExitStack() as planted:
+        if job.get("coverage") is not None:
+            from validation.running.measured import measuring
+
+            planted.enter_context(measuring(Path(job["coverage"])))
         counts = planted.enter_context(arithmetic(job["arithmetic"], job["rounding_seed"]))
         planted.enter_context(reseeded(job["nonce"]))
         try:

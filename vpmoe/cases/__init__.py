@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from validation.cases.base import Case, Invariant, Needs
+from validation.cases.gated import Gated
 from vpmoe.cases import gpu
 from vpmoe.cases.targets import DECODE, LEADING, MODULES, PACED, TRAINING, WARM
 
@@ -85,6 +86,20 @@ def _layout(
         invariant=Invariant(reference=reference, curves=same),
     )
 
+
+_TRITON = "Triton compiles its kernels, which never run as Python, and their callers need a GPU"
+GATED = Gated(
+    packages=("vpmoe",),
+    fields="vpmoe.cases.fields:fields",
+    omitted={
+        "vpmoe/model/attention/triton_kernel.py": _TRITON,
+        "vpmoe/model/cross_entropy_kernel.py": _TRITON,
+        "vpmoe/model/moe/permutation_kernel.py": _TRITON,
+        "vpmoe/model/moe/routing_kernel.py": _TRITON,
+        "vpmoe/model/tpa_kernel.py": _TRITON,
+        "vpmoe/optimizer/triton_kernel.py": _TRITON,
+    },
+)
 
 CASES = (
     _tiny(

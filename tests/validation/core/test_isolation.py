@@ -170,13 +170,16 @@ def test_every_rank_and_what_it_starts_sees_no_accelerator(site: Path, tmp_path:
     assert not (tmp_path / "imported").exists(), "no stand-in was ever executed"
 
 
-def test_a_run_that_starts_afresh_sees_none_either(
+def test_a_look_for_cards_costs_a_lane_without_gpus_no_fork(
     site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """An import that asks CUDA for cards spoils it for forks, and there is none to spoil."""
     monkeypatch.setenv("STAND_IN_CUDA_IS_LOST", "1")
     (seen,) = probe(tmp_path, "cpu")
-    assert not seen["rank"]["forked"]
+    assert seen["rank"]["forked"]
     assert_sees_nothing(seen)
+    (seen,) = probe(tmp_path, "h200")
+    assert not seen["rank"]["forked"], "a fork cannot use the cards"
 
 
 def test_a_lane_with_gpus_sees_what_the_user_lets_it_see(site: Path, tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""What no case runs: lines, branches and functions of the gated code, and fields never varied."""

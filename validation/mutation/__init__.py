@@ -1,0 +1,1 @@
+"""Automatic mutants of the gated code: which of them the cases kill, and which survive."""

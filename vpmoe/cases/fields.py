@@ -1,0 +1,78 @@
+"""What vpMoE's cases could set: vpMoE's own flags, and the fields of its presets."""
+
+from __future__ import annotations
+
+import argparse
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from validation.cases import Case, Field
+from vpmoe.arguments import training_parser
+from vpmoe.config import expand_preset_flags
+from vpmoe.megatron.start import add_megatron_flags
+from vpmoe.runtime import detect_lane
+from vpmoe.shipped import shipped, shipped_names
+
+
+def fields(cases: Sequence[Case]) -> dict[str, Field]:
+    """Every field, with the value that each case which trains a preset runs with.
+
+    A field is a flag of `vpmoe pretrain` in snake_case. Megatron's own flags are hundreds: those
+    that no preset sets are left out.
+
+    Args:
+        cases: of a lane.
+    """
+    parser = training_parser()
+    known = _known(parser)
+    values: dict[str, dict[str, Any]] = {name: {} for name in known}
+    for case in cases:
+        preset = case.settings.get("preset")
+        if preset is None:
+            continue
+        flags = [str(flag) for flag in case.settings.get("flags", ())]
+        words = expand_preset_flags(["--config", preset, *flags])
+        args, _ = parser.parse_known_args(words)
+        for name, found in values.items():
+            found[case.name] = _plain(getattr(args, known[name]))
+    return {
+        name: Field(_plain(parser.get_default(known[name])), found)
+        for name, found in values.items()
+    }
+
+
+def _known(parser: argparse.ArgumentParser) -> dict[str, str]:
+    """vpMoE's own flags, and what a shipped preset sets: by field, where their value is parsed to.
+
+    A flag of several names is called as a preset calls it.
+    """
+    with detect_lane().activate():
+        megatron = add_megatron_flags(argparse.ArgumentParser(allow_abbrev=False))
+    theirs = {action.dest for action in megatron._actions}
+    preset, found = _preset_fields(), {}
+    for action in parser._actions:
+        names = [o[2:].replace("-", "_") for o in action.option_strings if o.startswith("--")]
+        called = [name for name in names if name in preset]
+        if called or (action.dest not in theirs and names):
+            found[(called or names)[0]] = action.dest
+    return found
+
+
+def _preset_fields() -> set[str]:
+    found: set[str] = set()
+    for name in shipped_names():
+        if name.endswith(".toml"):
+            document = tomllib.loads(Path(shipped(name)).read_text(encoding="utf-8"))
+            found |= {field for table in document.values() for field in table}
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """A parsed value as JSON has it."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    return str(value)
