@@ -59,9 +59,14 @@ def discover_throughput_faults(root: Path, declared: Declaration | None = None) 
 
 
 def discover_gated(root: Path, declared: Declaration | None = None) -> Gated | None:
-    """What the cases gate: `GATED` of the module that offers them; None where none says so.
+    """What the cases gate: `GATED` of the module that offers them.
 
-    Arguments as `discover_cases`.
+    Args:
+        root: the checkout whose modules are imported.
+        declared: what names them; default: the checkout's own declaration.
+
+    Returns:
+        What that module declares; None where no module has `GATED`.
 
     Raises:
         CaseError: as `discover_cases`, or two modules say so.

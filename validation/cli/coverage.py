@@ -58,7 +58,13 @@ def add_commands(commands: Any) -> None:
 
 
 def coverage(options: argparse.Namespace) -> int:
-    """Measures, prints, and stores what is asked for; returns 0.
+    """Measures, prints, and stores what is asked for.
+
+    Args:
+        options: of the command line.
+
+    Returns:
+        The exit status, 0.
 
     Raises:
         RefusedError: coverage.py is not installed, a case failed, or nothing may be accepted.

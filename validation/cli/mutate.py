@@ -90,7 +90,13 @@ def add_commands(commands: Any) -> None:
 
 
 def mutate(options: argparse.Namespace) -> int:
-    """Tries the mutants; returns 0: a score is a measurement, not a verdict.
+    """Tries the mutants, and prints and stores their score.
+
+    Args:
+        options: of the command line.
+
+    Returns:
+        The exit status, 0: a score is a measurement, not a verdict.
 
     Raises:
         RefusedError: nothing was measured, there is no golden, or a case does not pass unmutated.

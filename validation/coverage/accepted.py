@@ -37,12 +37,15 @@ def refuse_in_part(measured_names: int, skipped: dict[str, str]) -> None:
 
 
 def accept_measured(root: Path, measured: Measured, reason: str) -> Path:
-    """Stores a measurement of a whole lane; returns the audit file.
+    """Stores a measurement of a whole lane, and an audit entry.
 
     Args:
         root: the repository.
         measured: of the tree as it is.
         reason: why the figure is what it is.
+
+    Returns:
+        Where the audit entry is.
     """
     path = accepted_file(root, measured.lane)
     store = GoldenStore(root / "goldens")

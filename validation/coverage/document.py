@@ -177,6 +177,12 @@ class Measured:
 def read_measured(path: Path) -> Measured:
     """What a file holds.
 
+    Args:
+        path: of the file, which holds what `Measured.document` gives.
+
+    Returns:
+        The measurement.
+
     Raises:
         DamagedFileError: it is missing, or no measurement; its path comes first.
     """
@@ -265,6 +271,9 @@ def ranges(lines: Sequence[int], chosen: Iterable[int] | None = None) -> list[Ra
         lines: sorted numbers.
         chosen: of these, the ones to tell of: a range then goes on over whatever is no line, and
             ends before the next line that is not chosen. Default: all, and a gap ends a range.
+
+    Returns:
+        The first and the last line of each range.
     """
     found: list[Range] = []
     wanted = None if chosen is None else set(chosen)

@@ -22,12 +22,15 @@ _SHOWN = 3
 
 
 def fallen(root: Path, lane: str, digests: Mapping[str, str]) -> list[str]:
-    """What is wrong with the coverage of a lane; empty where nothing was accepted.
+    """What is wrong with the coverage of a lane.
 
     Args:
         root: the checkout, with `goldens/`.
         lane: of the cases.
         digests: of the declarations of its cases, by name.
+
+    Returns:
+        A message for each problem; empty where there is none, or where nothing was accepted.
     """
     path = accepted_file(root, lane)
     if not path.exists():

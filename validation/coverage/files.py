@@ -47,6 +47,9 @@ def gated_files(
         gated: what the repository says; None takes the packages that the cases' targets import.
         cases: of the lane.
 
+    Returns:
+        The files, without those that the repository omits, and all that it omits.
+
     Raises:
         CaseError: there is no such package, or nothing in it.
     """

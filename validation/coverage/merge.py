@@ -41,6 +41,9 @@ def executed(folder: Path, files: GatedFiles, root: Path) -> Arcs:
         folder: with their data files.
         files: of the checkout.
         root: the checkout.
+
+    Returns:
+        The executed pairs of lines, by absolute path; a file that no process executed is missing.
     """
     found: dict[str, set[tuple[int, int]]] = {}
     wanted = {str(root / name) for name in files.names}
@@ -65,6 +68,9 @@ def merged(
         root: the checkout, unchanged since the runs.
         files: of the checkout.
         by_case: what each case executed.
+
+    Returns:
+        Each file's coverage, by its path relative to the checkout, and each case's counts.
     """
     with tempfile.TemporaryDirectory(prefix="golden-coverage-") as folder:
         whole = coverage.Coverage(

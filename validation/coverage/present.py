@@ -37,6 +37,9 @@ def present_lines(root: Path, name: str, known: FileCoverage | None) -> PresentL
         root: the checkout.
         name: of the file in it.
         known: of the measurement; None where it has no such file.
+
+    Returns:
+        The statements, those that the measurement knows apart from the others.
     """
     content = (root / name).read_bytes()
     if known is not None and known.blob == blob_id(content):
@@ -96,12 +99,15 @@ def _is_text(node: ast.stmt) -> bool:
 
 
 def latest_measurement(root: Path, lane: str, cases: Collection[str] = ()) -> Measured | None:
-    """The newest measurement in `runs/`; None without any.
+    """The newest measurement in `runs/` that can be read and has the cases.
 
     Args:
         root: the checkout.
         lane: of the cases.
         cases: names of those that must be in it; none are all of the lane.
+
+    Returns:
+        The measurement; None where there is none.
     """
     for path in sorted((root / "runs").glob(f"*-{lane}-*/{FILE}"), reverse=True):
         try:
@@ -132,6 +138,9 @@ def best_known(
         lane: of the cases.
         accepted: the file of the accepted measurement; it need not be there.
         cases: see `latest_measurement`.
+
+    Returns:
+        The measurement; None where this code was not measured and nothing was accepted.
 
     Raises:
         DamagedFileError: it is damaged.

@@ -46,6 +46,9 @@ def blind_lines(
         known: the measurement.
         selected: names of the cases that are run.
         gated: files whose coverage counts.
+
+    Returns:
+        The files that have such lines, in the order of their names.
     """
     fork = git(root, "merge-base", base, "HEAD").strip()
     found = []

@@ -78,6 +78,13 @@ class Campaign:
 def run_campaign(campaign: Campaign, mutants: Iterator[Mutant]) -> Score:
     """Tries mutants in their order.
 
+    Args:
+        campaign: what judges the mutants, how many are tried, and for how long.
+        mutants: read until enough of them are on lines that some case runs.
+
+    Returns:
+        The mutants and their outcomes, without those that were not begun in time.
+
     Raises:
         RefusedError: a case does not pass without a mutant.
     """

@@ -64,6 +64,9 @@ def drawn(
         patterns: of paths to keep to; empty is all.
         judges: names of the cases that may kill; None is all that were measured.
 
+    Yields:
+        Mutants that compile, those on lines that no case runs among them.
+
     Raises:
         CaseError: no file is left.
     """

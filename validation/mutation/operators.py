@@ -88,7 +88,13 @@ class Edit:
 
 
 def edits(content: bytes) -> list[Edit]:
-    """Every edit of a file, in the order of the file; the result of a few is no Python.
+    """Every edit of a file.
+
+    Args:
+        content: of the file, Python source.
+
+    Returns:
+        The edits, in the order of the file; the result of a few is no Python.
 
     Raises:
         SyntaxError: the file itself is not.

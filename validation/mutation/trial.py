@@ -78,6 +78,9 @@ class Judges:
     def prove(self, name: str) -> None:
         """Has a case pass without a mutant, once.
 
+        Args:
+            name: of the case.
+
         Raises:
             RefusedError: it does not; it would kill everything.
         """
@@ -91,7 +94,13 @@ class Judges:
             )
 
     def kill(self, mutant: Mutant) -> Outcome:
-        """Plants a mutant in run after run.
+        """Plants a mutant in run after run, until a case kills it.
+
+        Args:
+            mutant: to plant; of its cases, those with a golden are run.
+
+        Returns:
+            Which case killed it, and how; empty where none did.
 
         Raises:
             RefusedError: a case does not pass without it.
@@ -140,6 +149,9 @@ def planted_in(root: Path, mutant: Mutant, folder: Path) -> dict[str, str]:
         root: the checkout, which is not touched.
         mutant: to plant.
         folder: receives its text.
+
+    Returns:
+        Value by variable, for `RunOptions.environment`.
     """
     text = folder / "mutant.py"
     text.write_bytes(mutant.text(root))

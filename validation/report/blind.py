@@ -16,11 +16,15 @@ _RANGES = 20
 
 
 def coverage_of(run_dir: Path, lane: str) -> CoverageView | None:
-    """The view of a lane's coverage; None where nobody has measured it, or its file is damaged.
+    """The view of a lane's coverage.
 
     Args:
         run_dir: folder of the check, in the repository's `runs/`.
         lane: of the check.
+
+    Returns:
+        The view; None where nobody has measured the coverage, its file is damaged, or the check's
+        folder is not in `runs/`.
     """
     root = run_dir.parent.parent
     if run_dir.parent.name != "runs":

@@ -24,7 +24,10 @@ def instrumented(file: Path, **variables: str) -> dict[str, str]:
 
     Args:
         file: the instrument, a Python file.
-        variables: what it reads.
+        **variables: what it reads.
+
+    Returns:
+        Value by variable.
     """
     path = [str(_SITE), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {**variables, FILE: str(file), "PYTHONPATH": os.pathsep.join(path)}

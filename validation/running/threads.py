@@ -19,6 +19,9 @@ def threads_of(case: Case, shared: Mapping[str, str]) -> dict[str, str]:
     Args:
         case: what is run.
         shared: what other cases get.
+
+    Returns:
+        Value by variable, for `RunOptions.environment`.
     """
     if case.arithmetic != "wide":
         return dict(shared)

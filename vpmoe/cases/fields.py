@@ -24,6 +24,9 @@ def fields(cases: Sequence[Case]) -> dict[str, Field]:
 
     Args:
         cases: of a lane.
+
+    Returns:
+        Name of the field -> its default, and its value by case.
     """
     parser = training_parser()
     known = _known(parser)
