@@ -17,7 +17,7 @@ import secrets
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from validation.cases import Case
@@ -27,7 +27,7 @@ from validation.files import DamagedFileError
 from validation.gate.plan import Check
 from validation.gate.verdict import CaseResult, FreshInputs, Verdict
 from validation.goldens import Golden
-from validation.progress import Progress
+from validation.progress import Lines, Progress
 from validation.running.execution import RunError, run_case
 from validation.trace import RecordKind, Trace, load_trace
 
@@ -39,6 +39,23 @@ _FLOATING = (RecordKind.CURVE, RecordKind.TENSOR)
 _DRAW_BITS = 48
 # Cases that take longer than this share of the check, or these seconds, are not drawn.
 _SHARE, _SECONDS = 0.1, 20.0
+# So many cases are tried until one depends on its seeds.
+_MOST = 3
+
+
+@dataclass(frozen=True)
+class _Expected:
+    """What a case records on fresh inputs, by the base's code.
+
+    Attributes:
+        case: the case.
+        golden: of its own inputs, whose tolerances hold.
+        trace: what the base recorded.
+    """
+
+    case: Case
+    golden: Golden
+    trace: Trace
 
 
 class FreshRuns:
@@ -53,14 +70,13 @@ class FreshRuns:
     def __init__(self, check: Check, results: Sequence[CaseResult], progress: Progress) -> None:
         self._check, self._progress = check, progress
         self._nonce = secrets.randbits(_DRAW_BITS)
-        self._case = self._draw(results)
+        self._drawn = self._draw(results)
         self._pool = ThreadPoolExecutor(1)
         self._temporary = tempfile.TemporaryDirectory(prefix="golden-fresh-")
-        self._base: Future[Trace] | None = None
+        self._base: Future[_Expected | str] | None = None
 
     def __enter__(self) -> FreshRuns:
-        if self._case is not None:
-            self._base = self._pool.submit(self._of_base, self._case)
+        self._base = self._pool.submit(self._of_base)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -69,41 +85,54 @@ class FreshRuns:
 
     def result(self) -> FreshInputs:
         """Runs the change's code and compares, once the base's has run."""
-        if self._case is None or self._base is None:
-            return FreshInputs("", None, "every golden that was compared is the change's own")
-        case, check = self._case, self._check
-        options = replace(check.options, settings=_SETTINGS, nonce=self._nonce)
-        self._progress.message(f"[fresh inputs] {case.name}: the change and the base")
-        problem, trace = "", None
+        assert self._base is not None
+        expected, check = self._base.result(), self._check
+        if isinstance(expected, str):
+            return FreshInputs("", None, expected)
+        case, options = expected.case, replace(check.options, settings=_SETTINGS, nonce=self._nonce)
+        self._progress.message(f"[fresh inputs] {case.name}: the change")
         try:
             trace = run_case(case, options, check.plan.root, check.folder.log)
         except RunError as error:
-            problem = str(error)
-        try:
-            expected = self._base.result()
-        except RunError as error:
-            return FreshInputs(case.name, None, f"the base could not be run: {error}")
-        golden = check.golden_of(case.name)
-        if compare(golden.trace, expected, golden.tolerances).caught is None:
-            why = "the base's records do not depend on any seed: the case draws nothing"
-            return FreshInputs(case.name, None, why)
-        if trace is None:
-            why = f"the base runs on them, the change does not: {problem}"
+            why = f"the base runs on them, the change does not: {error}"
             return FreshInputs(case.name, False, why)
-        first = _first_difference(golden, expected, trace)
+        first = _first_difference(expected.golden, expected.trace, trace)
         if first is None:
             return FreshInputs(case.name, True, "")
         return FreshInputs(case.name, False, f"first at {first.place}: {_values(first)}")
 
-    def _draw(self, results: Sequence[CaseResult]) -> Case | None:
-        """One of the cases that passed and whose golden the base has too."""
+    def _draw(self, results: Sequence[CaseResult]) -> list[Case]:
+        """Some of the cases that passed and whose golden the base has too, in a drawn order."""
         compared = {result.case: result for result in results if result.verdict is Verdict.PASS}
         able = [
             case for case in self._check.plan.cases if case.name in compared and self._is_old(case)
         ]
         limit = max(_SECONDS, _SHARE * sum(result.seconds for result in results))
         quick = [case for case in able if compared[case.name].seconds <= limit]
-        return secrets.choice(quick or able) if able else None
+        drawn = quick or able
+        secrets.SystemRandom().shuffle(drawn)
+        return drawn[:_MOST]
+
+    def _of_base(self) -> _Expected | str:
+        """The first drawn case whose records depend on the seeds, by the base's code; or why none.
+
+        Raises:
+            DamagedFileError: a golden is damaged.
+        """
+        why = "every golden that was compared is the change's own"
+        for case in self._drawn:
+            self._progress.message(f"[fresh inputs] {case.name}: the base")
+            try:
+                trace = self._run_base(case)
+            except RunError as error:
+                why = f"the base could not be run: {error}"
+                continue
+            golden = self._check.golden_of(case.name)
+            if compare(golden.trace, trace, golden.tolerances).caught is not None:
+                return _Expected(case, golden, trace)
+            names = ", ".join(case.name for case in self._drawn)
+            why = f"by the base's code no record of {names} depends on a seed"
+        return why
 
     def _is_old(self, case: Case) -> bool:
         """Whether the golden that judged the case has the records of the base's."""
@@ -117,7 +146,7 @@ class FreshRuns:
             return False
         return not compare(former.trace, golden.trace, exact=True).divergences
 
-    def _of_base(self, case: Case) -> Trace:
+    def _run_base(self, case: Case) -> Trace:
         """The base's trace.
 
         Raises:
@@ -132,7 +161,7 @@ class FreshRuns:
             folder,
             folder / "log.txt",
             "the base",
-            self._progress,
+            Lines(lambda line: None),
             settings=_SETTINGS,
             nonce=self._nonce,
         )
