@@ -22,11 +22,12 @@ RUN = {
     "comment": ["comment", "verdict", "loosen", "status"],
     "gpu-label": ["start"],
     "gpu": ["gate", "verdict", "loosen", "status"],
-    "nightly": ["past", "nightly", "two-gpus"],
+    "nightly": ["past", "nightly", "chaos", "two-gpus"],
     "golden-update": ["commit", "record", "accept", "propose"],
     "release": ["build", "release"],
 }
-# What installs or builds leaves what the job uploads, and writes down how it was called.
+# What installs, builds or takes an hour leaves what the job uploads, and writes down how it was called.
+# A judge is the stub of `golden`.
 _PYTHON = f"""#!/bin/bash
 case "$1 $2" in
 "-m pip") ;;
@@ -36,6 +37,11 @@ case "$1 $2" in
     touch build/site/index.html
     ;;
 "-m build") mkdir -p dist && touch "dist/$(basename "${{!#}}" | tr . v)-9.9.9-py3-none-any.whl" ;;
+"-m benchmarks.chaos") echo "{{}}" >"${{!#}}" ;;
+"-I -S")
+    [ "$6" != validation.cli ] || exec "$(dirname "$0")/golden" "${{@:7}}"
+    exec "{sys.executable}" "$@"
+    ;;
 *) exec "{sys.executable}" "$@" ;;
 esac
 """
@@ -238,6 +244,7 @@ def test_a_night(runner: Runner, actions: LocalActions) -> None:
     assert actions.jobs["past"].outputs == {"run": "30"}
     assert actions.jobs["nightly"].result == "success", actions.jobs["nightly"].log
     assert actions.jobs["two-gpus"].result == "success", actions.jobs["two-gpus"].log
+    assert actions.jobs["chaos"].result == "success", actions.jobs["chaos"].log
     kept = {path.parent.name for path in actions.artifact("benches").rglob("bench.json")}
     assert kept == {past.name, Path(run).name}
     assert (actions.artifact("night") / "reports/nightly/trend.json").exists()
