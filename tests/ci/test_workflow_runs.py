@@ -26,7 +26,7 @@ RUN = {
     "golden-update": ["commit", "record", "accept", "propose"],
     "release": ["build", "release"],
 }
-# What installs, builds or takes an hour leaves what the job uploads, and writes down how it was called.
+# What installs, builds or takes an hour leaves what the job uploads, and notes how it was called.
 # A judge is the stub of `golden`.
 _PYTHON = f"""#!/bin/bash
 case "$1 $2" in
