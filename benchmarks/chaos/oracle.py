@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection
-from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.chaos.attempt import LEFT, LOST, WRONG, Attempt
@@ -18,9 +17,12 @@ from validation.gate.health import Finding, examine
 from validation.gate.plan import Check, CheckPlan
 from validation.gate.verdict import CaseResult, Verdict
 from validation.goldens import GoldenStore
+from validation.goldens.audit_log import AuditLog
 from validation.goldens.layout import FILES, HEAD
+from validation.goldens.sealed import Seal
 from validation.progress import Lines
 from validation.run_folder import RunFolder
+from validation.running.execution import RunOptions
 from validation.running.recordings import Recordings
 from validation.trace import Trace, load_trace
 
@@ -180,7 +182,17 @@ def case_result(attempt: Attempt, state: State, root: Path, case: str) -> CaseRe
     def record(*_: object) -> Trace:
         return state.expected[case]
 
-    plan = CheckPlan(root=root, lane=LANE, cases=list(attempt.states.cases.values()))
-    check = Check.begin(plan, folder, silent)
-    recordings = Recordings(check.options, folder.log, record, silent)
-    return check_case(attempt.states.cases[case], replace(check, recordings=recordings))
+    options, goldens = RunOptions(lane=LANE), root / "goldens"
+    check = Check(
+        plan=CheckPlan(root=root, lane=LANE, cases=list(attempt.states.cases.values())),
+        store=GoldenStore(goldens),
+        base=None,
+        audit=AuditLog(goldens),
+        base_audit=None,
+        seal=Seal([goldens]),
+        folder=folder,
+        options=options,
+        recordings=Recordings(options, folder.log, record, silent),
+        gpus=0,
+    )
+    return check_case(attempt.states.cases[case], check)

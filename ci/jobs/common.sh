@@ -28,6 +28,7 @@ prepare() {
         fi
         PATH="$CHECKOUT/.tox/dev/bin:$PATH"
     fi
+    INHERITED=${PYTHONPATH:-}
     export PATH PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}"
     cd "$CHECKOUT" || return
     # With a judge nothing of the checkout runs before its goldens were read: see judged_gate.
@@ -124,7 +125,8 @@ starter() {
             return
         fi
     done
-    (cd / && python3 -c 'import validation.gate.isolated as starter; print(starter.__file__)')
+    (cd / && PYTHONPATH=$INHERITED python3 -c \
+        'import validation.gate.isolated as starter; print(starter.__file__)')
 }
 
 # draw_curves REVISION OUTPUT leaves the curves of goldens that have changed since, as numbers for the

@@ -113,8 +113,12 @@ def test_no_attack_turns_a_window_off_by_one_into_a_pass(
 ) -> None:
     case = attack(project)
     project.commit("a harmless refactor")
+    # The harness alone, and not the vpMoE that stands beside it.
+    harness = project.root.parent / "harness"
+    harness.mkdir()
+    (harness / "validation").symlink_to(ROOT / "validation")
     environment = project.environment(
-        PYTHONPATH=os.pathsep.join([str(ROOT), str(project.root)]), PYTHONSAFEPATH="1"
+        PYTHONPATH=os.pathsep.join([str(harness), str(project.root)]), PYTHONSAFEPATH="1"
     )
     done = subprocess.run(
         [sys.executable, "-m", "validation.cli", "check", case, "--judge", "HEAD~1", "--json"],

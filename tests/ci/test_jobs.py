@@ -66,7 +66,7 @@ def _choose_another_case(project: Any) -> None:
 @pytest.mark.parametrize(
     ("disarm", "code"),
     [
-        (_disarmed("widen_the_tolerance"), 1),
+        (_disarmed("widen_the_tolerance"), 3),
         (_disarmed("invert_the_comparator"), 1),
         (_disarmed("delete_the_case"), 3),
         (_disarmed("delete_the_case_and_its_golden"), 3),

@@ -10,7 +10,7 @@ from typing import Any
 from validation.config import declaration_of
 from validation.config.retention import parse_retention
 from validation.goldens.acceptance import RefusedError
-from validation.running.pruning import choose, delete, delete_rests
+from validation.pruning import choose, delete, delete_rests
 from validation.running.source import find_root
 
 

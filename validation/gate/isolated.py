@@ -33,6 +33,7 @@ def main(head: str, base: str, program: str, *arguments: str) -> None:
     sys.path[:] = [*sources, *library, *outside]
     sys.argv = [program, *arguments]
     if program.endswith(".py"):
+        sys.path.insert(0, str(Path(program).resolve().parent))  # as Python has it for a script
         runpy.run_path(program, run_name="__main__")
     else:
         runpy.run_module(program, run_name="__main__", alter_sys=True)

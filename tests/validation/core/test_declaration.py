@@ -236,7 +236,7 @@ def test_modules_may_lie_in_src_and_are_the_checkouts_own(golden_project: Any) -
 
 
 def test_the_base_declares_what_is_judged(golden_project: Any) -> None:
-    """A change that drops a module from its declaration is judged as if it had not."""
+    """A change that drops a module is judged by the base's cases, and what it drops is INVALID."""
     other = golden_project.root / "few_cases.py"
     other.write_text("from plain_cases import CASES as ALL\n\nCASES = ALL[:1]\n")
     redeclare(golden_project, 'cases = ["plain_cases"]', 'cases = ["few_cases"]')
@@ -245,7 +245,10 @@ def test_the_base_declares_what_is_judged(golden_project: Any) -> None:
     ]
     judged = golden_project.golden("check", "--judge", "HEAD", "--json")
     assert {case["case"] for case in judged.json()["cases"]} == {"plain_loss", "plain_seed"}
-    assert judged.code == 0, judged.err
+    assert judged.code == 3, judged.err
+    dropped = [case for case in judged.json()["cases"] if case["verdict"] == "INVALID"]
+    assert [case["case"] for case in dropped] == ["plain_seed"]
+    assert "no case of that name is left" in dropped[0]["message"]
 
 
 def test_a_base_from_before_declarations_is_judged_by_the_heads(golden_project: Any) -> None:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from validation.cases import Case, Needs
-from validation.config import lane_of
+from validation.config import Lane, lane_of
 from validation.isolation import HIDDEN, HIDDEN_DISTRIBUTIONS, VARIABLES, isolated
 from validation.running.execution import RunError, RunOptions, run_case
 
@@ -219,8 +219,8 @@ def test_a_case_that_needs_what_is_hidden_is_skipped(
 ) -> None:
     monkeypatch.syspath_prepend(site)
     needs = Needs(modules=["transformer_engine"])
-    assert needs.missing(tmp_path, 1, "h200") is None
-    reason = needs.missing(tmp_path, 1, "cpu")
+    assert needs.missing(tmp_path, 1, Lane(name="h200", gpus=1)) is None
+    reason = needs.missing(tmp_path, 1, Lane(name="cpu"))
     assert reason == "needs the Python module transformer_engine, which lane cpu hides"
 
 

@@ -15,8 +15,8 @@ import pytest
 from validation.cli import main
 from validation.config import CaseError, read_declaration
 from validation.config.retention import Retention
+from validation.pruning import choose, delete, delete_rests
 from validation.running import pruning
-from validation.running.pruning import choose, delete, delete_rests
 
 NOW = datetime(2026, 6, 1, tzinfo=timezone.utc)
 
