@@ -99,8 +99,12 @@ judged_gate() {
     world=("${WORLD[@]}") WORLD=()
 
     # From here on the checkout's own code runs outside of any judge, which has written its verdict.
-    head_names=$(python3 "$CI_DIRECTORY/select_cases.py" --lane "$lane" | LC_ALL=C sort) || return $?
-    mapfile -t added < <(LC_ALL=C comm -13 <(echo "$base_names") <(echo "$head_names"))
+    if head_names=$(python3 "$CI_DIRECTORY/select_cases.py" --lane "$lane" | LC_ALL=C sort); then
+        mapfile -t added < <(LC_ALL=C comm -13 <(echo "$base_names") <(echo "$head_names"))
+    else
+        echo "lane $lane: what the change declares cannot be listed" >&2
+        new_status=3
+    fi
     if [ "${#added[@]}" -gt 0 ]; then
         echo "lane $lane, unknown to $base: ${added[*]}" >&2
         mkdir -p "$output/new"

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from validation.compat import tomllib
+from validation.config.errors import CaseError as CaseError
 from validation.config.gaps import Gap, parse_gaps
 from validation.config.python_path import real_entries
 from validation.config.retention import Retention, parse_retention
@@ -50,10 +51,6 @@ _RESERVED = ("audit",)
 _EXAMPLE = """\
   [tool.golden]
   cases = ["my_package.golden_cases"]    # a module with CASES, importable from the checkout"""
-
-
-class CaseError(ValueError):
-    """What a repository declares wrongly, or does not: its lanes, a case, a fault."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from validation.running.source import RepositoryError
+from validation.config.errors import CaseError
 
 _PREFIX = "golden-path-"
 # Where links are made if TMPDIR itself has such a path.
@@ -34,7 +34,7 @@ def python_path(inherited: str | None, folders: Iterable[str]) -> str:
         The value.
 
     Raises:
-        RepositoryError: a folder cannot be put there, as temporary files are in such a folder, too.
+        CaseError: a folder cannot be put there, as temporary files are in such a folder, too.
     """
     return os.pathsep.join(filter(None, (inherited, *map(entry, folders))))
 
@@ -50,7 +50,7 @@ def entry(folder: str) -> str:
         The folder itself, or a link to it that lasts until this process ends.
 
     Raises:
-        RepositoryError: see `python_path`.
+        CaseError: see `python_path`.
     """
     if os.pathsep not in folder:
         return folder
@@ -58,7 +58,7 @@ def entry(folder: str) -> str:
         f for f in (tempfile.gettempdir(), *_OTHERS) if os.pathsep not in f and Path(f).is_dir()
     ]
     if not usable:
-        raise RepositoryError(
+        raise CaseError(
             f"{folder}: PYTHONPATH cannot hold a path with {os.pathsep!r}, and a link to it would "
             f"be in {tempfile.gettempdir()}, which has one, too: set TMPDIR to a folder without"
         )

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from validation import pruning
 from validation.cli import main
 from validation.config import CaseError, read_declaration
 from validation.config.retention import Retention
 from validation.pruning import choose, delete, delete_rests
-from validation.running import pruning
 
 NOW = datetime(2026, 6, 1, tzinfo=timezone.utc)
 

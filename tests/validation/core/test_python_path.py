@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from validation.config import python_path
-from validation.running.source import RepositoryError
+from validation.config import CaseError, python_path
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +46,7 @@ def test_a_link_is_made_where_its_path_has_no_colon(
     assert os.pathsep not in python_path.entry(str(odd))
     monkeypatch.setattr(python_path, "_OTHERS", ())
     python_path.entry.cache_clear()
-    with pytest.raises(RepositoryError, match="set TMPDIR to a folder without"):
+    with pytest.raises(CaseError, match="set TMPDIR to a folder without"):
         python_path.entry(str(odd))
 
 
