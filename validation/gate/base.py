@@ -145,14 +145,13 @@ def check_with_base(root: Path, revision: str, words: Sequence[str]) -> int:
         gate.mkdir()
         overlay.mkdir()
         # Where the base has no gate of its own, the installed one judges by the base's goldens.
-        own = base / GATE
-        if own.is_dir():
-            shutil.copytree(own, gate / GATE, ignore=shutil.ignore_patterns("__pycache__"))
+        own = base / GATE if (base / GATE).is_dir() else Path(__file__).parents[1]
+        shutil.copytree(own, gate / GATE, ignore=shutil.ignore_patterns("__pycache__"))
         for file in FILES:
             if (base / file).exists():
                 shutil.copy(base / file, overlay / file)
         lay_declared_modules(root, commit, overlay)
-        starter = own / STARTER if own.is_dir() else Path(__file__).with_name(Path(STARTER).name)
+        starter = own / STARTER
         if not starter.exists():
             return _check_with_old_gate(root, gate, overlay, base, words)
         command = [sys.executable, "-I", "-S", str(starter), str(root), str(base)]
