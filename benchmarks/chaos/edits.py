@@ -457,7 +457,9 @@ def edit_verdict(attempt: Attempt) -> None:
         except Exception as error:
             attempt.blame(WRONG, f"{type(error).__name__}: {error}")
     try:
-        if case_result(attempt, state, root, CASES[0]).verdict is not Verdict.PASS:
+        # An audit file that was edited proves no tolerance any more.
+        right = {Verdict.PASS, Verdict.INVALID} if path in audits else {Verdict.PASS}
+        if case_result(attempt, state, root, CASES[0]).verdict not in right:
             attempt.blame(WRONG, "a harmless edit moves the verdict of a case")
     except DamagedFileError as error:
         attempt.blame(LOST, str(error))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from benchmarks.chaos.attempt import LOST, WRONG, Attempt
+from benchmarks.chaos.attempt import Attempt
 
 
 @dataclass(frozen=True)
@@ -25,20 +25,7 @@ class Known:
     reason: str
 
 
-KNOWN: tuple[Known, ...] = (
-    Known(
-        kind="stop-.*|full-.*",
-        what=LOST,
-        text="tells of what never happened",
-        reason="an acceptance that dies between its audit file and its goldens leaves the former",
-    ),
-    Known(
-        kind="full-(disk|inodes)",
-        what=WRONG,
-        text=r"^golden check: exit 1:",
-        reason="a check whose runs found no room says FAIL, not UNFIT",
-    ),
-)
+KNOWN: tuple[Known, ...] = ()
 
 
 def all_known(attempt: Attempt) -> bool:

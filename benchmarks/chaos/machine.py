@@ -106,7 +106,7 @@ def _on_a_full_disk(attempt: Attempt, disk: Path, fill, filler: Path, unit: str)
         ended = golden(root, *words, **more)
         judge_check(attempt, ended, PASS, REFUSED, INVALID, UNFIT)
     else:
-        attempt.expect(golden(root, *words, **more), PASS, REFUSED)
+        attempt.expect(golden(root, *words, **more), PASS, REFUSED, UNFIT)
     judge_processes(attempt)
     shutil.rmtree(filler) if filler.is_dir() else filler.unlink()
     judge_store(attempt, state, root, before)
@@ -156,7 +156,7 @@ def read_only(attempt: Attempt) -> None:
     if command == "check":
         judge_check(attempt, ended, *((PASS,) if goldens_alone else (REFUSED, INVALID, UNFIT)))
     else:
-        attempt.expect(ended, REFUSED)
+        attempt.expect(ended, REFUSED, UNFIT)
     judge_processes(attempt)
     judge_store(attempt, state, root, before)
     if contents(root, "goldens") != held:

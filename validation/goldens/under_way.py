@@ -22,6 +22,7 @@ from validation.files import (
     read_file,
     write_atomically,
 )
+from validation.goldens.audit_log import AuditLog
 from validation.goldens.environments import in_words
 from validation.goldens.layout import HEAD
 from validation.goldens.store import GoldenStore, environment_of
@@ -64,8 +65,11 @@ def repair(store: GoldenStore) -> list[str]:
         document, path = _document(store, audit), store.folder / AUDIT / audit
         if any(kept.values()):
             if kept != {name: document[name] for name in kept}:
-                write_atomically(path, encode_json({**document, **kept}))
-                done.append(f"{AUDIT}/{audit}: tells of the goldens alone that were replaced")
+                # Under a name of its own: an audit file's name is of its content.
+                written = AuditLog(store.folder).write({**document, **kept})
+                path.unlink()
+                told = "tells of the goldens alone that were replaced"
+                done.append(f"{AUDIT}/{written.name}: {told}, in place of {audit}")
         else:
             path.unlink()
             done.append(f"{AUDIT}/{audit}: deleted, none of its goldens was replaced")
