@@ -27,7 +27,7 @@ KINDS = {
 
 
 def main() -> int:
-    """Returns 1 if anything went wrong that is not known."""
+    """Returns 1 if anything went wrong."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.chaos", description=__doc__)
     parser.add_argument("--attempts", type=int, default=600, help="of commands (default: 600)")
     parser.add_argument("--edits", type=int, default=500, help="of each kind of file (500)")

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.chaos.attempt import LOST, Attempt, Skipped
-from benchmarks.chaos.known import all_known
 from benchmarks.chaos.oracle import (
     INVALID,
     PASS,
@@ -113,7 +112,7 @@ def _on_a_full_disk(attempt: Attempt, disk: Path, fill, filler: Path, unit: str)
     judge_audits(attempt, root, before)
     merging = state is attempt.states.merging
     judge_health(attempt, root, {*REPAIRED, *(("damaged", "stale") if merging else ())})
-    if all_known(attempt):
+    if not attempt.wrong:
         (root / ".git" / "index.lock").unlink(missing_ok=True)
         again(attempt, command, state, root)
 

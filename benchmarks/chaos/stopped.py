@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.chaos.attempt import LEFT, LOST, Attempt
-from benchmarks.chaos.known import all_known
 from benchmarks.chaos.oracle import (
     FAIL,
     INVALID,
@@ -105,7 +104,7 @@ def stop(attempt: Attempt, command: str) -> None:
     if number != signal.SIGKILL:
         for name in stray_files(root):
             attempt.blame(LEFT, f"{name}: left by a command that was asked to end")
-    if not all_known(attempt):
+    if attempt.wrong:
         return
     (root / ".git" / "index.lock").unlink(missing_ok=True)  # as git tells its user to
     again(attempt, command, state, root)

@@ -15,7 +15,6 @@ from random import Random
 from typing import Any
 
 from benchmarks.chaos.attempt import HANG, LEFT, LOST, WRONG, Attempt, Make, Skipped
-from benchmarks.chaos.known import known_reason
 from benchmarks.chaos.processes import orphans
 from benchmarks.chaos.repository import States
 
@@ -45,7 +44,6 @@ class Tally:
     attempts: int = 0
     survived: int = 0
     skipped: int = 0
-    known: int = 0
     seconds: float = 0.0
     wrong: Counter[str] = field(default_factory=Counter)
 
@@ -55,7 +53,6 @@ class Tally:
             "attempts": self.attempts,
             "survived": self.survived,
             "skipped": self.skipped,
-            "known": self.known,
             **{name.replace(" ", "_"): self.wrong[name] for name in (LOST, WRONG, HANG, LEFT)},
             "suite_broken": self.wrong[BROKEN],
             "seconds": round(self.seconds, 1),
@@ -70,7 +67,7 @@ class Report:
         seed: that they follow from.
         planned: how many were to be made.
         kinds: by kind.
-        findings: name of the attempt, what was done, what is wrong, whether it is known.
+        findings: name of the attempt, what was done, what is wrong.
         skips: kind -> why its attempts cannot be made here.
         seconds: of the whole suite.
     """
@@ -90,14 +87,13 @@ class Report:
             tally.attempts += kind.attempts
             tally.survived += kind.survived
             tally.skipped += kind.skipped
-            tally.known += kind.known
             tally.seconds += kind.seconds
             tally.wrong.update(kind.wrong)
         return tally
 
     @property
     def failed(self) -> bool:
-        """Whether anything went wrong that is not known."""
+        """Whether anything went wrong."""
         return bool(self.total.wrong.total())
 
     def to_json(self) -> dict[str, Any]:
@@ -114,7 +110,7 @@ class Report:
 
     def table(self) -> str:
         """For people."""
-        columns = ("attempts", "survived", "known", "lost", "wrong_verdict", "hang", "left_behind")
+        columns = ("attempts", "survived", "lost", "wrong_verdict", "hang", "left_behind")
         lines = [f"{'kind':<18}" + "".join(f"{c.replace('_', ' '):>15}" for c in columns)]
         for name, tally in [*sorted(self.kinds.items()), ("all", self.total)]:
             found = tally.to_json()
@@ -212,17 +208,12 @@ def _count(attempt: Attempt, tally: Tally, report: Report, tell: Callable[[str],
     if not attempt.wrong:
         tally.survived += 1
         return
-    reasons = [known_reason(attempt.name, what, text) for what, text in attempt.wrong]
-    known = all(reasons)
-    if known:
-        tally.known += 1
-    else:
-        # The attempt counts once, as the worst that happened to it.
-        order: Sequence[str] = (BROKEN, LOST, WRONG, HANG, LEFT)
-        bad = {what for (what, _), why in zip(attempt.wrong, reasons, strict=True) if not why}
-        tally.wrong[next(what for what in order if what in bad)] += 1
-    for (what, text), why in zip(attempt.wrong, reasons, strict=True):
+    # The attempt counts once, as the worst that happened to it.
+    order: Sequence[str] = (BROKEN, LOST, WRONG, HANG, LEFT)
+    bad = {what for what, _ in attempt.wrong}
+    tally.wrong[next(what for what in order if what in bad)] += 1
+    for what, text in attempt.wrong:
         report.findings.append(
-            {"attempt": attempt.name, "did": attempt.did, "what": what, "text": text, "known": why}
+            {"attempt": attempt.name, "did": attempt.did, "what": what, "text": text}
         )
-        tell(f"{attempt.name}: {attempt.did}: {what}{f' (known: {why})' if why else ''}: {text}")
+        tell(f"{attempt.name}: {attempt.did}: {what}: {text}")

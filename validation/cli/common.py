@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,12 @@ from validation.cases import Case, CaseError, lanes_with_cases
 from validation.cli import completion
 from validation.cli.progress import TerminalProgress
 from validation.cli.suggest import did_you_mean, unknown
-from validation.config import declaration_of
+from validation.config import declaration_of, lane_of
+from validation.files import DamagedFileError
 from validation.gate.base import judged_declaration, sources_of
+from validation.goldens import Golden, GoldenStore
 from validation.goldens.acceptance import RefusedError
-from validation.running.environment import default_lane, gpu_count
+from validation.running.environment import default_lane, gpu_count, here
 from validation.running.machine import unfit
 from validation.running.source import find_root
 
@@ -83,6 +85,32 @@ def lane_to_run(options: argparse.Namespace) -> str:
     if refusal is not None:
         raise RefusedError(refusal)
     return lane
+
+
+def killing_goldens(
+    root: Path, lane: str, cases: Iterable[Case], progress: TerminalProgress
+) -> dict[str, Golden]:
+    """Loads the goldens that can catch a planted bug or a mutant on this machine.
+
+    Args:
+        root: the repository.
+        lane: lane of the goldens.
+        cases: of the lane; one that cannot run here is left out.
+        progress: told of a case whose golden is missing or damaged, which is left out, too.
+
+    Returns:
+        The golden of this machine's environment, or the nearest to it, by case.
+    """
+    store, declared, gpus = GoldenStore(root / "goldens"), lane_of(root, lane), gpu_count()
+    found: dict[str, Golden] = {}
+    for case in cases:
+        if case.needs.missing(root, gpus, declared) is not None:
+            continue
+        try:
+            found[case.name] = store.nearest(lane, case.name, here(declared, case.processes))
+        except DamagedFileError as error:
+            progress.message(f"{case.name} kills nothing: {error}")
+    return found
 
 
 def add_jobs(parser: argparse.ArgumentParser) -> None:

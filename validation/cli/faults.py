@@ -15,13 +15,14 @@ from validation.cli.common import (
     add_jobs,
     add_lane,
     chosen_jobs,
+    killing_goldens,
     lane_to_run,
     refuse_no_folder,
 )
 from validation.cli.progress import TerminalProgress
 from validation.config import lane_of
-from validation.files import DamagedFileError, encode_json, write_atomically
-from validation.goldens import Golden, GoldenStore
+from validation.files import encode_json, write_atomically
+from validation.goldens import GoldenStore
 from validation.goldens.acceptance import RefusedError
 from validation.power.ledger import own_files, state_of
 from validation.power.matrix import Matrix, scores
@@ -36,7 +37,7 @@ from validation.power.planting import MatrixPlan, run_matrix, unseen_environment
 from validation.power.proof import record_matrix
 from validation.power.results import Results
 from validation.run_folder import RunFolder
-from validation.running.environment import describe, gpu_count, here
+from validation.running.environment import describe
 from validation.running.source import commit, find_root
 
 
@@ -103,20 +104,9 @@ def faults(options: argparse.Namespace) -> int:
     ]
     harmless = discover_benign(root).values()
     benign = [] if options.only else [b for b in harmless if lane in b.lanes]
-    goldens: dict[str, Golden] = {}
-    store, progress, gpus = GoldenStore(root / "goldens"), TerminalProgress(), gpu_count()
-    for case in cases.values():
-        if (
-            lane not in case.lanes
-            or case.needs.missing(root, gpus, lane_of(root, lane)) is not None
-        ):
-            continue
-        try:
-            goldens[case.name] = store.nearest(
-                lane, case.name, here(lane_of(root, lane), case.processes)
-            )
-        except DamagedFileError as error:
-            progress.message(f"{case.name} kills nothing: {error}")
+    progress = TerminalProgress()
+    of_lane = [case for case in cases.values() if lane in case.lanes]
+    goldens = killing_goldens(root, lane, of_lane, progress)
     if not goldens or not chosen:
         raise RefusedError(f"lane {lane} has {len(goldens)} goldens and {len(chosen)} faults")
     folder = RunFolder.create(root, lane)
@@ -159,6 +149,7 @@ def faults(options: argparse.Namespace) -> int:
         for name, content in documents.items():
             write_atomically(options.output / name, content)
     # A check stops after a few steps, which whole runs say nothing of.
+    store = GoldenStore(root / "goldens")
     for line in [] if options.full else record_matrix(store, list(known.values()), goldens, matrix):
         progress.message(line)
     if options.json:

@@ -16,6 +16,7 @@ from validation.cli.common import (
     add_selection,
     chosen_cases,
     chosen_jobs,
+    killing_goldens,
     lane_to_run,
     threads_each,
 )
@@ -25,8 +26,7 @@ from validation.coverage.document import Measured
 from validation.coverage.fall import accepted_file
 from validation.coverage.files import gated_files
 from validation.coverage.present import best_known
-from validation.files import DamagedFileError, encode_json, write_atomically
-from validation.goldens import Golden, GoldenStore
+from validation.files import encode_json, write_atomically
 from validation.goldens.acceptance import RefusedError
 from validation.mutation.campaign import Campaign, Kept, run_campaign
 from validation.mutation.mutants import drawn
@@ -35,7 +35,6 @@ from validation.mutation.score import Score
 from validation.mutation.trial import Judges
 from validation.power.ledger import state_of
 from validation.run_folder import RunFolder
-from validation.running.environment import gpu_count, here
 from validation.running.source import commit, find_root
 
 RESULT = "mutants.json"
@@ -109,19 +108,9 @@ def mutate(options: argparse.Namespace) -> int:
     judges = chosen_cases(declared, options.case, lane)
     measured = _measured(root, lane, options.case)
     files = gated_files(root, declaration_of(root), discover_gated(root), list(cases.values()))
-    progress, store, gpus = TerminalProgress(), GoldenStore(root / "goldens"), gpu_count()
-    goldens: dict[str, Golden] = {}
-    for case in judges:
-        if (
-            case.name not in measured.cases
-            or case.needs.missing(root, gpus, lane_of(root, lane)) is not None
-        ):
-            continue
-        try:
-            place = here(lane_of(root, lane), case.processes)
-            goldens[case.name] = store.nearest(lane, case.name, place)
-        except DamagedFileError as error:
-            progress.message(f"{case.name} kills nothing: {error}")
+    progress = TerminalProgress()
+    able = [case for case in judges if case.name in measured.cases]
+    goldens = killing_goldens(root, lane, able, progress)
     if not goldens:
         raise RefusedError(f"lane {lane} has no golden to judge by: golden update --reason TEXT")
     jobs = chosen_jobs(options, on_gpus=lane_of(root, lane).on_gpus)

@@ -21,17 +21,19 @@ from validation.diagnosis.base_runs import BaseRuns
 from validation.gate.blindness import unseen_edit
 from validation.gate.check import cannot_run, compare_with
 from validation.gate.nearness import counted, nearness, summary
-from validation.gate.plan import CheckPlan, describe_source, environment_of
+from validation.gate.plan import CheckPlan, describe_source
 from validation.gate.verdict import Canary, CaseResult, CheckResult, Verdict, worst
 from validation.goldens import Golden
+from validation.goldens.store import environment_of
 from validation.progress import Progress
 from validation.run_folder import RunFolder
-from validation.running.environment import gpu_count
+from validation.running.environment import describe, gpu_count
 from validation.running.execution import RunError
 from validation.running.recordings import record_case
 from validation.running.revisions import base_checkout
 from validation.shortage import run_lacked
 from validation.trace import Trace, load_trace, save_trace
+from validation.trace.storage import HEAD
 
 BASE_FOLDER = "base"
 """Of a run folder: the base's traces."""
@@ -87,11 +89,19 @@ def run_against(
         verdict=verdict,
         lane=plan.lane,
         seconds=time.monotonic() - began,
-        environment=environment_of(plan, folder, [case.name for case in plan.cases]),
+        environment=_environment_of(plan, folder),
         canary=canary,
         cases=results,
     )
     return replace(checked, message=_message(checked, name, proof))
+
+
+def _environment_of(plan: CheckPlan, folder: RunFolder) -> Mapping[str, Any]:
+    """The environment that the head's first run found itself in; before any, this process's."""
+    for case in plan.cases:
+        if (folder.trace(case.name) / HEAD).exists():
+            return environment_of(load_trace(folder.trace(case.name)).provenance)
+    return describe(plan.declared_lane)
 
 
 def _message(result: CheckResult, base: str, proof: str) -> str:

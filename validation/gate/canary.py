@@ -38,8 +38,7 @@ def check_canary(check: Check, compared: Sequence[str], progress: Progress) -> t
         The canary, and what is to be said of it.
     """
     plan, first = check.plan, compared[0]
-    edited = check.store.nearest(plan.lane, first, check.environment_of(first))
-    unseen = unseen_edit(with_base_tolerances(edited, check.base), compare)
+    unseen = unseen_edit(check.golden_of(first), compare)
     if unseen is not None:
         return Canary(EDITED_TRACE, False), f"the gate is blind to {unseen} in {first}"
     drawn = _draw(check, first)

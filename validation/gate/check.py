@@ -61,16 +61,12 @@ def run_check(plan: CheckPlan, folder: RunFolder, progress: Progress) -> CheckRe
         hidden = (plan.root / "goldens", plan.judge.parent)
         sandbox = None if no_sandbox else Sandbox(Path(scratch), hidden)
         try:
-            result = _checked(Check.begin(plan, folder, progress, sandbox), progress)
+            return _checked(Check.begin(plan, folder, progress, sandbox), progress, no_sandbox)
         finally:
             close_parents()  # they write below the scratch folder
-    judged = Judged(no_sandbox, None if result.judged is None else result.judged.fresh_inputs)
-    said = f"The change's code ran without a sandbox: {no_sandbox}." if no_sandbox else ""
-    message = "\n".join(filter(None, (result.message, said)))
-    return replace(result, judged=judged, message=message)
 
 
-def _checked(check: Check, progress: Progress) -> CheckResult:
+def _checked(check: Check, progress: Progress, no_sandbox: str = "") -> CheckResult:
     plan, began = check.plan, time.monotonic()
     # Read before any run: what is declared during the check does not count in it.
     quarantine = quarantine_in_force(check.store.folder, plan.judge)
@@ -115,10 +111,12 @@ def _checked(check: Check, progress: Progress) -> CheckResult:
         if loosened
         else None,
         calibrated_here=bool(compared) and all(case.calibrated_here for case in compared),
-        judged=None if plan.judge is None else Judged("", fresh),
+        judged=None if plan.judge is None else Judged(no_sandbox, fresh),
     )
-    said = message or summary(checked)
-    return replace(checked, message="\n".join(filter(None, (said, note, blind_spots(plan)))))
+    lines = [message or summary(checked), note, blind_spots(plan)]
+    if no_sandbox:
+        lines.append(f"The change's code ran without a sandbox: {no_sandbox}.")
+    return replace(checked, message="\n".join(filter(None, lines)))
 
 
 def _check_cases(check: Check, progress: Progress) -> list[CaseResult]:

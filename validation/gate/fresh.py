@@ -13,6 +13,7 @@ base computes something else, and a reviewer looks at the golden.
 
 from __future__ import annotations
 
+import itertools
 import secrets
 import tempfile
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ from validation.files import DamagedFileError
 from validation.gate.plan import Check
 from validation.gate.verdict import CaseResult, FreshInputs, Verdict
 from validation.goldens import Golden
+from validation.goldens.store import environment_of
 from validation.progress import Lines, Progress
 from validation.running.execution import RunError, run_case
 from validation.trace import RecordKind, Trace, load_trace
@@ -103,15 +105,16 @@ class FreshRuns:
 
     def _draw(self, results: Sequence[CaseResult]) -> list[Case]:
         """Some of the cases that passed and whose golden the base has too, in a drawn order."""
-        compared = {result.case: result for result in results if result.verdict is Verdict.PASS}
-        able = [
-            case for case in self._check.plan.cases if case.name in compared and self._is_old(case)
-        ]
+        seconds = {r.case: r.seconds for r in results if r.verdict is Verdict.PASS}
         limit = max(_SECONDS, _SHARE * sum(result.seconds for result in results))
-        quick = [case for case in able if compared[case.name].seconds <= limit]
-        drawn = quick or able
-        secrets.SystemRandom().shuffle(drawn)
-        return drawn[:_MOST]
+        passed = [case for case in self._check.plan.cases if case.name in seconds]
+        secrets.SystemRandom().shuffle(passed)
+        for quick in (True, False):
+            able = (case for case in passed if (seconds[case.name] <= limit) is quick)
+            drawn = list(itertools.islice(filter(self._is_old, able), _MOST))
+            if drawn:
+                return drawn
+        return []
 
     def _of_base(self) -> _Expected | str:
         """The first drawn case whose records depend on the seeds, by the base's code; or why none.
@@ -136,15 +139,16 @@ class FreshRuns:
 
     def _is_old(self, case: Case) -> bool:
         """Whether the golden that judged the case has the records of the base's."""
-        check = self._check
+        check, lane = self._check, self._check.plan.lane
         if check.base is None:
             return False
         try:
-            golden = check.golden_of(case.name)
-            former = check.base.nearest(golden.lane, golden.case, golden.environment)
+            golden = check.store.nearest_head(lane, case.name, check.environment_of(case.name))
+            environment = environment_of(golden["provenance"])
+            former = check.base.nearest_head(lane, case.name, environment)
         except DamagedFileError:  # the base has none
             return False
-        return not compare(former.trace, golden.trace, exact=True).divergences
+        return bool(golden["files"] == former["files"])
 
     def _run_base(self, case: Case) -> Trace:
         """The base's trace.

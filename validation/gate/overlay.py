@@ -5,24 +5,19 @@ A change must not edit the cases that judge it. Modules that the base declares i
 module search path. The package's other modules are still the head's: a file `__init__.py` in the
 folder joins the two. A module at the top level (`golden_cases`) is the head's, and the check is
 INVALID where a case of the base is gone from it.
-
-    python -m validation.gate.overlay FOLDER REVISION    in the head's checkout
-
-FOLDER has the base's declaration; a pipeline calls this after it has taken that there.
 """
 
 from __future__ import annotations
 
 import io
 import subprocess
-import sys
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from validation.config import read_declaration
 from validation.files import write_atomically
-from validation.running.source import find_root, git
+from validation.running.source import git
 
 _JOINED = '''\
 """Joins the base's modules in this folder with the head's package of the same name."""
@@ -88,14 +83,3 @@ def _join_parents(folder: Path, module: str) -> None:
         # The harness is the base's whole, and so is a package that was taken whole.
         if not (package / "__init__.py").exists():
             write_atomically(package / "__init__.py", _JOINED.encode())
-
-
-def main() -> int:
-    """Lays the modules; returns 0."""
-    folder, revision = sys.argv[1:]
-    lay_declared_modules(find_root(), revision, Path(folder))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import cached_property
@@ -17,6 +17,7 @@ from validation.gate.base import OVERLAY, judged_declaration, sources_of, with_b
 from validation.goldens import Golden, GoldenStore
 from validation.goldens.audit_log import AuditLog
 from validation.goldens.sealed import Seal
+from validation.goldens.store import environment_of
 from validation.progress import Progress
 from validation.run_folder import RunFolder
 from validation.running.environment import describe, gpu_count
@@ -24,7 +25,7 @@ from validation.running.execution import RunOptions
 from validation.running.recordings import Recordings, record_case
 from validation.running.sandbox import Sandbox
 from validation.running.source import commit, dirty_files, tree_digest
-from validation.trace import Trace, load_trace
+from validation.trace import Trace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,8 +154,15 @@ class Check:
         )
 
     def environment_of(self, *cases: str) -> Mapping[str, Any]:
-        """The environment that the first run of these cases found itself in."""
-        return environment_of(self.plan, self.folder, cases)
+        """The environment that the first run of these cases found itself in.
+
+        Before any run it is this process's.
+        """
+        for case in cases:
+            trace = self.recordings.finished(case)
+            if trace is not None:
+                return environment_of(trace.provenance)
+        return describe(self.plan.declared_lane)
 
     def golden_of(self, case: str) -> Golden:
         """Loads the golden that a case's run is compared with, with the tolerances in force.
@@ -170,17 +178,6 @@ class Check:
         """
         own = self.store.nearest(self.plan.lane, case, self.environment_of(case))
         return with_base_tolerances(own, self.base)
-
-
-def environment_of(plan: CheckPlan, folder: RunFolder, cases: Iterable[str]) -> Mapping[str, Any]:
-    """The environment that the first run of these cases found itself in.
-
-    Before any run it is this process's.
-    """
-    for case in cases:
-        if (folder.trace(case) / "trace.json").exists():
-            return dict(load_trace(folder.trace(case)).provenance["environment"])
-    return describe(plan.declared_lane)
 
 
 def recordings_of(

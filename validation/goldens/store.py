@@ -227,6 +227,23 @@ class GoldenStore:
         """
         return self.load(lane, case, self.nearest_place(lane, case, environment))
 
+    def nearest_head(self, lane: str, case: str, environment: Mapping[str, Any]) -> dict[str, Any]:
+        """Reads the head of the golden whose environment is nearest.
+
+        Args:
+            lane: lane of the golden.
+            case: its case.
+            environment: where a run was made.
+
+        Returns:
+            The verified head.
+
+        Raises:
+            MissingGoldenError: the case has none.
+            DamagedFileError: one of the case's is damaged, which could have been the nearest.
+        """
+        return self.head(lane, case, self.nearest_place(lane, case, environment))
+
     def nearest_place(self, lane: str, case: str, environment: Mapping[str, Any]) -> str:
         """Finds the place of the golden whose environment is nearest.
 

@@ -22,14 +22,13 @@ from validation.files import (
     read_file,
     write_atomically,
 )
-from validation.goldens.audit_log import AuditLog
+from validation.goldens.audit_log import ACCEPTED, AUDIT, CALIBRATED, AuditLog
 from validation.goldens.environments import in_words
 from validation.goldens.layout import HEAD
 from validation.goldens.store import GoldenStore, environment_of
 
 MARKER = "under-way.json"
-AUDIT = "audit"
-_ENTRIES = ("goldens", "calibrated")
+_ENTRIES = (ACCEPTED, CALIBRATED)
 
 
 @contextlib.contextmanager

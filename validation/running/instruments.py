@@ -11,6 +11,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from validation.config.python_path import entry
+
 FILE = "GOLDEN_INSTRUMENT"
 
 _SITE = Path(__file__).parent / "instrumented"
@@ -29,5 +31,5 @@ def instrumented(file: Path, **variables: str) -> dict[str, str]:
     Returns:
         Value by variable.
     """
-    path = [str(_SITE), *filter(None, [os.environ.get("PYTHONPATH")])]
+    path = [entry(str(_SITE)), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {**variables, FILE: str(file), "PYTHONPATH": os.pathsep.join(path)}

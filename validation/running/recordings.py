@@ -21,6 +21,7 @@ from validation.cases import Case
 from validation.progress import Progress
 from validation.running.execution import RunOptions, close_parents, run_case
 from validation.running.reach import case_source_digest
+from validation.running.threads import threads_of
 from validation.trace import Trace
 
 # Each run keeps an imported torch, and a model in fp64, in memory.
@@ -132,6 +133,13 @@ class Recordings:
         kept.set_result(recording)
         return recording
 
+    def finished(self, case: str) -> Trace | None:
+        """The trace of a case's run; None before there is one."""
+        started = self._started.get(case)
+        if started is None or not started.done() or started.exception() is not None:
+            return None
+        return started.result().trace
+
     def _beside_others(self, case: Case) -> Recording:
         threads = os.environ.get("OMP_NUM_THREADS", "1")
         asked = case.processes * (int(threads) if threads.isdigit() else 1)
@@ -140,10 +148,7 @@ class Recordings:
         with self._cores_for(needed):
             began = time.monotonic()
             self._progress.message(f"{case.name}: running")
-            # Of what the user has said nothing: a thread for each rank.
-            chosen = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-            environment = {n: v for n, v in chosen.items() if n not in os.environ}
-            options = replace(self._options, environment=environment)
+            options = replace(self._options, environment=threads_of(case, {}))
             try:
                 trace = self._record(case, options, log)
             finally:
