@@ -36,7 +36,7 @@ from validation.cases import Case, leads
 from validation.compare import Tolerances, compare
 from validation.goldens import Golden
 from validation.goldens.calibrated import GRAINS, RERUNS
-from validation.goldens.store import environment_of
+from validation.goldens.golden import environment_of
 from validation.progress import Progress
 from validation.running.environment import machine_type
 from validation.running.execution import close_parents

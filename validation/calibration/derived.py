@@ -32,8 +32,8 @@ from validation.compare import Tolerances
 from validation.files import DamagedFileError, jsonable
 from validation.goldens.audit_log import AuditLog
 from validation.goldens.calibrated import RERUNS, calibration_on_file
+from validation.goldens.golden import Golden
 from validation.goldens.layout import HEAD
-from validation.goldens.store import Golden
 from validation.running.notes import Grains, grains_of
 from validation.schema import Count, Form, Number, Size, Text, parse
 

@@ -18,7 +18,7 @@ from validation.calibration.derived import noise_of_line, stored, stored_noise
 from validation.calibration.noise import floor_of, largest_of, largest_ratio, tolerances_from
 from validation.goldens import Golden
 from validation.goldens.environments import identity, in_words
-from validation.goldens.store import environment_of
+from validation.goldens.golden import environment_of
 from validation.power.matrix import bitwise_equal
 from validation.progress import Progress
 from validation.run_folder import RunFolder

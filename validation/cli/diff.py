@@ -22,7 +22,7 @@ from validation.gate.nearness import counted
 from validation.goldens import GoldenStore, MissingGoldenError
 from validation.goldens.acceptance import RefusedError
 from validation.goldens.changes import changes
-from validation.goldens.store import environment_of
+from validation.goldens.golden import environment_of
 from validation.report.wording import clean, where
 from validation.run_folder import TRACES, RunFolder
 from validation.running.source import RepositoryError, find_root, git

@@ -22,7 +22,7 @@ from validation.files import DamagedFileError, jsonable
 from validation.goldens import GoldenStore, MissingGoldenError
 from validation.goldens.canaries import KEY
 from validation.goldens.environments import in_words
-from validation.goldens.store import environment_of
+from validation.goldens.golden import environment_of
 from validation.running.source import find_root
 
 _HEADER = ("case", "lane", "age", "detects", "reason")

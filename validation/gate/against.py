@@ -24,7 +24,7 @@ from validation.gate.nearness import counted, nearness, summary
 from validation.gate.plan import CheckPlan, describe_source
 from validation.gate.verdict import Canary, CaseResult, CheckResult, Verdict, worst
 from validation.goldens import Golden
-from validation.goldens.store import environment_of
+from validation.goldens.golden import environment_of
 from validation.progress import Progress
 from validation.run_folder import RunFolder
 from validation.running.environment import describe, gpu_count

@@ -29,7 +29,8 @@ from validation.files import DamagedFileError, write_atomically
 from validation.gate.overlay import lay_declared_modules
 from validation.gate.verdict import CaseResult, Verdict
 from validation.goldens import layout
-from validation.goldens.store import Golden, GoldenStore, MissingGoldenError
+from validation.goldens.golden import Golden
+from validation.goldens.store import GoldenStore, MissingGoldenError
 from validation.running.revisions import base_checkout
 from validation.running.source import RepositoryError, git
 

@@ -28,7 +28,7 @@ from validation.files import DamagedFileError
 from validation.gate.plan import Check
 from validation.gate.verdict import CaseResult, FreshInputs, Verdict
 from validation.goldens import Golden
-from validation.goldens.store import environment_of
+from validation.goldens.golden import environment_of
 from validation.progress import Lines, Progress
 from validation.running.execution import RunError, run_case
 from validation.trace import RecordKind, Trace, load_trace

@@ -18,9 +18,10 @@ from validation.gate.quarantine import load_quarantine
 from validation.goldens.audit_log import ACCEPTED, AUDIT, AuditLog
 from validation.goldens.canaries import CERTAIN, listed, stale
 from validation.goldens.environments import in_words
+from validation.goldens.golden import Golden
 from validation.goldens.layout import FILES, HEAD, unsettled
 from validation.goldens.proven import fit
-from validation.goldens.store import Golden, GoldenStore, MissingGoldenError
+from validation.goldens.store import GoldenStore, MissingGoldenError
 from validation.goldens.under_way import MARKER, stopped
 from validation.trace import curve_class, event_class
 

@@ -16,8 +16,8 @@ from validation.config import Declaration, Lane
 from validation.gate.base import OVERLAY, judged_declaration, sources_of, with_base_tolerances
 from validation.goldens import Golden, GoldenStore
 from validation.goldens.audit_log import AuditLog
+from validation.goldens.golden import environment_of
 from validation.goldens.sealed import Seal
-from validation.goldens.store import environment_of
 from validation.progress import Progress
 from validation.run_folder import RunFolder
 from validation.running.environment import describe, gpu_count

@@ -28,12 +28,13 @@ from validation.goldens.canaries import Proof
 from validation.goldens.changes import changes
 from validation.goldens.declared import movements
 from validation.goldens.environments import identity, in_words
+from validation.goldens.golden import Golden, environment_of
 from validation.goldens.layout import HEAD
 from validation.goldens.merge import conflict_reasons
 from validation.goldens.proposal import Proposal
 from validation.goldens.proven import fit
 from validation.goldens.sides import goldens_of_sides
-from validation.goldens.store import Golden, GoldenStore, environment_of
+from validation.goldens.store import GoldenStore
 from validation.power.proof import proof_of
 from validation.run_folder import TRACES
 from validation.running.execution import RunError

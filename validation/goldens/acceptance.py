@@ -19,14 +19,9 @@ from validation.goldens.canaries import Canaries
 from validation.goldens.changes import Change, changes, recorded_metrics
 from validation.goldens.declared import Expectation, undeclared, unknown
 from validation.goldens.environments import in_words
+from validation.goldens.golden import Golden, basis_of, environment_of
 from validation.goldens.proposal import Proposal
-from validation.goldens.store import (
-    Golden,
-    GoldenStore,
-    MissingGoldenError,
-    basis_of,
-    environment_of,
-)
+from validation.goldens.store import GoldenStore, MissingGoldenError
 from validation.goldens.under_way import under_way
 from validation.run_folder import TRACES, hold
 from validation.running.notes import grains_of

@@ -10,8 +10,9 @@ from validation.files import SCHEMA
 from validation.goldens.audit_log import ACCEPTED, AuditLog
 from validation.goldens.declared import Expectation
 from validation.goldens.environments import in_words
+from validation.goldens.golden import environment_of, tolerances_digest
 from validation.goldens.proposal import Proposal
-from validation.goldens.store import GoldenStore, environment_of, tolerances_digest
+from validation.goldens.store import GoldenStore
 from validation.running.source import RepositoryError, git, tree_digest
 from validation.trace import RecordKind
 

@@ -18,7 +18,8 @@ from validation.files import SCHEMA, digest, encode_json
 from validation.goldens.audit import author
 from validation.goldens.audit_log import ACCEPTED, CALIBRATED, AuditLog, Entry
 from validation.goldens.environments import in_words
-from validation.goldens.store import Golden, GoldenStore, tolerances_digest
+from validation.goldens.golden import Golden, tolerances_digest
+from validation.goldens.store import GoldenStore
 from validation.running.source import tree_digest
 
 RERUNS = "reruns"

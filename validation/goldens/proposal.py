@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from validation.goldens.changes import Change
 from validation.goldens.declared import Movement, movements
-from validation.goldens.store import Golden
+from validation.goldens.golden import Golden
 from validation.trace import Trace
 
 

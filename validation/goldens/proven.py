@@ -9,8 +9,9 @@ from typing import Any
 from validation.cases import Case, Fault
 from validation.files import DamagedFileError
 from validation.goldens.canaries import CERTAIN, Proof, in_force
+from validation.goldens.golden import environment_of
 from validation.goldens.layout import HEAD
-from validation.goldens.store import GoldenStore, environment_of
+from validation.goldens.store import GoldenStore
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from validation.files import DamagedFileError, decode_json, digest, encode_json, write_atomically
+from validation.goldens.golden import Golden
 from validation.goldens.layout import FILES, HEAD, staged_name
 from validation.goldens.merge import conflicting_heads
-from validation.goldens.store import Golden, GoldenStore
+from validation.goldens.store import GoldenStore
 from validation.running.source import RepositoryError, blob, commit_merged, git, unmerged_files
 from validation.trace.storage import read_verified
 

@@ -12,15 +12,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
-from validation.compare import Tolerances
 from validation.files import (
-    SCHEMA,
     DamagedFileError,
     check_schema,
     decode_json,
@@ -31,43 +28,24 @@ from validation.files import (
     unfinished_writes,
     write_atomically,
 )
-from validation.goldens.canaries import KEY, Canaries, CanaryList, basis
+from validation.goldens.canaries import KEY, Canaries
 from validation.goldens.environments import distance, folder_name, identity, in_words
+from validation.goldens.golden import (
+    Golden,
+    Head,
+    content_of,
+    decode_tolerances,
+    environment_of,
+    head_of,
+    verified_head,
+)
 from validation.goldens.layout import FILES, HEAD, read_file_of, settle, stage, unsettled
 from validation.goldens.merge import refuse_conflict
 from validation.interrupts import uninterrupted
 from validation.limits import MAX_BINARY_BYTES
 from validation.run_folder import runs_folder
-from validation.schema import Form, Number, parse
-from validation.trace.model import Trace
+from validation.schema import parse
 from validation.trace.storage import decode_trace, encode_trace
-
-
-class _Series(Form, frozen=True):
-    """The tolerances of a class: a value for each step."""
-
-    steps: list[int]
-    values: list[Number]
-
-    def __post_init__(self) -> None:
-        if len(self.steps) != len(self.values):
-            raise ValueError(f"{len(self.steps)} steps and {len(self.values)} values")
-
-
-class _Head(Form, frozen=True):
-    """What `golden.json` holds besides its digest."""
-
-    schema: int
-    case: str
-    lane: str
-    case_digest: str
-    accepted: dict[str, str]
-    provenance: dict[str, Any]
-    calibration: dict[str, Any]
-    detectable_effect: dict[str, Number]
-    tolerances: dict[str, _Series]
-    files: dict[str, str]
-    canaries: CanaryList | None = None
 
 
 class MissingGoldenError(DamagedFileError):
@@ -76,43 +54,6 @@ class MissingGoldenError(DamagedFileError):
 
 class StaleGoldenError(DamagedFileError):
     """A golden was replaced while a command was working on it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Golden:
-    """A trace that was accepted.
-
-    Attributes:
-        lane: where it was recorded.
-        trace: what is expected; its provenance says how it was made.
-        case_digest: of the case's declaration.
-        accepted: `time`, `author`, `reason`.
-        tolerances: measured by calibration; empty before it.
-        calibration: reruns they came from, their noise, held-out ratios, types of machines.
-        detectable_effect: metric -> smallest relative change that fails, at its first step.
-        place: folder inside the case's; empty for the first environment.
-        canaries: the faults that it catches, and what they were proven against.
-    """
-
-    lane: str
-    trace: Trace
-    case_digest: str
-    accepted: Mapping[str, str]
-    tolerances: Tolerances = field(default_factory=Tolerances)
-    calibration: Mapping[str, Any] = field(default_factory=dict)
-    detectable_effect: Mapping[str, float] = field(default_factory=dict)
-    place: str = ""
-    canaries: Canaries = field(default_factory=Canaries)
-
-    @property
-    def case(self) -> str:
-        """Name of the case."""
-        return self.trace.case
-
-    @property
-    def environment(self) -> Mapping[str, Any]:
-        """What it was recorded in."""
-        return environment_of(self.trace.provenance)
 
 
 class GoldenStore:
@@ -290,7 +231,7 @@ class GoldenStore:
         head = decode_json(content, path)
         check_schema(head, path)
         head = verified_head(head, path)
-        parse(head, _Head, path)
+        parse(head, Head, path)
         if (head.get("case"), head.get("lane")) != (case, lane):
             raise DamagedFileError(
                 f"{path}: is the golden of {head.get('lane')}/{head.get('case')}"
@@ -339,14 +280,14 @@ class GoldenStore:
             DamagedFileError: a file is missing or damaged; its path comes first.
         """
         folder = self.path(str(head["lane"]), str(head["case"]), place)
-        told = parse(head, _Head, folder / HEAD)
+        told = parse(head, Head, folder / HEAD)
         files = {name: read_file_of(folder, name, told.files, self._kept) for name in FILES}
         return Golden(
             lane=told.lane,
             trace=decode_trace(told.case, told.provenance, files),
             case_digest=told.case_digest,
             accepted=told.accepted,
-            tolerances=_decode_tolerances(told.tolerances),
+            tolerances=decode_tolerances(told.tolerances),
             calibration=told.calibration,
             detectable_effect={n: float(value) for n, value in told.detectable_effect.items()},
             place=place,
@@ -371,7 +312,7 @@ class GoldenStore:
             now = self.load(lane, case, place)
         except DamagedFileError:
             return  # it is there to be replaced
-        if before is None or _content_of(now) != _content_of(before):
+        if before is None or content_of(now) != content_of(before):
             raise StaleGoldenError(
                 f"{self.path(lane, case, place)}: another process has written this golden since "
                 "it was read; nothing was written, run this again"
@@ -381,7 +322,7 @@ class GoldenStore:
         """Writes a golden over the former one; returns its folder. Call it inside `lock()`."""
         folder = self.path(golden.lane, golden.case, golden.place)
         recorded = stage(folder, encode_trace(golden.trace))
-        head = _head_of(golden, recorded)
+        head = head_of(golden, recorded)
         if golden.canaries.proofs:
             head[KEY] = golden.canaries.to_json()
         write_atomically(folder / HEAD, encode_json({**head, "digest": digest(encode_json(head))}))
@@ -429,84 +370,3 @@ class GoldenStore:
             for path in unfinished_writes(self.folder):
                 path.unlink(missing_ok=True)
             yield
-
-
-def _head_of(golden: Golden, files: Mapping[str, str]) -> dict[str, Any]:
-    """A head without canaries and digest."""
-    return {
-        "schema": SCHEMA,
-        "case": golden.case,
-        "lane": golden.lane,
-        "case_digest": golden.case_digest,
-        "accepted": dict(golden.accepted),
-        "provenance": dict(golden.trace.provenance),
-        "calibration": dict(golden.calibration),
-        "detectable_effect": dict(golden.detectable_effect),
-        "tolerances": _encode_tolerances(golden.tolerances),
-        "files": dict(files),
-    }
-
-
-def _content_of(golden: Golden) -> bytes:
-    """What tells two goldens apart, but for their canaries; NaN is equal to itself here."""
-    files = {name: digest(content) for name, content in encode_trace(golden.trace).items()}
-    return encode_json(_head_of(golden, files))
-
-
-def basis_of(golden: Golden) -> str:
-    """Digest of a golden's trace and tolerances: what a proof of a canary holds for."""
-    files = {name: digest(content) for name, content in encode_trace(golden.trace).items()}
-    return basis(files, _encode_tolerances(golden.tolerances))
-
-
-def tolerances_digest(tolerances: Tolerances) -> str:
-    """Digest of tolerances, the same before they are stored and after."""
-    return digest(
-        encode_json(
-            {
-                name: {str(step): float(value) for step, value in steps.items()}
-                for name, steps in tolerances.classes.items()
-            }
-        )
-    )
-
-
-def environment_of(provenance: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The environment that a trace's provenance tells of."""
-    found = provenance.get("environment")
-    return found if isinstance(found, Mapping) else {}
-
-
-def verified_head(head: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """Verifies a head against the digest in it.
-
-    Args:
-        head: content of a `golden.json`.
-        path: its file, for messages.
-
-    Returns:
-        The head without its digest.
-
-    Raises:
-        DamagedFileError: it is not; the message begins with `path`.
-    """
-    rest = {name: value for name, value in head.items() if name != "digest"}
-    if head.get("digest") != digest(encode_json(rest)):
-        raise DamagedFileError(f"{path}: damaged: its content is not what was recorded")
-    return rest
-
-
-def _encode_tolerances(tolerances: Tolerances) -> dict[str, Any]:
-    return {
-        name: {"steps": sorted(steps), "values": [steps[s] for s in sorted(steps)]}
-        for name, steps in tolerances.classes.items()
-    }
-
-
-def _decode_tolerances(classes: Mapping[str, _Series]) -> Tolerances:
-    return Tolerances(
-        {
-            name: dict(zip(series.steps, map(float, series.values), strict=True))
-            for name, series in classes.items()
-        }
-    )

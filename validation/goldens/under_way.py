@@ -24,8 +24,9 @@ from validation.files import (
 )
 from validation.goldens.audit_log import ACCEPTED, AUDIT, CALIBRATED, AuditLog
 from validation.goldens.environments import in_words
+from validation.goldens.golden import environment_of
 from validation.goldens.layout import HEAD
-from validation.goldens.store import GoldenStore, environment_of
+from validation.goldens.store import GoldenStore
 
 MARKER = "under-way.json"
 _ENTRIES = (ACCEPTED, CALIBRATED)

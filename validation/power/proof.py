@@ -19,8 +19,9 @@ from validation.config import declaration_of, lane_of
 from validation.files import DamagedFileError
 from validation.goldens.canaries import CERTAIN, Canaries, Proof
 from validation.goldens.environments import identity, in_words
+from validation.goldens.golden import Golden, basis_of, environment_of
 from validation.goldens.proven import fit
-from validation.goldens.store import Golden, GoldenStore, basis_of, environment_of
+from validation.goldens.store import GoldenStore
 from validation.power.matrix import Matrix
 from validation.running.environment import gpu_count
 from validation.running.execution import RunError, RunOptions, run_case

@@ -17,10 +17,10 @@ from validation.files import DamagedFileError, digest, encode_json
 from validation.gate.health import examine
 from validation.goldens import Golden, GoldenStore
 from validation.goldens.canaries import CERTAIN, Canaries, Proof, in_force
+from validation.goldens.golden import basis_of
 from validation.goldens.layout import HEAD
 from validation.goldens.merge import merge_heads
 from validation.goldens.proven import Candidate, candidates, choose_canary, why_none
-from validation.goldens.store import basis_of
 from validation.power.ledger import state_of
 from validation.power.proof import Planted, fit_faults, record
 

@@ -33,8 +33,8 @@ from validation.gate.loosening import find_loosenings
 from validation.goldens import Golden, GoldenStore
 from validation.goldens.audit_log import AuditLog
 from validation.goldens.calibrated import calibration_digest, calibration_on_file, rerun_digests
+from validation.goldens.golden import tolerances_digest
 from validation.goldens.layout import HEAD
-from validation.goldens.store import tolerances_digest
 
 CASE = "plain_seed"
 LANES = {"cpu": Lane(name="cpu")}
