@@ -2,89 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
 from validation.cases.base import Case, Invariant, Needs
 from validation.cases.gated import Gated
 from vpmoe.cases import gpu
-from vpmoe.cases.targets import DECODE, LEADING, MODULES, PACED, TRAINING, WARM
+from vpmoe.cases.declare import BIASES, ONE_REPLICA, SAME_TRAINING, WHOLE, layout, tiny
+from vpmoe.cases.targets import DECODE, LEADING, MODULES, PACED, WARM
 
 _SYNTH_ROWS = "../shared/data/synth_rows_valid.jsonl"
-
-# Another layout sums in another order; nothing else may differ over its few steps. In multiples of
-# fp32's epsilon: a mean of some hundred rounded numbers, a norm of sums over 201,088 logits.
-# Megatron adds up the router's losses over the micro-batches of a rank, so these depend on the
-# number of replicas.
-_EPSILON = 2.0**-23
-_SAME_TRAINING = {
-    "lm_loss": 64 * _EPSILON,
-    "grad_norm": 512 * _EPSILON,
-    "learning_rate": 0.0,
-}
-_ONE_REPLICA = {**_SAME_TRAINING, "aux_loss/*": 64 * _EPSILON}
-# Where every rank has all layers, and where it has whole tensors.
-_BIASES = {"expert_bias/*": 0.0}
-_WHOLE = {**_BIASES, "parameter_grad_norm/*": 256 * _EPSILON}
 
 # vpmoe-6b's routing on fewer experts: 8 groups of which a token may use 4, for 4 experts.
 _GROUPS = (
     *("--train-iters", "2", "--num-experts", "32", "--moe-router-topk", "4"),
     *("--moe-router-num-groups", "8", "--moe-router-group-topk", "4"),
 )
-
-
-def _tiny(
-    name: str,
-    description: str,
-    *flags: str,
-    settings: Mapping[str, Any] | None = None,
-    traced_steps: Sequence[int] = (),
-    processes: int = 1,
-    invariant: Invariant | None = None,
-    paths: Sequence[str] = (),
-    throughput: str | None = None,
-) -> Case:
-    """A training of the tiny preset, on the shipped conversations unless the settings say else."""
-    base = {
-        "preset": "configs/vpmoe-tiny.toml",
-        "conversations": "data/sample/conversations.jsonl",
-        "flags": list(flags),
-    }
-    return Case(
-        name=name,
-        description=description,
-        lanes=("cpu",),
-        target=TRAINING,
-        settings={**base, **(settings or {})},
-        traced_steps=traced_steps,
-        processes=processes,
-        preload=WARM,
-        needs=Needs(modules=MODULES, paths=paths),
-        invariant=invariant,
-        decode=DECODE,
-        leading=LEADING,
-        throughput=throughput,
-        arithmetic="wide",
-    )
-
-
-def _layout(
-    name: str,
-    description: str,
-    *flags: str,
-    same: Mapping[str, float],
-    reference: str = "tiny_moe",
-) -> Case:
-    return _tiny(
-        f"layout_{name}",
-        f"the tiny vpMoE on two processes, {description}: the training of one process",
-        "--train-iters",
-        "3",
-        *flags,
-        processes=2,
-        invariant=Invariant(reference=reference, curves=same),
-    )
 
 
 _TRITON = "Triton compiles its kernels, which never run as Python, and their callers need a GPU"
@@ -102,7 +32,7 @@ GATED = Gated(
 )
 
 CASES = (
-    _tiny(
+    tiny(
         "tiny_moe",
         "the tiny vpMoE, every feature on, trained on the shipped conversations",
         "--train-iters",
@@ -110,7 +40,7 @@ CASES = (
         traced_steps=(1, 2),
         throughput=PACED,
     ),
-    _tiny(
+    tiny(
         "tiny_dense",
         "the tiny vpMoE with dense layers alone",
         "--train-iters",
@@ -119,7 +49,7 @@ CASES = (
         "([0]*4)",
         traced_steps=(1,),
     ),
-    _tiny(
+    tiny(
         "tiny_adam",
         "the tiny vpMoE trained by AdamW alone",
         "--train-iters",
@@ -127,13 +57,13 @@ CASES = (
         "--optimizer",
         "adam",
     ),
-    _tiny(
+    tiny(
         "tiny_groups",
         "the tiny vpMoE with the routing of vpmoe-6b: 4 experts of 4 of 8 groups, by their best",
         *_GROUPS,
         traced_steps=(1,),
     ),
-    _tiny(
+    tiny(
         "tiny_groups_of_two",
         "the same, with groups that are scored by their best two, as DeepSeek-V3's are",
         *_GROUPS,
@@ -141,7 +71,7 @@ CASES = (
         "2",
         traced_steps=(1,),
     ),
-    _tiny(
+    tiny(
         "tiny_synth",
         "the tiny vpMoE on real SYNTH rows, with span-weighted loss",
         "--train-iters",
@@ -152,7 +82,7 @@ CASES = (
         traced_steps=(1,),
         paths=(_SYNTH_ROWS,),
     ),
-    _tiny(
+    tiny(
         "resume",
         "the tiny vpMoE saved after a step and resumed: the straight run, bit for bit",
         "--train-iters",
@@ -173,14 +103,14 @@ CASES = (
             events=0.0,
         ),
     ),
-    _tiny(
+    tiny(
         "one_batch",
         "the tiny vpMoE whose two micro-batches are one: the same training",
         "--train-iters",
         "3",
         "--micro-batch-size",
         "2",
-        invariant=Invariant(reference="tiny_moe", curves={**_SAME_TRAINING, **_WHOLE}),
+        invariant=Invariant(reference="tiny_moe", curves={**SAME_TRAINING, **WHOLE}),
     ),
     Case(
         name="laws",
@@ -216,33 +146,33 @@ CASES = (
         leading=LEADING,
         arithmetic="wide",
     ),
-    _layout("dp", "data parallel", same={**_SAME_TRAINING, **_WHOLE}),
-    _layout(
+    layout("dp", "data parallel", same={**SAME_TRAINING, **WHOLE}),
+    layout(
         "tp",
         "tensor parallel, dense (Megatron has experts with sequence parallelism alone)",
         "--tensor-model-parallel-size",
         "2",
         "--moe-layer-freq",
         "([0]*4)",
-        same=_SAME_TRAINING,
+        same=SAME_TRAINING,
         reference="tiny_dense",
     ),
-    _layout(
+    layout(
         "tp_sp",
         "tensor and sequence parallel",
         "--tensor-model-parallel-size",
         "2",
         "--sequence-parallel",
-        same={**_ONE_REPLICA, **_BIASES},
+        same={**ONE_REPLICA, **BIASES},
     ),
-    _layout(
+    layout(
         "ep",
         "expert parallel",
         "--expert-model-parallel-size",
         "2",
-        same={**_SAME_TRAINING, **_BIASES},
+        same={**SAME_TRAINING, **BIASES},
     ),
-    _layout("pp", "pipeline parallel", "--pipeline-model-parallel-size", "2", same=_ONE_REPLICA),
+    layout("pp", "pipeline parallel", "--pipeline-model-parallel-size", "2", same=ONE_REPLICA),
     Case(
         name="printed",
         description="what the tiny vpMoE prints and logs, after a start and after a resume",
