@@ -18,7 +18,7 @@ from typing import Any
 
 from plain_text import code, word
 
-VERDICTS = ("PASS", "FAIL", "INVALID", "UNFIT")
+VERDICTS = ("PASS", "FAIL", "INVALID", "HARDWARE", "NONDETERMINISTIC", "UNFIT")
 LOOSENINGS = ("tolerance", "quarantine")
 CASE_VERDICTS = (*VERDICTS, "SKIPPED")
 MAX_BYTES = 1 << 20
@@ -27,7 +27,15 @@ MAX_TEXT = 300
 MAX_MESSAGE = 1200
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
-_MARKS = {"PASS": "✅", "FAIL": "❌", "INVALID": "❌", "UNFIT": "⚠️", "SKIPPED": "➖"}
+_MARKS = {
+    "PASS": "✅",
+    "FAIL": "❌",
+    "INVALID": "❌",
+    "HARDWARE": "⚠️",
+    "NONDETERMINISTIC": "❌",
+    "UNFIT": "⚠️",
+    "SKIPPED": "➖",
+}
 
 
 class VerdictError(ValueError):

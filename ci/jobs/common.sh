@@ -41,9 +41,9 @@ prepare() {
 worst() {
     local code order
     for code in "$@"; do
-        case $code in 0 | 1 | 2 | 3 | 4) ;; *) echo "$code" && return ;; esac
+        case $code in 0 | 1 | 2 | 3 | 4 | 5) ;; *) echo "$code" && return ;; esac
     done
-    for order in 2 3 1 4 0; do
+    for order in 2 3 1 5 4 0; do
         for code in "$@"; do
             if [ "$code" = "$order" ]; then
                 echo "$code"

@@ -181,7 +181,10 @@ def test_a_gpu_runs_the_approved_commit_alone(stubbed: Runner) -> None:
 
 @pytest.mark.parametrize(
     ("codes", "expected"),
-    [("0 4", 4), ("4 1", 1), ("1 3 0", 3), ("3 2", 2), ("0 137 2", 137), ("", 3), ("0 0", 0)],
+    [
+        *(("0 4", 4), ("4 1", 1), ("1 3 0", 3), ("3 2", 2), ("4 5", 5), ("5 1", 1)),
+        *(("0 137 2", 137), ("", 3), ("0 0", 0)),
+    ],
 )
 def test_the_worst_exit_code_is_goldens_worst(codes: str, expected: int) -> None:
     words = f"source {CI}/jobs/common.sh; worst {codes}"

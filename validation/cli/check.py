@@ -72,7 +72,9 @@ def add_commands(commands: Any) -> None:
         "check",
         help="run, compare, verdict",
         description="Runs cases, compares their traces with the goldens, plants a known bug (the "
-        "canary) and says PASS, FAIL, INVALID or UNFIT. Everything is left in runs/.",
+        "canary) and says PASS, FAIL, INVALID or UNFIT. What fails runs again, to the "
+        "step that failed: where it does something else then, the verdict is HARDWARE or "
+        "NONDETERMINISTIC. Everything is left in runs/.",
         epilog="examples:\n  golden check\n  golden check my_case --exact\n"
         "  golden check --lane cpu --json > verdict.json\n"
         "  golden check my_case --against origin/main    (was it the code, or the machine?)\n"

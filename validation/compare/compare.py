@@ -139,7 +139,7 @@ class Comparison:
         A record that only one trace has proves nothing: a bug that ends a run early, or that keeps
         a hook from its tensor, would be caught by any comparison, however blind to values.
         """
-        differing = [d for d in self.divergences if not _one_trace_only(d)]
+        differing = [d for d in self.divergences if not one_trace_only(d)]
         if not differing:
             return None
         worst = self.largest
@@ -147,7 +147,7 @@ class Comparison:
         return Catch(differing[0], math.inf if discrete or worst is None else worst.ratio)
 
 
-def _one_trace_only(divergence: Divergence) -> bool:
+def one_trace_only(divergence: Divergence) -> bool:
     """Whether only one trace has the record; with an offset, both have it and one is shorter."""
     return divergence.offset is None and MISSING in (divergence.expected, divergence.actual)
 

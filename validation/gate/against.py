@@ -10,18 +10,20 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from validation.cases import Case
-from validation.compare import Divergence, compare
+from validation.compare import compare
+from validation.compare.tolerance import EXACT
 from validation.diagnosis.base_runs import BaseRuns
 from validation.gate.blindness import unseen_edit
 from validation.gate.check import cannot_run, compare_with
 from validation.gate.nearness import counted, nearness, summary
 from validation.gate.plan import CheckPlan, describe_source
+from validation.gate.repeat import first_difference, verdict_of
 from validation.gate.verdict import Canary, CaseResult, CheckResult, Verdict, worst
 from validation.goldens import Golden
 from validation.goldens.golden import environment_of
@@ -44,8 +46,8 @@ def run_against(
 ) -> CheckResult:
     """Runs every case of the head and of a revision, and compares them bit for bit.
 
-    A case that moved is run once more by the base: where that differs from itself, the case or the
-    machine does not repeat, which is INVALID and says nothing of the change.
+    A case that moved is run again by the base: where that differs from itself, a third run says
+    whether it is HARDWARE or NONDETERMINISTIC, and nothing is said of the change.
 
     Args:
         plan: the cases; its goldens, faults and judge are not used.
@@ -168,7 +170,7 @@ def _compare_all(
         result = replace(result, seconds=base.seconds[case.name] + time.monotonic() - began)
         progress.ended(number, len(cases), case.name, result.verdict)
         results.append(result)
-    results = _without_flicker(results, cases, base, Path(folder.path / "again"))
+    results = _without_flicker(results, cases, base, folder.path)
     if every_case:
         why = f"not comparable: {base.name} alone has it"
         mine = {case.name for case in plan.cases}
@@ -217,37 +219,52 @@ def _unrun(what: str, error: RunError, folder: RunFolder) -> tuple[Verdict, str]
 
 
 def _without_flicker(
-    results: Sequence[CaseResult], cases: Sequence[Case], base: BaseRuns, again: Path
+    results: Sequence[CaseResult], cases: Sequence[Case], base: BaseRuns, folder: Path
 ) -> list[CaseResult]:
-    """The results, with INVALID for a case that moved and does not repeat itself anyway."""
-    moved = {result.case for result in results if result.verdict is Verdict.FAIL}
-    if not moved:
-        return list(results)
+    """The results, with another verdict for a case that moved and does not repeat itself anyway."""
+    moved = {result.case: result for result in results if result.verdict is Verdict.FAIL}
+    flickering: dict[str, Trace] = {}  # as they came the second time
+    judged: dict[str, CaseResult] = {}
+    for name, trace in _again(base, [c for c in cases if c.name in moved], folder / "again"):
+        if isinstance(trace, str):
+            judged[name] = _flickers(moved[name], base, Verdict.NONDETERMINISTIC, trace)
+        elif first_difference(_expected(moved[name]), trace) is not None:
+            flickering[name] = trace
+    for name, trace in _again(base, [c for c in cases if c.name in flickering], folder / "third"):
+        if isinstance(trace, str):
+            judged[name] = _flickers(moved[name], base, Verdict.NONDETERMINISTIC, trace)
+        else:
+            repeat = verdict_of([_expected(moved[name]), flickering[name], trace], EXACT)
+            judged[name] = replace(
+                _flickers(moved[name], base, repeat.verdict, repeat.message), repeat=repeat
+            )
+    return [judged.get(result.case, result) for result in results]
+
+
+def _again(
+    base: BaseRuns, cases: Sequence[Case], folder: Path
+) -> Iterator[tuple[str, Trace | str]]:
+    """Each case as the base runs it once more; the reason where that left no trace."""
+    if not cases:
+        return
     try:
-        base.run([case for case in cases if case.name in moved], again)
+        base.run(cases, folder)
         problems = base.problems
     except RunError as error:
-        problems = dict.fromkeys(moved, str(error))
-    judged = []
-    for result in results:
-        if result.case in moved:
-            assert result.comparison is not None
-            why = f"it ran once and then did not: {problems[result.case]}"
-            if not problems[result.case]:
-                first = _flicker(result.comparison.golden, load_trace(again / result.case))
-                why = "" if first is None else f"its two runs differ, first at {first.place}"
-            if why:
-                why = (
-                    f"the case does not repeat itself on this machine, so that nothing can be said "
-                    f"of the change: {base.name} ran twice, and {why}"
-                )
-                result = replace(result, verdict=Verdict.INVALID, message=why)
-        judged.append(result)
-    return judged
+        problems = {case.name: str(error) for case in cases}
+    for case in cases:
+        why = problems[case.name]
+        yield (
+            case.name,
+            f"it ran once and then did not: {why}" if why else load_trace(folder / case.name),
+        )
 
 
-def _flicker(one: Trace, other: Trace) -> Divergence | None:
-    """The first record in which two runs of one code differ; a NaN in both is no difference."""
-    never = {(d.place, d.offset) for d in compare(one, one, exact=True).divergences}
-    found = compare(one, other, exact=True).divergences
-    return next((d for d in found if (d.place, d.offset) not in never), None)
+def _expected(result: CaseResult) -> Trace:
+    assert result.comparison is not None
+    return result.comparison.golden
+
+
+def _flickers(result: CaseResult, base: BaseRuns, verdict: Verdict, why: str) -> CaseResult:
+    said = f"nothing can be said of the change: {base.name} does not repeat itself here; {why}"
+    return replace(result, verdict=verdict, message=said)

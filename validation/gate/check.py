@@ -25,6 +25,7 @@ from validation.gate.loosening import find_loosenings, quarantine_in_force, verd
 from validation.gate.nearness import calibrated_here, may_be_the_machine, nearness, summary
 from validation.gate.plan import Check, CheckPlan
 from validation.gate.quarantine import apply_quarantine
+from validation.gate.repeat import repeat_failed
 from validation.gate.tokens import decoded_tokens
 from validation.gate.verdict import CaseResult, CheckResult, Judged, Loosening, Verdict, worst
 from validation.goldens import Golden
@@ -129,6 +130,7 @@ def _check_cases(check: Check, progress: Progress) -> list[CaseResult]:
             result = check_case(case, check)
             progress.ended(number, len(plan.cases), case.name, result.verdict)
             results.append(result)
+    results = repeat_failed(check, results, progress)
     if check.base is not None:
         declared = names_declared(plan.root, plan.overlay, check.options.sandbox)
         results += vanished_cases(check.base, plan.lane, declared)

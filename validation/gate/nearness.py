@@ -125,6 +125,8 @@ def summary(result: CheckResult) -> str:
         if first is not None and first.first_divergence is not None:
             text += f" First divergence: {first.case}, {_line(first.first_divergence.place)}."
         return "\n".join([text, *_machine(result)])
+    if result.verdict in (Verdict.HARDWARE, Verdict.NONDETERMINISTIC):
+        return f"{bad[0].case}: {_first_line(bad[0].message)}" if bad else ""
     if result.verdict is Verdict.INVALID:
         if bad:
             return f"{bad[0].case}: {_first_line(bad[0].message)}"

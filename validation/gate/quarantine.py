@@ -5,8 +5,8 @@
     {"schema": 1, "entries": [{"case": "my_case", "owner": "ada", "issue": "https://...",
                                "added": "2026-01-05", "expires": "2026-01-12"}]}
 
-A quarantined case still runs and is shown; its FAIL is left out of the verdict until the entry
-expires. An expired entry fails the check, whatever the case does.
+A quarantined case still runs and is shown; its FAIL, or NONDETERMINISTIC, is left out of the
+verdict until the entry expires. An expired entry fails the check, whatever the case does.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def apply_quarantine(
             counted.append(verdict)
         else:
             shown.append(replace(result, message=_joined(entry.describe(), result)))
-            if result.verdict is not Verdict.FAIL:
+            if result.verdict not in (Verdict.FAIL, Verdict.NONDETERMINISTIC):
                 counted.append(result.verdict)
     return shown, counted
 

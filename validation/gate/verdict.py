@@ -14,13 +14,16 @@ from validation.files import jsonable
 class Verdict(StrEnum):
     """What a check says of a case, and of all of them.
 
-    PASS; FAIL: behaviour moved; INVALID: the gate could not prove itself; UNFIT: the machine could
-    not serve; SKIPPED: a case whose needs are not met here.
+    PASS; FAIL: behaviour moved; INVALID: the gate could not prove itself; HARDWARE: the machine
+    went wrong once; NONDETERMINISTIC: no run is like another; UNFIT: the machine could not serve;
+    SKIPPED: a case whose needs are not met here.
     """
 
     PASS = "PASS"  # noqa: S105 a verdict
     FAIL = "FAIL"
     INVALID = "INVALID"
+    HARDWARE = "HARDWARE"
+    NONDETERMINISTIC = "NONDETERMINISTIC"
     UNFIT = "UNFIT"
     SKIPPED = "SKIPPED"
 
@@ -30,6 +33,8 @@ EXIT_CODES: Mapping[Verdict, int] = {
     Verdict.FAIL: 1,
     Verdict.INVALID: 3,
     Verdict.UNFIT: 4,
+    Verdict.HARDWARE: 5,
+    Verdict.NONDETERMINISTIC: 5,
 }
 USAGE_EXIT_CODE = 2
 
@@ -38,13 +43,47 @@ IDENTICAL = "IDENTICAL"
 WITHIN = "WITHIN TOLERANCE"
 """Any other PASS."""
 
-_WORST_FIRST = (Verdict.INVALID, Verdict.FAIL, Verdict.UNFIT, Verdict.PASS)
+_WORST_FIRST = (
+    Verdict.INVALID,
+    Verdict.FAIL,
+    Verdict.NONDETERMINISTIC,
+    Verdict.HARDWARE,
+    Verdict.UNFIT,
+    Verdict.PASS,
+)
 
 
 def worst(verdicts: Iterable[Verdict]) -> Verdict:
     """The worst verdict of several cases; INVALID when none ran, since nothing was compared."""
     found = set(verdicts) - {Verdict.SKIPPED}
     return next((v for v in _WORST_FIRST if v in found), Verdict.INVALID)
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """What further runs of a failed case have shown.
+
+    Attributes:
+        runs: of the same code on this machine, the first included.
+        verdict: FAIL where it repeated itself; HARDWARE or NONDETERMINISTIC where it did not.
+        first_divergence: the first record in which the first run (`actual`) and the second
+            (`expected`) differ; None where they do not, or one of them left no trace.
+        message: the same for people.
+    """
+
+    runs: int
+    verdict: Verdict
+    first_divergence: Divergence | None
+    message: str
+
+    def to_json(self) -> dict[str, Any]:
+        """As `golden check --json` prints it."""
+        found = self.first_divergence
+        return {
+            "runs": self.runs,
+            "repeated": self.verdict is Verdict.FAIL,
+            "first_divergence": None if found is None else found.to_json(),
+        }
 
 
 @dataclass(frozen=True)
@@ -70,6 +109,7 @@ class CaseResult:
             token, after).
         detects: metric -> the smallest relative change that the golden sees.
         if_accepted: the verdict at the tree's own tolerances, where a base's are in force.
+        repeat: what further runs of a failed case have shown; None where there were none.
     """
 
     case: str
@@ -90,6 +130,7 @@ class CaseResult:
     )
     detects: Mapping[str, float] = field(default_factory=dict, compare=False, repr=False)
     if_accepted: Verdict | None = field(default=None, compare=False, repr=False)
+    repeat: Repeat | None = field(default=None, compare=False, repr=False)
 
     @property
     def kind(self) -> str:
@@ -112,6 +153,7 @@ class CaseResult:
             "seconds": round(self.seconds, 3),
             "first_divergence": None if divergence is None else divergence.to_json(),
             "message": self.message,
+            "repeat": None if self.repeat is None else self.repeat.to_json(),
         }
 
 

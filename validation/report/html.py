@@ -101,7 +101,7 @@ def build_page(
 
 
 def _worst_first(cases: Sequence[CaseResult]) -> list[CaseResult]:
-    order = ("INVALID", "FAIL", "UNFIT", "PASS")
+    order = ("INVALID", "FAIL", "NONDETERMINISTIC", "HARDWARE", "UNFIT", "PASS")
     return sorted(cases, key=lambda c: order.index(str(c.verdict)) if c.verdict in order else 0)
 
 
@@ -170,7 +170,22 @@ def _next_steps(result: CheckResult, run_dir: Path) -> tuple[str, list[str]]:
             explain,
             "golden health",
         ]
+    if result.verdict == "HARDWARE":
+        return "The machine went wrong, or a race shows rarely. Check again, best elsewhere:", [
+            shlex.join(["golden", "check", *_names_of(result, "HARDWARE")]),
+            explain,
+        ]
+    if result.verdict == "NONDETERMINISTIC":
+        names = _names_of(result, "NONDETERMINISTIC")
+        return "No run is like another. The first operation that differs, with its line:", [
+            *(shlex.join(["golden", "explain", "--ops", name]) for name in names[:1]),
+            explain,
+        ]
     return "", []
+
+
+def _names_of(result: CheckResult, verdict: str) -> list[str]:
+    return [case.case for case in ran(result) if case.verdict == verdict]
 
 
 def _case_view(

@@ -22,6 +22,8 @@ TONES = {
     "PASS": "pass",
     "FAIL": "fail",
     "INVALID": "invalid",
+    "HARDWARE": "unfit",
+    "NONDETERMINISTIC": "invalid",
     "UNFIT": "unfit",
     "SKIPPED": "skipped",
 }

@@ -35,6 +35,8 @@ STYLES = {
     "PASS": "bold green",
     "FAIL": "bold red",
     "INVALID": "bold magenta",
+    "HARDWARE": "bold yellow",
+    "NONDETERMINISTIC": "bold red",
     "UNFIT": "bold yellow",
     "SKIPPED": "dim",
 }

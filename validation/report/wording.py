@@ -107,7 +107,7 @@ def headline(result: CheckResult) -> str:
 
 
 def notes(result: CheckResult) -> list[str]:
-    """Returns what else a PASS or a FAIL says: of rounding, and of the machine."""
+    """Returns what else a verdict of the code says: of rounding, and of the machine."""
     if result.verdict not in ("PASS", "FAIL"):
         return []  # the rest of an INVALID's message is the end of a log
     return clean(result.message or summary(result)).strip().split("\n")[1:]

@@ -206,7 +206,7 @@ def _check_metrics(result: CheckResult) -> Iterator[MetricPoint]:
     yield MetricPoint("records_identical", identical)
     yield MetricPoint("identical_fraction", identical / compared if compared else 0.0)
     yield from _ratio_metric(result.nearest)
-    for verdict in (Verdict.PASS, Verdict.FAIL, Verdict.INVALID, Verdict.SKIPPED):
+    for verdict in Verdict:
         yield MetricPoint(f"cases_{verdict.lower()}", verdicts[verdict])
     for case in result.cases:
         if case.skipped_because is None:
