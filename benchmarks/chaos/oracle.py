@@ -26,7 +26,7 @@ from validation.running.execution import RunOptions
 from validation.running.recordings import Recordings
 from validation.trace import Trace, load_trace
 
-PASS, FAIL, REFUSED, INVALID, UNFIT = 0, 1, 2, 3, 4
+PASS, FAIL, REFUSED, INVALID, UNFIT, HARDWARE = 0, 1, 2, 3, 4, 5
 
 _WHOLE = 0.25
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from benchmarks.chaos.attempt import LEFT, LOST, Attempt
 from benchmarks.chaos.oracle import (
-    FAIL,
+    HARDWARE,
     INVALID,
     PASS,
     REFUSED,
@@ -146,7 +146,7 @@ def kill_worker(attempt: Attempt) -> None:
     if below:
         with contextlib.suppress(ProcessLookupError):
             os.kill(below[int(pick * len(below))], signal.SIGKILL)
-    judge_check(attempt, running.wait(), PASS, FAIL, REFUSED, INVALID, UNFIT)
+    judge_check(attempt, running.wait(), PASS, HARDWARE, REFUSED, INVALID, UNFIT)
     judge_processes(attempt)
     judge_store(attempt, state, root, before)
     judge_order(attempt, root)
