@@ -40,6 +40,10 @@ from validation.tracking.record import CheckRecord, MetricPoint, RunRecord, mark
 # A family of more metrics (one per parameter) is for the report and the trace, not for charts.
 MAX_FAMILY = 32
 
+_COMMIT_DIGITS = 9
+# MLflow shows so much of a name without a scroll bar, and keeps up to 250 characters.
+_MAX_RUN_NAME = 200
+
 
 def read_check(run_dir: Path) -> CheckRecord:
     """Reads the MLflow runs of a check's folder.
@@ -74,7 +78,7 @@ def read_check(run_dir: Path) -> CheckRecord:
         passed=result.verdict is Verdict.PASS,
         parent=RunRecord(
             key=key,
-            name=run_dir.name,
+            name=_run_name(result, shared),
             params=params,
             tags={
                 "golden.kind": "check",
@@ -86,9 +90,28 @@ def read_check(run_dir: Path) -> CheckRecord:
             artifacts=_artifacts(run_dir),
         ),
         cases=[
-            _case_record(case, key, result.lane, run_dir, provenance[case.case]) for case in ran
+            record
+            for case in ran
+            for record in _case_records(case, key, result.lane, run_dir, provenance[case.case])
         ],
     )
+
+
+def _run_name(result: CheckResult, provenance: Mapping[str, Any]) -> str:
+    """What the first column of MLflow's table shows: verdict, commit, what moved first."""
+    commit = str(provenance.get("commit") or "")[:_COMMIT_DIGITS] or "no commit"
+    changed = " + changes" if provenance.get("dirty") else ""
+    bad = [c for c in result.cases if c.verdict not in (Verdict.PASS, Verdict.SKIPPED)]
+    first = next((c for c in bad if c.first_divergence is not None), None)
+    if first is not None and first.first_divergence is not None:
+        what = f"{first.case}, {where(first.first_divergence)}"
+        if len(bad) > 1:
+            what += f" (and {counted(len(bad) - 1, 'more case')})"
+    elif bad:
+        what = f"{bad[0].case}: {headline(result)}"
+    else:
+        what = counted(sum(c.skipped_because is None for c in result.cases), "case")
+    return f"{kind_text(result)} · {commit}{changed} · {what}"[:_MAX_RUN_NAME]
 
 
 def evidence_key(run_dir: Path) -> str:
@@ -213,9 +236,10 @@ def _check_metrics(result: CheckResult) -> Iterator[MetricPoint]:
             yield MetricPoint(f"seconds/{case.case}", case.seconds)
 
 
-def _case_record(
+def _case_records(
     case: CaseResult, key: str, lane: str, run_dir: Path, provenance: Mapping[str, Any]
-) -> RunRecord:
+) -> Iterator[RunRecord]:
+    """The case's run, and its golden's, whose metrics have the same names: one chart shows both."""
     evidence = load_evidence(run_dir, case.case) or CaseEvidence()
     params = {"case": case.case, "lane": lane, **_source_params(provenance)}
     params |= {f"settings.{k}": v for k, v in flat(provenance.get("settings") or {})}
@@ -227,9 +251,9 @@ def _case_record(
         "records_compared": float(case.compared),
         "records_identical": float(case.identical),
     }
-    return RunRecord(
+    yield RunRecord(
         key=f"{key}/{case.case}",
-        name=case.case,
+        name=_case_name(case),
         params=params,
         tags={
             "golden.kind": "case",
@@ -247,19 +271,42 @@ def _case_record(
             *_curve_metrics(evidence.curves),
         ],
     )
+    expected = [
+        MetricPoint(curve.metric, value, step)
+        for curve in _shown(evidence.curves)
+        for step, value in zip(curve.steps, curve.golden, strict=True)
+        if value is not None
+    ]
+    if expected:
+        yield RunRecord(
+            key=f"{key}/{case.case}/golden",
+            name=f"{case.case} · golden",
+            params={"case": case.case, "lane": lane},
+            tags={"golden.kind": "golden", "golden.case": case.case, "golden.lane": lane},
+            note=f"What {markdown_cell(case.case)} was compared with.",
+            metrics=expected,
+        )
+
+
+def _case_name(case: CaseResult) -> str:
+    name = f"{case.case} · {kind_text(case)}"
+    if case.first_divergence is not None:
+        name += f" · {where(case.first_divergence)}"
+    return name[:_MAX_RUN_NAME]
+
+
+def _shown(curves: Sequence[CurveEvidence]) -> list[CurveEvidence]:
+    """Those whose family is small enough for charts."""
+    families = Counter(curve.metric.partition("/")[0] for curve in curves)
+    return [c for c in curves if families[c.metric.partition("/")[0]] <= MAX_FAMILY]
 
 
 def _curve_metrics(curves: Sequence[CurveEvidence]) -> Iterator[MetricPoint]:
-    """Per step: the value, the golden's value and the relative deviation from it."""
-    families = Counter(curve.metric.partition("/")[0] for curve in curves)
-    for curve in curves:
-        if families[curve.metric.partition("/")[0]] > MAX_FAMILY:
-            continue
+    """Per step: the value, and its relative deviation from the golden's."""
+    for curve in _shown(curves):
         for step, golden, actual in zip(curve.steps, curve.golden, curve.actual, strict=True):
             if actual is not None:
                 yield MetricPoint(curve.metric, actual, step)
-            if golden is not None:
-                yield MetricPoint(f"golden/{curve.metric}", golden, step)
             if golden is not None and actual is not None:
                 gap = abs(actual - golden)
                 deviation = gap / abs(golden) if golden else gap

@@ -182,7 +182,9 @@ def send(check: CheckRecord, store: Store) -> str:
     parent_tag = {"mlflow.parentRunId": parent.info.run_id}
     for case in check.cases:
         nested = _own_run(client, experiment, case, check.started_ms, parent_tag)
-        _fill(client, nested, case, check, passed=case.tags.get("golden.verdict") == "PASS")
+        # A golden has no verdict.
+        passed = case.tags.get("golden.verdict", "PASS") == "PASS"
+        _fill(client, nested, case, check, passed=passed)
     _fill(client, parent, check.parent, check, passed=check.passed, more_tags=changes)
     return str(parent.info.run_id)
 

@@ -148,10 +148,17 @@ def test_a_folder_is_described_whole(tmp_path: Path) -> None:
         "traces",
         "evidence",
     }
-    (case,) = record.cases
+    assert record.parent.name == "FAIL · c0ffee · moe, step 1, forward, training, lm_loss, rank 0"
+    case, golden = record.cases
+    assert case.name == "moe · FAIL · step 1, forward, training, lm_loss, rank 0"
     points = {(m.name, m.step): m.value for m in case.metrics}
     assert points["lm_loss", 2] == 1.65
-    assert points["golden/lm_loss", 2] == 1.5
+    assert golden.name == "moe · golden"
+    assert "golden.verdict" not in golden.tags
+    expected = {(m.name, m.step): m.value for m in golden.metrics}
+    assert expected["lm_loss", 2] == 1.5
+    # One chart shows both: the golden has the case's metrics, by their names.
+    assert {name for name, _ in expected} <= {name for name, _ in points}
     assert points["deviation/lm_loss", 2] == pytest.approx(0.1)
     assert case.params["settings.preset"] == "tiny"
     assert not [name for name, _ in points if "parameter_grad_norm" in name]
@@ -212,7 +219,13 @@ def test_published_once_from_anywhere(tmp_path: Path, store: str) -> None:
     client = resolve_store(store).client()
     (experiment,) = client.search_experiments(filter_string="name = 'golden/cpu'")
     runs = client.search_runs([experiment.experiment_id])
-    assert sorted(run.info.run_name for run in runs) == [NAME, "moe"]
+    assert sorted(run.info.run_name for run in runs) == [
+        "PASS IDENTICAL · c0ffee · 1 case",
+        "moe · PASS IDENTICAL",
+        "moe · golden",
+    ]
+    states = {run.info.run_name: run.info.status for run in runs}
+    assert set(states.values()) == {"FINISHED"}
     assert [a.path for a in client.list_artifacts(first.run_id)] == [
         "evidence",
         "junit.xml",

@@ -99,11 +99,12 @@ def held(store: Store) -> dict[str, Any]:
     client = store.client()
     (experiment,) = client.search_experiments(filter_string="name = 'golden/cpu'")
     runs = client.search_runs([experiment.experiment_id])
-    names = {run.info.run_id: run.info.run_name for run in runs}
+    names = {run.info.run_id: run.data.tags.get("golden.run") for run in runs}
     shown: dict[str, Any] = {}
     for run in runs:
         parent = run.data.tags.get("mlflow.parentRunId")
-        name = f"{names[parent]}/{run.info.run_name}" if parent else run.info.run_name
+        case, kind = run.data.tags.get("golden.case"), run.data.tags["golden.kind"]
+        name = f"{names[parent]}/{case}/{kind}" if parent else names[run.info.run_id]
         assert name not in shown, "a run is there twice"
         shown[name] = {
             "status": run.info.status,
@@ -125,15 +126,21 @@ def held(store: Store) -> dict[str, Any]:
 
 def holds_what_is_on_disk(shown: dict[str, Any], folders: list[Path]) -> None:
     """Runs, every curve of every trace, and files: all of them, and no more."""
-    cases = {f"{f.name}/{t.name}" for f in folders for t in (f / "traces").iterdir()}
+    cases = {
+        f"{f.name}/{t.name}/{kind}"
+        for f in folders
+        for t in (f / "traces").iterdir()
+        for kind in ("case", "golden")
+    }
     assert set(shown) == {f.name for f in folders} | cases
     for folder in folders:
         files = [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
         own = (".publish.lock", "publish.json")
         assert shown[folder.name]["artifacts"] == sorted(f for f in files if f not in own)
         for path in (folder / "traces").iterdir():
-            case = shown[f"{folder.name}/{path.name}"]
+            case = shown[f"{folder.name}/{path.name}/case"]
             assert case["status"] == "FINISHED"
+            assert shown[f"{folder.name}/{path.name}/golden"]["status"] == "FINISHED"
             curves = load_trace(path).curves
             assert len(curves) >= 3
             for metric, values in curves.items():
