@@ -99,7 +99,7 @@ SETUP = _point(_TRAINING, "setup_model_and_optimizer")
 TRAIN_STEP = _point(
     _TRAINING,
     "train_step",
-    ("forward_step_func", "data_iterator", "model", "optimizer"),
+    ("forward_step_func", "data_iterator", "model", "optimizer", "opt_param_scheduler"),
     ("iteration",),
 )
 TRAINING_LOG = _point(

@@ -1,0 +1,70 @@
+"""What a training meets besides the plain step: skipped steps, idle weights, evaluations, epochs.
+
+Each case sets the flags that it is about itself, so that the preset may have other values.
+"""
+
+from __future__ import annotations
+
+from validation.cases.base import Case, Needs
+from vpmoe.cases.targets import DECODE, LEADING, MODULES, WARM
+
+# The tiny preset at half its width: a step costs what the vocabulary does.
+_SMALL = (
+    *("--hidden-size", "32", "--num-attention-heads", "4", "--num-query-groups", "2"),
+    *("--kv-channels", "8", "--ffn-hidden-size", "32", "--moe-ffn-hidden-size", "16"),
+    *("--moe-shared-expert-intermediate-size", "32", "--num-layers", "4", "--num-experts", "8"),
+    *("--moe-layer-freq", "([0]+[1]*3)", "--moe-router-topk", "2"),
+    *("--moe-router-num-groups", "2", "--moe-router-group-topk", "1"),
+    *("--seq-length", "64", "--window-size", "16", "--window-attn-skip-freq", "4"),
+    *("--micro-batch-size", "1", "--global-batch-size", "2"),
+)
+
+
+def _case(
+    name: str,
+    description: str,
+    target: str,
+    *flags: str,
+    traced_steps: tuple[int, ...] = (),
+    **settings: object,
+) -> Case:
+    return Case(
+        name=name,
+        description=description,
+        lanes=("cpu",),
+        target=f"vpmoe.cases.{target}:run",
+        settings={
+            "preset": "configs/vpmoe-tiny.toml",
+            "conversations": "data/sample/conversations.jsonl",
+            "flags": [*_SMALL, *flags],
+            **settings,
+        },
+        traced_steps=traced_steps,
+        preload=WARM,
+        needs=Needs(modules=MODULES),
+        decode=DECODE,
+        leading=LEADING,
+        arithmetic="wide",
+    )
+
+
+CASES = (
+    _case(
+        "skipped_step",
+        "a training whose second step has a NaN in its hidden states, and whose third an infinity "
+        "in one expert's gradient: both are skipped and change nothing",
+        "skipped",
+        *("--train-iters", "4", "--no-check-for-nan-in-loss-and-grad"),
+        # A warm-up that each step taken moves on.
+        *("--lr-warmup-iters", "8", "--lr-decay-iters", "100"),
+        poisoned=[
+            {"step": 2, "module": "decoder.layers.1", "value": "nan"},
+            {
+                "step": 3,
+                "parameter": "decoder.layers.2.mlp.experts.local_experts.0.linear_fc2.weight",
+                "value": "inf",
+            },
+        ],
+        traced_steps=(4,),
+    ),
+)
