@@ -134,9 +134,7 @@ class _Watch:
         def setup_model_and_optimizer(*args: Any, **kwargs: Any) -> Any:
             model, optimizer, scheduler = original(*args, **kwargs)
             modules = {
-                name: module
-                for chunk in model
-                for name, module in unwrap(chunk).named_modules()
+                name: module for chunk in model for name, module in unwrap(chunk).named_modules()
             }
             parameters = dict(named_parameters(model))
             for step, poison in self.poisons.items():

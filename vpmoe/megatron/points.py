@@ -108,6 +108,7 @@ TRAINING_LOG = _point(
     ("loss_dict", "total_loss_dict"),
     ("learning_rate", "iteration", "grad_norm"),
 )
+EVALUATE = _point(_TRAINING, "evaluate", ("forward_step_func", "data_iterator", "model"))
 FINALIZE_GRADS = _point(_TRAINING, "finalize_model_grads", ("model",))
 SAVE_CHECKPOINT = _point(_TRAINING, "save_checkpoint", ("iteration", "model"))
 LOAD_CHECKPOINT = _point(_TRAINING, "load_checkpoint", ("ddp_model", "optimizer"))

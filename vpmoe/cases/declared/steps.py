@@ -67,4 +67,34 @@ CASES = (
         ],
         traced_steps=(4,),
     ),
+    _case(
+        "idle_weights",
+        "a training in which a feed-forward has gradients of zero, one expert never gets a token "
+        "and another gets none after the first step: such weights decay, or follow their momentum",
+        "idle",
+        *("--train-iters", "2", "--weight-decay", "0.1", "--lr-warmup-iters", "0"),
+        zeroed="decoder.layers.0.mlp",
+        never=[
+            {"router": "decoder.layers.2.mlp.router", "expert": 6, "from": 1},
+            {"router": "decoder.layers.2.mlp.router", "expert": 5, "from": 2},
+        ],
+        embedding="embedding.word_embeddings.weight",
+        traced_steps=(2,),
+    ),
+    _case(
+        "evaluated",
+        "a training with a validation split, evaluated twice: evaluations change nothing",
+        "evaluated",
+        *("--train-iters", "3", "--reset-position-ids", "--reset-attention-mask"),
+        valid_fraction=0.25,
+        evaluation=["--eval-interval", "2", "--eval-iters", "2"],
+    ),
+    _case(
+        "epochs",
+        "what a training of several epochs reads: their order, their borders, every token id",
+        "epochs",
+        *("--train-iters", "11", "--eval-iters", "0"),
+        *("--reset-position-ids", "--reset-attention-mask"),
+        rows=6,
+    ),
 )
