@@ -97,4 +97,19 @@ CASES = (
         *("--reset-position-ids", "--reset-attention-mask"),
         rows=6,
     ),
+    _case(
+        "longest",
+        "each kind of layer at 2,048 tokens in packed documents: outputs and gradients are their "
+        "formulas' in fp64",
+        "longest",
+        *("--seq-length", "2048", "--max-position-embeddings", "2048", "--window-size", "128"),
+        *("--tpa-rank", "2", "--tpa-q-rank", "4", "--no-rope-freq", "4", "--grape-a"),
+        # A balancing loss whose gradient is as large as the others'.
+        *("--moe-router-topk-scaling-factor", "2.5", "--moe-aux-loss-coeff", "300"),
+        *("--eval-iters", "0", "--train-iters", "1"),
+        # The first is longer than 1,024 and begins no document in a window of another.
+        documents=[1777, 1, 128, 142],
+        layers={"local": 0, "global": 3, "dense": 0, "routed": 1},
+        scored=24,
+    ),
 )
