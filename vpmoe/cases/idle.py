@@ -31,7 +31,8 @@ def run(recorder: Recorder, settings: Mapping[str, Any]) -> None:
         recorder: of this process.
         settings: `preset` (file), `conversations` (JSONL file), `flags` (of `vpmoe pretrain`),
             `zeroed` (a feed-forward module), `never` (a list of `router`, `expert`, and `from`,
-            the step from which no token goes to it), `embedding` (its parameter).
+            the step from which no token goes to it), `embedding` (its parameter),
+            `stop_after` (step after which the run ends as if cut short).
 
     Raises:
         RuntimeError: the training refused or failed.
@@ -52,7 +53,10 @@ def run(recorder: Recorder, settings: Mapping[str, Any]) -> None:
         stack.enter_context(SETUP.wrapped(watch.wrap_setup))
         stack.enter_context(TRAIN_STEP.wrapped(watch.wrap_train_step))
         stack.enter_context(observe_training(recorder, settings.get("perturb_seed")))
-        train([*flags, *(str(flag) for flag in settings["flags"])])
+        flags += [str(flag) for flag in settings["flags"]]
+        if settings.get("stop_after"):
+            flags += ["--exit-interval", str(settings["stop_after"])]
+        train(flags)
 
 
 class _Watch:

@@ -31,7 +31,8 @@ def run(recorder: Recorder, settings: Mapping[str, Any]) -> None:
         recorder: of this process.
         settings: `preset` (file), `conversations` (JSONL file), `flags` (of `vpmoe pretrain`),
             `poisoned` (a list of `step`, `value`, and `module`, whose output gets the value in the
-            forward pass, or `parameter`, whose gradient gets it).
+            forward pass, or `parameter`, whose gradient gets it), `stop_after` (step after which
+            the run ends as if cut short).
 
     Raises:
         RuntimeError: the training refused or failed.
@@ -57,7 +58,10 @@ def run(recorder: Recorder, settings: Mapping[str, Any]) -> None:
             stack.enter_context(point.wrapped(wrap))
         finite = FiniteSteps(recorder, watch.poisoned)
         stack.enter_context(observe_training(finite, settings.get("perturb_seed")))
-        train([*flags, *(str(flag) for flag in settings["flags"])])
+        flags += [str(flag) for flag in settings["flags"]]
+        if settings.get("stop_after"):
+            flags += ["--exit-interval", str(settings["stop_after"])]
+        train(flags)
 
 
 class FiniteSteps(Recorder):

@@ -270,9 +270,23 @@ class FiniteChain(ChainedOptimizer):
         self._kept: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Clears the gradients, at the beginning of a step, and keeps the model's buffers."""
+        """Clears the gradients, at the beginning of a step, and keeps the model's buffers.
+
+        Where Megatron runs a step again to see whether a NaN comes back, they begin as they were.
+        """
         super().zero_grad(set_to_none)
+        self.put_back()
         self._kept = [(buffer, buffer.clone()) for buffer in _saved_buffers(self._model)]
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        """Undoes what a step that was not taken did to the model's saved buffers.
+
+        That is the balancing of experts by tokens that NaN may have routed.
+        """
+        for buffer, before in self._kept:
+            buffer.copy_(before)
+        self._kept = []
 
     @torch.no_grad()
     def step(self) -> Any:
@@ -282,11 +296,9 @@ class FiniteChain(ChainedOptimizer):
             Whether it was taken, the gradient norm, and Megatron's number of zeros.
         """
         taken, *rest = super().step()
-        if not taken:
-            # The balancing of experts by a step whose tokens were routed by NaN, for one.
-            for buffer, before in self._kept:
-                buffer.copy_(before)
-        self._kept = []
+        if taken:
+            self._kept = []
+        self.put_back()
         return (taken, *rest)
 
     def get_grad_norm(self) -> Any:

@@ -26,7 +26,7 @@ _FAR = 1024
 
 _skipped = functools.partial(fault, case="skipped_step", steps=3)
 _idle = functools.partial(fault, case="idle_weights", steps=2)
-_evaluated = functools.partial(fault, case="evaluated", steps=3)
+_evaluated = functools.partial(fault, case="evaluated", steps=None)
 _epochs = functools.partial(fault, case="epochs", steps=None)
 _longest = functools.partial(fault, case="longest", steps=None)
 
