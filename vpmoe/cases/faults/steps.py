@@ -131,7 +131,7 @@ def balancing_moved_by_skipped_step() -> Planted:
     return result(_CHAIN, "_saved_buffers", lambda buffers: ())
 
 
-@_skipped("skipped-step-not-counted", "skipped step", "taken", "a skip that nobody is told of")
+@_skipped("skipped-step-not-counted", "skipped step", "schedule", "a skip that nobody is told of")
 def skipped_step_not_counted() -> Planted:
     """The chain says that it stepped."""
 
@@ -482,7 +482,7 @@ def positions_in_bf16() -> Planted:
     return arguments("vpmoe.model.grape", "rotation_angles", change)
 
 
-@_longest("balancing-counts-in-bf16", "length", "router", "counts beyond 256 in the model's dtype")
+@_longest("balancing-counts-in-bf16", "length", "mlp", "counts beyond 256 in the model's dtype")
 def balancing_counts_in_bf16() -> Planted:
     """The balancing loss counts an expert's tokens in bf16."""
 
