@@ -61,10 +61,11 @@ def run(recorder: Recorder, settings: Mapping[str, Any]) -> None:
             watch = _Watch(recorder, texts, seed)
             with observe_training(recorder), watch.attached():
                 train([*flags, *(str(flag) for flag in settings["evaluation"])])
+            evaluated = watch.end()
             plain = _Watch(None, texts, seed)
             with plain.attached():
                 train([*flags, "--eval-iters", "0"])
-        _compare(recorder, watch.ends, plain.ends)
+            _compare(recorder, evaluated, plain.end())
 
 
 def _check_splits(recorder: Recorder, data: Path, whole: Path) -> None:
@@ -139,12 +140,12 @@ class _Watch:
         self._training_modules: list[str] = []
         self._samples: list[list[int]] = []
         self._found: tuple[Any, Any, Any] | None = None
-        self._state: State = {}
 
-    @property
-    def ends(self) -> _End:
-        """What the training left."""
-        return _End(self._state, self._samples)
+    def end(self) -> _End:
+        """What the training left, which is then forgotten."""
+        assert self._found is not None
+        state, self._found = training_state(*self._found), None
+        return _End(state, self._samples)
 
     def attached(self) -> ExitStack:
         """Wraps Megatron's loop and the batches, until the result is closed."""
@@ -177,10 +178,7 @@ class _Watch:
     def _wrap_train_step(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def train_step(*args: Any, **kwargs: Any) -> Any:
             self.step, self.micro_batch = int(kwargs["iteration"]) + 1, 0
-            result = original(*args, **kwargs)
-            assert self._found is not None
-            self._state = training_state(*self._found)
-            return result
+            return original(*args, **kwargs)
 
         return train_step
 
