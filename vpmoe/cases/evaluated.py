@@ -112,8 +112,9 @@ def _characters(tokens: Any) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class _End:
-    """What a training left: its state, and the samples of each of its micro-batches."""
+    """What a training left: its last step, its state, and the samples of its micro-batches."""
 
+    step: int
     state: State
     samples: Sequence[Sequence[int]]
 
@@ -145,7 +146,7 @@ class _Watch:
         """What the training left, which is then forgotten."""
         assert self._found is not None
         state, self._found = training_state(*self._found), None
-        return _End(state, self._samples)
+        return _End(self.step, state, self._samples)
 
     def attached(self) -> ExitStack:
         """Wraps Megatron's loop and the batches, until the result is closed."""
@@ -328,6 +329,7 @@ def _compare(recorder: Recorder, evaluated: _End, plain: _End) -> None:
             "a training with evaluations is the one without",
             error,
             0.0,
+            step=evaluated.step,
             phase="optimizer",
             tensor="same_training",
         )
