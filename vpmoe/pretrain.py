@@ -18,7 +18,12 @@ from typing import Any
 import torch
 
 from vpmoe.config import PresetError, expand_preset_flags
-from vpmoe.megatron.repairs import interval_means, resumable_schedule, skip_helper_build
+from vpmoe.megatron.repairs import (
+    interval_means,
+    resumable_schedule,
+    skip_helper_build,
+    stop_at_nan,
+)
 from vpmoe.runtime import detect_lane
 from vpmoe.runtime.lane import in_words
 
@@ -53,7 +58,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     with _process_environment(), _determinism_restored():
         if os.environ["RANK"] == "0":
             print(f"{_PROGRAM}: {in_words(lane)}", file=sys.stderr, flush=True)
-        with lane.activate(), skip_helper_build(), interval_means(), resumable_schedule():
+        with (
+            lane.activate(),
+            skip_helper_build(),
+            interval_means(),
+            resumable_schedule(),
+            stop_at_nan(),
+        ):
             _train(flags)
     return 0
 

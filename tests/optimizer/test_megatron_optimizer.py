@@ -159,24 +159,39 @@ def test_clipping_is_over_all_parameters_together(build: Callable[..., Any]) -> 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 @pytest.mark.parametrize("clip", [0.0, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_step_of_non_finite_gradients_is_skipped(
-    build: Callable[..., Any], bad: float, clip: float
+    build: Callable[..., Any], bad: float, clip: float, dtype: torch.dtype
 ) -> None:
-    model = Small()
-    optimizer = build(model, clip_grad=clip)
-    model.set_gradients()
-    optimizer.step()
+    model = Small(dtype)
+    model.register_buffer("expert_bias", torch.zeros(4))
+    model.register_buffer("tokens_per_expert", torch.zeros(4), persistent=False)
+    optimizer = build(model, clip_grad=clip, bf16=dtype is torch.bfloat16)
+    move(model, optimizer)
+    assert optimizer.step()[0] is True
     weights = [param.detach().clone() for param in model.parameters()]
     state = [value.clone() for value in tensors(optimizer)]
-    model.set_gradients()
+    move(model, optimizer)
     model.router["weight"].main_grad[0, 0] = bad
     assert optimizer.step()[0] is False
     for param, weight in zip(model.parameters(), weights, strict=True):
         assert torch.equal(param, weight)
     for value, kept in zip(tensors(optimizer), state, strict=True):
         assert torch.equal(value, kept)
-    model.set_gradients()
+    # What Megatron balances the experts with has moved before a gradient is looked at.
+    assert model.expert_bias.tolist() == [1.0] * 4
+    assert model.tokens_per_expert.tolist() == [2.0] * 4
+    move(model, optimizer)
     assert optimizer.step()[0] is True
+    assert model.expert_bias.tolist() == [2.0] * 4
+
+
+def move(model: Small, optimizer: Any) -> None:
+    """What a step does before its optimizer's: clears gradients, sets them, moves the buffers."""
+    optimizer.zero_grad()
+    model.set_gradients()
+    for buffer in model.buffers():
+        buffer += 1.0
 
 
 def norm_of(gradients: list[torch.Tensor]) -> float:

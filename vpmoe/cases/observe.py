@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -62,6 +62,17 @@ def observe_training(recorder: Recorder, perturb_seed: int | None = None) -> Ite
         yield
 
 
+def perturb_weights(model: Sequence[torch.nn.Module], optimizer: Any, seed: int) -> None:
+    """Moves every weight that is not zero by one unit in the last place, up or down."""
+    generator = torch.Generator().manual_seed(int(seed))
+    for _, parameter in named_parameters(model):
+        up = torch.rand(parameter.shape, generator=generator) < 0.5
+        target = torch.where(up, torch.inf, -torch.inf).to(parameter)
+        moved = torch.nextafter(parameter.data, target)
+        parameter.data = torch.where(parameter == 0, parameter.data, moved)
+    optimizer.reload_model_params()
+
+
 class _Observation:
     """The state of one observed run."""
 
@@ -100,7 +111,7 @@ class _Observation:
 
         self._model = model
         if self.perturb_seed is not None:
-            self._perturb(optimizer)
+            perturb_weights(model, optimizer, self.perturb_seed)
         record_statics(self.recorder, model, optimizer, get_args().seq_length)
         for chunk in model:
             body = unwrap(chunk)
@@ -111,16 +122,6 @@ class _Observation:
                 if type(module).__name__.endswith("Router"):
                     self._handles.append(module.register_forward_hook(self._router_hook(name)))
         self._watch_optimizer(optimizer)
-
-    def _perturb(self, optimizer: Any) -> None:
-        """One unit in the last place of every weight that is not zero."""
-        generator = torch.Generator().manual_seed(int(self.perturb_seed or 0))
-        for _, parameter in named_parameters(self._model):
-            up = torch.rand(parameter.shape, generator=generator) < 0.5
-            target = torch.where(up, torch.inf, -torch.inf).to(parameter)
-            moved = torch.nextafter(parameter.data, target)
-            parameter.data = torch.where(parameter == 0, parameter.data, moved)
-        optimizer.reload_model_params()
 
     # --- one step ----------------------------------------------------------------------------
 

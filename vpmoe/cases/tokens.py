@@ -57,18 +57,25 @@ def ids_of(value: torch.Tensor) -> list[Any]:
 def record_documents(recorder: Recorder, folder: Path) -> None:
     """Records the dataset's tree: every shard and the digests of its documents, in order.
 
+    Shards of the valid split, if there is one, are in `dataset/valid`.
+
     Args:
         recorder: of this process.
         folder: a dataset of `vpmoe data build`.
     """
+    from vpmoe.data.dataset_files import read_manifest
     from vpmoe.data.documents import DocumentStore
     from vpmoe.data.trace import document_trace
 
-    for shard in document_trace(DocumentStore(folder, "train")):
-        name = f"dataset/{shard['shard']}"
-        hashes = [document["hash"] for document in shard["documents"]]
-        recorder.discrete(name, hashes, tensor="documents", phase="data")
-        recorder.discrete(name, shard["hash"], tensor="tree", phase="data")
+    splits = read_manifest(folder)["splits"]
+    for split, place in (("train", "dataset"), ("valid", "dataset/valid")):
+        if not splits[split]["rows"]:
+            continue
+        for shard in document_trace(DocumentStore(folder, split)):
+            name = f"{place}/{shard['shard']}"
+            hashes = [document["hash"] for document in shard["documents"]]
+            recorder.discrete(name, hashes, tensor="documents", phase="data")
+            recorder.discrete(name, shard["hash"], tensor="tree", phase="data")
 
 
 def decode(ids: Sequence[int]) -> str:

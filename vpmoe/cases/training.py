@@ -37,7 +37,8 @@ def run(recorder: Recorder, settings: Mapping[str, Any]) -> None:
     Args:
         recorder: of this process.
         settings: `preset` (file), `conversations` (JSONL file), `flags` (of `vpmoe pretrain`),
-            `profile` of the rendering, `stop_after` (step after which the run ends as if cut
+            `profile` of the rendering, `valid_fraction` (share of the rows in the valid split, 0 if
+            not given), `stop_after` (step after which the run ends as if cut
             short), `resume_after` (step after which an unobserved run is saved, to be resumed and
             observed), `perturb_seed` (moves the initial weights by one unit in the last place),
             `environment` (variables that the user has not set, such as cuBLAS's workspace),
@@ -127,8 +128,13 @@ def build_files(settings: Mapping[str, Any], folder: Path) -> None:
     """Builds the dataset from conversations, and records nothing."""
     from vpmoe.data.build import build_dataset
 
-    conversations = Path(settings["conversations"])
-    build_dataset([conversations], folder, workers=1, valid_fraction=0.0, **_profile(settings))
+    build_dataset(
+        [Path(settings["conversations"])],
+        folder,
+        workers=1,
+        valid_fraction=settings.get("valid_fraction", 0.0),
+        **_profile(settings),
+    )
 
 
 def _profile(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -245,6 +245,15 @@ def auxiliary_loss_scale(scale: float) -> Iterator[None]:
         MoEAuxLossAutoScaler.main_loss_backward_scale = before
 
 
+def waiting_losses() -> dict[str, list[float]]:
+    """The routers' losses that were summed up since Megatron last logged them: name -> by layer."""
+    METRICS.check()
+    from megatron.core.transformer.moe import moe_logging
+
+    metrics = moe_logging.get_moe_metrics_tracker().metrics
+    return {name: entry.values.tolist() for name, entry in metrics.items()}
+
+
 @contextmanager
 def observed_metrics(observe: Any) -> Iterator[None]:
     """Tells the routers' losses of each step, for the length of the context.

@@ -86,8 +86,10 @@ PARAMETER_GROUPS = Contract(
 FINITE_STEP = Contract(
     "steps on a gradient that is not finite",
     "vpMoE's chain of optimizers leaves out a step whose gradient norm is not finite: Megatron's "
-    "chain computes the norm in `step`, and only then calls `step_with_ready_grads`.",
-    "Compare `ChainedOptimizer.step` of this version with `FiniteChain`.",
+    "chain computes the norm in `step`, and only then calls `step_with_ready_grads`. It keeps the "
+    "model's saved buffers when a step clears its gradients, and puts them back if the step is "
+    "left out: Megatron has moved the experts' bias by then.",
+    "Compare `ChainedOptimizer.step` and `train_step` of this version with `FiniteChain`.",
     (
         Takes(f"{_OPTIMIZER}:ChainedOptimizer.__init__", ("chained_optimizers",)),
         Takes(f"{_OPTIMIZER}:ChainedOptimizer.get_grad_norm"),
@@ -96,6 +98,9 @@ FINITE_STEP = Contract(
             f"{_OPTIMIZER}:ChainedOptimizer.step",
             names=("get_grad_norm", "step_with_ready_grads"),
         ),
+        Takes(f"{_OPTIMIZER}:ChainedOptimizer.zero_grad", ("set_to_none",)),
+        Takes(f"{_OPTIMIZER}:ChainedOptimizer.step"),
+        Reads("megatron.training.training:train_step", names=("zero_grad", "step")),
     ),
 )
 
@@ -242,14 +247,59 @@ def build_chain(
         # The chain insists on one configuration.
         wrapped.config = config
         optimizers.append(wrapped)
-    return FiniteChain(optimizers)
+    return FiniteChain(optimizers, model_chunks)
 
 
 class FiniteChain(ChainedOptimizer):
-    """Megatron's chain, which leaves weights and state alone when the gradient norm is not finite.
+    """Megatron's chain, which leaves out a step whose gradient norm is not finite.
 
-    Megatron counts such a step as a skipped iteration. The norm is one that its loop reads anyway.
+    Weights, optimizer state and the model's saved buffers, which are the routers' expert biases,
+    stay as they were. Megatron counts such a step as a skipped iteration. The norm is one that its
+    loop reads anyway.
+
+    Args:
+        optimizers: what is chained.
+        model_chunks: the model that they step.
     """
+
+    def __init__(
+        self, optimizers: list[MegatronOptimizer], model_chunks: Sequence[torch.nn.Module]
+    ) -> None:
+        super().__init__(optimizers)
+        self._model = tuple(model_chunks)
+        self._kept: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clears the gradients, at the beginning of a step, and keeps the model's buffers.
+
+        Where Megatron runs a step again to see whether a NaN comes back, they begin as they were.
+        """
+        super().zero_grad(set_to_none)
+        self.put_back()
+        self._kept = [(buffer, buffer.clone()) for buffer in _saved_buffers(self._model)]
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        """Undoes what a step that was not taken did to the model's saved buffers.
+
+        That is the balancing of experts by tokens that NaN may have routed.
+        """
+        for buffer, before in self._kept:
+            buffer.copy_(before)
+        self._kept = []
+
+    @torch.no_grad()
+    def step(self) -> Any:
+        """Megatron's step.
+
+        Returns:
+            Whether it was taken, the gradient norm, and Megatron's number of zeros.
+        """
+        taken, *rest = super().step()
+        if taken:
+            self._kept = []
+        self.put_back()
+        return (taken, *rest)
 
     def get_grad_norm(self) -> Any:
         """Norm over all chained optimizers' gradients, before clipping."""
@@ -261,6 +311,15 @@ class FiniteChain(ChainedOptimizer):
         if not math.isfinite(self._last_norm):
             return False
         return bool(super().step_with_ready_grads())
+
+
+def _saved_buffers(chunks: Iterable[torch.nn.Module]) -> Iterable[torch.Tensor]:
+    """The buffers that a checkpoint holds: what a model learns besides its parameters."""
+    for chunk in chunks:
+        for module in chunk.modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                if name not in module._non_persistent_buffers_set:
+                    yield buffer
 
 
 class _ShardedRowState:

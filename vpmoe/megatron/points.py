@@ -91,6 +91,7 @@ _TRAINING = "megatron.training.training"
 _OPTIMIZER = "megatron.core.optimizer.optimizer"
 _SCHEDULER = "megatron.core.optimizer_param_scheduler"
 _FINALIZE = "megatron.core.distributed.finalize_model_grads"
+_GPT_DATASET = "megatron.core.datasets.gpt_dataset"
 _LAYERS = "megatron.core.tensor_parallel.layers"
 _MOE = "megatron.core.transformer.moe"
 
@@ -99,7 +100,7 @@ SETUP = _point(_TRAINING, "setup_model_and_optimizer")
 TRAIN_STEP = _point(
     _TRAINING,
     "train_step",
-    ("forward_step_func", "data_iterator", "model", "optimizer"),
+    ("forward_step_func", "data_iterator", "model", "optimizer", "opt_param_scheduler"),
     ("iteration",),
 )
 TRAINING_LOG = _point(
@@ -108,6 +109,7 @@ TRAINING_LOG = _point(
     ("loss_dict", "total_loss_dict"),
     ("learning_rate", "iteration", "grad_norm"),
 )
+EVALUATE = _point(_TRAINING, "evaluate", ("forward_step_func", "data_iterator", "model"))
 FINALIZE_GRADS = _point(_TRAINING, "finalize_model_grads", ("model",))
 SAVE_CHECKPOINT = _point(_TRAINING, "save_checkpoint", ("iteration", "model"))
 LOAD_CHECKPOINT = _point(_TRAINING, "load_checkpoint", ("ddp_model", "optimizer"))
@@ -139,6 +141,16 @@ SAMPLES_OF_RANK = _point(
     "megatron.training.datasets.data_samplers", "MegatronPretrainingSampler.get_start_end_idx"
 )
 
+# Order of documents and samples over epochs.
+DOCUMENT_ORDER = _point(
+    _GPT_DATASET,
+    "_build_document_index",
+    ("documents", "num_epochs", "numpy_random_state", "separate_final_epoch"),
+)
+SAMPLE_ORDER = _point(
+    _GPT_DATASET, "_build_shuffle_index", ("num_samples", "total_size", "numpy_random_state")
+)
+
 # Layers.
 COLUMN_LINEAR = _point(_LAYERS, "ColumnParallelLinear.forward", ("input_",))
 LINEAR = _point(
@@ -162,6 +174,11 @@ SQUARED_RELU = _declare(
 ROUTER_INIT = _point(f"{_MOE}.router", "TopKRouter.__init__", ("config",))
 GATING = _point(f"{_MOE}.router", "TopKRouter.gating", ("input",))
 BALANCE_COEFFICIENT = _point(f"{_MOE}.router", "TopKRouter.get_aux_loss_coeff", ("aux_loss_type",))
+BALANCING_LOSS = _point(
+    f"{_MOE}.router",
+    "switch_load_balancing_loss_func",
+    keywords=("probs", "tokens_per_expert"),
+)
 ROUTING = _point(
     f"{_MOE}.router",
     "topk_routing_with_score_function",

@@ -62,7 +62,25 @@ RESUMABLE_SCHEDULE = Contract(
     ),
 )
 
-CONTRACTS = (HELPER_BUILD, INTERVAL_MEANS, RESUMABLE_SCHEDULE)
+STOP_AT_NAN = Contract(
+    "stop at a number that is not finite",
+    "0.19.2 runs a step again whose loss or gradient is not finite, and saves a checkpoint if it "
+    "still is not: even without `--save`, where it fails on the missing folder, and after the step "
+    "has moved the experts' bias. vpMoE wraps `save_checkpoint_and_time`.",
+    "See what the loop of this version does between a result that is not finite and its exit.",
+    (
+        Takes(
+            "megatron.training.training:save_checkpoint_and_time",
+            ("iteration", "model", "optimizer"),
+        ),
+        Reads(
+            "megatron.training.training:train",
+            names=("save_checkpoint_and_time", "should_checkpoint", "should_exit"),
+        ),
+    ),
+)
+
+CONTRACTS = (HELPER_BUILD, INTERVAL_MEANS, RESUMABLE_SCHEDULE, STOP_AT_NAN)
 
 
 @contextlib.contextmanager
@@ -140,4 +158,37 @@ def resumable_schedule() -> Iterator[None]:
             ) from error
 
     with replaced(OptimizerParamScheduler, "load_state_dict", load_state_dict):
+        yield
+
+
+@contextlib.contextmanager
+def stop_at_nan() -> Iterator[None]:
+    """Lets Megatron stop at a result that is not finite, with the checkpoint of the step before.
+
+    Megatron runs such a step again; if the result comes back, it saves and exits, for a resumed run
+    to try the step once more.
+    """
+    STOP_AT_NAN.check()
+    import megatron.training.training as training
+    from megatron.training import get_args
+
+    original = training.save_checkpoint_and_time
+
+    @functools.wraps(original)
+    def save_checkpoint_and_time(
+        iteration: int, model: Any, optimizer: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        if get_args().save is None:
+            training.print_rank_0(
+                "no checkpoint is saved: there is no --save. The step after iteration "
+                f"{iteration} was not taken; the message before this one says why"
+            )
+            return None
+        from vpmoe.megatron.optimizer import FiniteChain
+
+        if isinstance(optimizer, FiniteChain):
+            optimizer.put_back()
+        return original(iteration, model, optimizer, *args, **kwargs)
+
+    with replaced(training, "save_checkpoint_and_time", save_checkpoint_and_time):
         yield

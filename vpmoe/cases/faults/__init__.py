@@ -16,6 +16,7 @@ from vpmoe.cases.faults import (
     positions,
     resume,
     rewritten,
+    steps,
     throughput,
 )
 from vpmoe.cases.faults.planting import declared
@@ -32,6 +33,7 @@ _MODULES = (
     resume,
     log,
     export,
+    steps,
 )
 
 FAULTS = tuple(fault for module in _MODULES for fault in declared(module.__name__))
