@@ -17,6 +17,7 @@ from vpmoe.cases.faults import (
     resume,
     rewritten,
     throughput,
+    varied,
 )
 from vpmoe.cases.faults.planting import declared
 
@@ -32,6 +33,7 @@ _MODULES = (
     resume,
     log,
     export,
+    varied,
 )
 
 FAULTS = tuple(fault for module in _MODULES for fault in declared(module.__name__))
