@@ -25,7 +25,7 @@ WHOLE = {**BIASES, "parameter_grad_norm/*": 256 * EPSILON}
 # Rates follow from the step alone; what clipping scales by, from the norm of all gradients.
 BY_KIND = {
     "learning_rate/*": 0.0,
-    "weight_decay/*": 0.0,
+    "decay/*": 0.0,
     "clip_coefficient/*": 512 * EPSILON,
 }
 

@@ -40,7 +40,7 @@ def record_rates(
 ) -> None:
     """Records what a step is taken with, by kind of parameter.
 
-    The curves are `learning_rate/<kind>`, `weight_decay/<kind>`, and `clip_coefficient/<kind>`,
+    The curves are `learning_rate/<kind>`, `decay/<kind>`, and `clip_coefficient/<kind>`,
     which is by how much clipping has scaled the gradients. Where parameters of one kind have
     several rates it is their mean.
 
@@ -55,7 +55,7 @@ def record_rates(
     for name, _, _, group in stepped(model, optimizer):
         rates[kind_of_parameter(name)].append(group)
     for kind, groups in sorted(rates.items()):
-        for metric, field in (("learning_rate", "lr"), ("weight_decay", "weight_decay")):
+        for metric, field in (("learning_rate", "lr"), ("decay", "weight_decay")):
             values = {float(group[field]) for group in groups}
             value = values.pop() if len(values) == 1 else _mean(groups, field)
             recorder.curve(step, f"{metric}/{kind}", value, "optimizer")

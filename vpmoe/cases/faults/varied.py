@@ -170,7 +170,7 @@ def tail_at_zero() -> Planted:
 @fault(
     "weight-decay-does-not-grow",
     "schedule",
-    "weight_decay",
+    "decay",
     "a ramp that nothing reads",
     case="ramps",
 )
@@ -186,7 +186,7 @@ def weight_decay_does_not_grow() -> Planted:
 @fault(
     "weight-decay-grows-linearly",
     "schedule",
-    "weight_decay",
+    "decay",
     "another --weight-decay-incr-style",
     case="ramps",
     steps=2,
