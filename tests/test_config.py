@@ -224,7 +224,7 @@ def test_locked_architecture_of_6b(repository: Path) -> None:
         ("O200kHarmonyTokenizer", "NullTokenizer", "tokenizer_type"),
         ("hidden_size = 64\nnum", "num", "hidden_size"),
         ("micro_batch_size = 1", "micro_batch_size = 3", "micro_batch_size"),
-        ("\nmin_lr = 3e-4", "\nmin_lr = 1.0", "min_lr"),
+        ("\nmin_lr = 4e-4", "\nmin_lr = 1.0", "min_lr"),
         ("seq_length = 64", "seq_length = 128", "seq_length"),
         ("hidden_dropout = 0.0", 'hidden_dropout = "none"', "hidden_dropout"),
         ("num_layers = 4", "num_layers = 0", "num_layers"),
@@ -249,6 +249,10 @@ def test_missing_and_malformed_files_are_named(tmp_path: Path) -> None:
         load_preset(tmp_path / "bad.toml")
 
 
+def flags_with(path: str, *words: str) -> list[str]:
+    return expand_preset_flags(["--config", path, *words])
+
+
 def test_explicit_flags_come_after_the_preset(repository: Path) -> None:
     path = str(repository / "configs/vpmoe-tiny.toml")
     flags = expand_preset_flags(["--lr", "0.5", "--config", path])
@@ -263,6 +267,9 @@ def test_explicit_flags_come_after_the_preset(repository: Path) -> None:
     legacy = expand_preset_flags(["--config", path, "--legacy-tokenizer"])
     assert not {"--tokenizer-type", "--padded-vocab-size"} & set(legacy)
     assert {"--tokenizer-type", "--padded-vocab-size"} < set(same)
+    for plain in (["--mock-data"], ["--data-path", "tokens"], ["--train-data-path=tokens"]):
+        assert not any(word.startswith("--kd-") for word in flags_with(path, *plain))
+    assert "--kd-span-weight-final" in flags_with(path, "--synth-kd-data", "folder")
     for broken in (["--config"], ["--config", "--lr"], ["--config", path, "--config", path]):
         with pytest.raises(PresetError, match="--config"):
             expand_preset_flags(broken)
@@ -271,13 +278,13 @@ def test_explicit_flags_come_after_the_preset(repository: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "minimum"),
     [
-        (["--normuon-aux-lr", "1e-4"], 1e-5),  # 3e-3 falls to 3e-4 in the preset
-        (["--normuon-aux-lr=1e-4"], 1e-5),
-        (["--normuon-aux-lr", "3e-4"], 3e-4),
-        (["--normuon-aux-lr", "1e-2"], 3e-4),
-        (["--normuon-aux-lr", "1e-4", "--normuon-aux-lr", "1e-2"], 3e-4),
-        (["--normuon-aux-lr", "nonsense"], 3e-4),  # the parser refuses it
-        (["--lr", "1e-4"], 3e-4),
+        (["--normuon-aux-lr", "1e-4"], 3e-5),  # 2e-3 falls to 6e-4 in the preset
+        (["--normuon-aux-lr=1e-4"], 3e-5),
+        (["--normuon-aux-lr", "6e-4"], 6e-4),
+        (["--normuon-aux-lr", "1e-2"], 6e-4),
+        (["--normuon-aux-lr", "1e-4", "--normuon-aux-lr", "1e-2"], 6e-4),
+        (["--normuon-aux-lr", "nonsense"], 6e-4),  # the parser refuses it
+        (["--lr", "1e-4"], 6e-4),
     ],
 )
 def test_a_presets_minimum_rate_stays_below_a_maximum_of_the_command_line(

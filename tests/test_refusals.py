@@ -33,6 +33,7 @@ CHECKED = ("vpmoe/model/arguments.py", "vpmoe/optimizer/arguments.py")
 ON_A_GPU = ("--optimizer-cuda-graph with",)
 
 _TPA = ("use_tpa", "tpa_rank", "tpa_q_rank")
+_SPANS = ("kd_span_weight_reasoning", "kd_span_weight_final")
 _SHARED = "moe_shared_expert_intermediate_size"
 _LIMIT = ("moe_router_num_groups", "moe_router_group_topk")
 _GROUPS = "--moe-router-num-groups 2 --moe-router-group-topk 1"
@@ -94,7 +95,16 @@ REFUSALS = (
     Refusal("--cuda-graph-impl local", "full_iteration graphs", _FULL_GRAPH),
     Refusal(f"{_FULL_GRAPH} --optimizer adam --fp16", "use --bf16", f"{_FULL_GRAPH} --bf16"),
     Refusal(
-        f"{_FULL_GRAPH} --rampup-batch-size 2 2 100", "leave out --rampup-batch-size", _FULL_GRAPH
+        f"{_FULL_GRAPH} --step-batch-size-schedule 0:2",
+        "leave out --step-batch-size-schedule",
+        _FULL_GRAPH,
+        ("global_batch_size",),
+    ),
+    Refusal(
+        "--rampup-batch-size 2 2 100",
+        "use --step-batch-size-schedule",
+        "--step-batch-size-schedule 0:2,4096:4",
+        ("global_batch_size",),
     ),
     Refusal(
         "--position-embedding-type learned_absolute",
@@ -203,7 +213,7 @@ REFUSALS = (
         "set --decoupled-min-lr to at most 0.0001",
         "--decoupled-lr 1e-4 --decoupled-min-lr 1e-4",
     ),
-    Refusal("--decoupled-lr 1e-4", "or --decoupled-lr to at least 0.0003", "--decoupled-lr 0.0003"),
+    Refusal("--decoupled-lr 1e-4", "or --decoupled-lr to at least 0.0006", "--decoupled-lr 0.0006"),
 )
 
 
@@ -230,8 +240,10 @@ def checked() -> Iterator[Any]:
 def flags_of(words: str, without: Sequence[str]) -> tuple[str, ...]:
     """The lane's flags, the tiny preset's without some fields, and more."""
     preset = load_preset(TINY)
-    fields = {name: value for name, value in preset.fields.items() if name not in without}
-    fields["global_batch_size"] = 8
+    given = {**preset.fields, "global_batch_size": 8}
+    if not {"--mock-data", "--data-path"}.isdisjoint(words.split()):
+        without = (*without, *_SPANS)  # as `--config` leaves them out
+    fields = {name: value for name, value in given.items() if name not in without}
     return (*cpu_lane.DEFAULT_FLAGS, *Preset(preset.name, fields).to_flags(), *words.split())
 
 

@@ -22,12 +22,14 @@ from pathlib import Path
 from typing import Any
 
 from vpmoe.config_checks import FieldError, check_together
+from vpmoe.data.arguments import plain_sources
 from vpmoe.shipped import shipped, shipped_names
 
 TABLES = ("model", "attention", "experts", "optimizer", "training")
 
 _NORMUON_ONLY = ("normuon_", "polar_express_")
 _TOKENIZER_ONLY = ("tokenizer_type", "padded_vocab_size")
+_SPANS_ONLY = ("kd_span_weight_",)
 _RATES = (("lr", "min_lr"), ("normuon_aux_lr", "normuon_aux_min_lr"))
 _TABLE_LINE = re.compile(r"\s*\[\s*[\"']?([\w-]+)[\"']?\s*\]")
 _FIELD_LINE = re.compile(r"\s*[\"']?([\w-]+)[\"']?\s*=")
@@ -101,9 +103,10 @@ def expand_preset_flags(argv: list[str]) -> list[str]:
     """Replaces `--config FILE` by the flags that the preset renders to.
 
     The preset's flags are put first, wherever `--config` stood, so that explicit flags win. Where
-    they choose another optimizer, the preset's flags for NorMuon alone are left out, and its
-    tokenizer's where they have Megatron build another. Where they set a learning rate below the
-    preset's minimum, the minimum keeps the preset's ratio to it.
+    they choose another optimizer, the preset's flags for NorMuon alone are left out, its
+    tokenizer's where they have Megatron build another, and its weights of spans where they train
+    on data without. Where they set a learning rate below the preset's minimum, the minimum keeps
+    the preset's ratio to it.
 
     Args:
         argv: flags of `vpmoe pretrain`.
@@ -136,6 +139,9 @@ def expand_preset_flags(argv: list[str]) -> list[str]:
         loaded = Preset(loaded.name, fields)
     if "--legacy-tokenizer" in rest:
         fields = {k: v for k, v in loaded.fields.items() if k not in _TOKENIZER_ONLY}
+        loaded = Preset(loaded.name, fields)
+    if any(_is_given(rest, flag) for flag in plain_sources()):
+        fields = {k: v for k, v in loaded.fields.items() if not k.startswith(_SPANS_ONLY)}
         loaded = Preset(loaded.name, fields)
     return Preset(loaded.name, _lowered_minima(loaded.fields, rest)).to_flags() + rest
 
@@ -304,6 +310,10 @@ def _lowered_minima(fields: Mapping[str, Any], words: list[str]) -> dict[str, An
         if 0 < rate < fields[low]:
             lowered[low] = rate * fields[low] / fields.get(high, fields[low])
     return lowered
+
+
+def _is_given(words: list[str], flag: str) -> bool:
+    return any(word.partition("=")[0] == flag for word in words)
 
 
 def _last_value(words: list[str], flag: str) -> str | None:

@@ -2,11 +2,20 @@
 
 from pathlib import Path
 
+import pytest
+
 from validation.cases import discover_cases, discover_gated
 from validation.coverage.fields import never_varied
 from vpmoe.cases.fields import fields
+from vpmoe.config import load_preset
 
 ROOT = Path(__file__).parents[2]
+PRESETS = [
+    ROOT / "configs" / "vpmoe-tiny.toml",
+    *sorted((ROOT / "vpmoe" / "cases" / "presets").glob("*.toml")),
+]
+# Which cases for alternative implementations vary.
+OF_ALTERNATIVES = {"expert_kernel", "grapem_per_head", "loss_kernel", "normuon_tp_mode"}
 
 
 def test_fields_are_called_as_presets_call_them_and_hold_each_cases_value() -> None:
@@ -24,6 +33,29 @@ def test_what_no_case_varies_is_told_with_its_value() -> None:
     gated = discover_gated(ROOT)
     assert gated is not None
     cases = [case for case in discover_cases(ROOT).values() if "cpu" in case.lanes]
-    found = never_varied(gated.fields, cases)
+    found = never_varied(gated, cases)
     assert not {"optimizer", "train_iters", "num_experts"} & set(found)
-    assert found["attention_kernel"] == {"default": "auto", "value": "auto"}
+    assert found["padded_vocab_size"]["value"] == 201088
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
+def test_no_value_of_a_preset_is_another_ones_or_the_default(path: Path) -> None:
+    given = load_preset(path).fields
+    numbers = {n: v for n, v in given.items() if isinstance(v, float) and not n.endswith("dropout")}
+    assert len(numbers) >= 6
+    assert len(set(numbers.values())) == len(numbers), sorted(numbers.items(), key=lambda x: x[1])
+    defaults = {name: field.default for name, field in fields([]).items()}
+    for name, value in numbers.items():
+        assert value != defaults.get(name), name
+    seeds = {load_preset(preset).fields["seed"] for preset in PRESETS}
+    assert len(seeds | {1234}) == len(PRESETS) + 1
+
+
+def test_every_field_is_varied_or_has_a_reason() -> None:
+    gated = discover_gated(ROOT)
+    assert gated is not None
+    cases = [case for case in discover_cases(ROOT).values() if "cpu" in case.lanes]
+    found = never_varied(gated, cases)
+    without = {name for name, said in found.items() if "reason" not in said}
+    assert without <= OF_ALTERNATIVES
+    assert gated.unvaried.keys() <= found.keys(), "a reason for what a case does vary"

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from argparse import Namespace
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from vpmoe.cases.replay import before_step, replay, ulp_shares
+from vpmoe.cases.replay import Polynomials, before_step, polynomials, replay, ulp_shares
 from vpmoe.optimizer import NorMuon
+from vpmoe.optimizer.polar_express import polar_express_coefficients
 
 SHAPES = [(12, 40), (40, 12), (16, 16), (5, 8, 24)]
 
@@ -83,3 +87,32 @@ def test_what_is_not_replayed() -> None:
     weight.grad = torch.ones(3, 4)
     sgd = torch.optim.SGD([weight], lr=0.1)
     assert before_step(weight, sgd, sgd.param_groups[0]) is None
+
+
+def test_the_polynomials_are_those_that_the_flags_ask_for(tmp_path: Path) -> None:
+    flags = Namespace(polar_express_safety_factor=0.02, polar_express_coeffs_path=None)
+    for found, computed in zip(
+        polynomials(flags).coefficients, polar_express_coefficients(0.02), strict=True
+    ):
+        assert found == pytest.approx(computed, rel=1e-9)
+    path = tmp_path / "coefficients.json"
+    path.write_text(json.dumps([[2, -1.5, 0.5]] * 3))
+    given = Namespace(polar_express_safety_factor=0.05, polar_express_coeffs_path=path)
+    assert polynomials(given) == Polynomials([[2, -1.5, 0.5]] * 3, 0.05)
+    other = Namespace(polar_express_safety_factor=0.05, polar_express_coeffs_path=None)
+    with pytest.raises(ValueError, match="give them with --polar-express-coeffs-path"):
+        polynomials(other)
+
+
+@pytest.mark.parametrize(("wanted", "holds"), [(0.02, True), (0.3, False)])
+def test_a_step_with_other_polynomials_does_not_hold(wanted: float, holds: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.nn.Parameter(torch.randn(12, 40, generator=generator))
+    weight.grad = torch.randn(12, 40, generator=generator)
+    rows = [(2.0, -1.5, 0.5)] * 3
+    chosen = NorMuon([weight], lr=0.02, safety_factor=0.02, coefficients=tuple(rows))
+    before = before_step(weight, chosen, chosen.param_groups[0], Polynomials(rows, wanted))
+    assert before is not None
+    chosen.step()
+    replayed = replay(before)
+    assert (replayed.error <= replayed.bound) == holds

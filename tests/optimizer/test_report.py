@@ -76,4 +76,4 @@ def test_vectors_do_not_decay(routes: dict[str, dict[str, object]]) -> None:
     for name, route in routes.items():
         shape = route["shape"]
         assert isinstance(shape, list)
-        assert route["weight_decay"] == (0.1 if len(shape) > 1 else 0.0), name
+        assert route["weight_decay"] == (0.12 if len(shape) > 1 else 0.0), name

@@ -42,7 +42,7 @@ def runs(
     files = ["--data-path", token_file(folder / "tokens"), "--split", "100,0,0"]
     foreign = [*files, *LEGACY, "--train-iters", "1"]
     flags = {
-        "mock": ["--mock-data", "--train-iters", "2", "--eval-iters", "0"],
+        "mock": ["--mock-data", "--train-iters", "6", "--eval-iters", "0"],
         "files": [*files, "--train-iters", "2"],
         "legacy": ["--mock-data", *LEGACY, "--train-iters", "3", "--eval-iters", "1"],
         "limits": [
@@ -58,7 +58,7 @@ def runs(
 
 @pytest.mark.parametrize(
     ("name", "steps", "vocabulary"),
-    [("mock", 2, 201_088), ("files", 2, 201_088), ("legacy", 3, 512)],
+    [("mock", 6, 201_088), ("files", 2, 201_088), ("legacy", 3, 512)],
 )
 def test_it_trains_and_loss_falls(
     runs: dict[str, Any], name: str, steps: int, vocabulary: int

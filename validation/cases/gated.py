@@ -18,11 +18,13 @@ class Gated:
             name -> `Field` of every flag and preset field. None where there is nothing to set.
         omitted: what is not measured -> the reason. A pattern of paths, as `my_package/gpu_*.py`,
             or a function or class of a file, as `my_package/model.py:Attention.fused`.
+        unvaried: name of a field that no case varies -> the reason.
     """
 
     packages: Sequence[str]
     fields: str | None = None
     omitted: Mapping[str, str] = field(default_factory=dict)
+    unvaried: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

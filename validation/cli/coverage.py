@@ -145,10 +145,14 @@ def render(measured: Measured) -> str:
     ]
     lines += [f"{name}: skipped, {reason}" for name, reason in measured.skipped.items()]
     lines += [f"{entry}: not measured: {reason}" for entry, reason in measured.omitted.items()]
-    if measured.defaults:
-        names = list(measured.defaults)
+    reasons = {n: said["reason"] for n, said in measured.defaults.items() if "reason" in said}
+    lines += [f"{name}: never varied: {reason}" for name, reason in reasons.items()]
+    names = [name for name in measured.defaults if name not in reasons]
+    if names:
         more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-        lines.append(f"{len(names)} fields never varied: {', '.join(names[:_SHOWN])}{more}")
+        lines.append(
+            f"{len(names)} fields never varied, without a reason: {', '.join(names[:_SHOWN])}{more}"
+        )
     lines.append(f"branches: {measured.branches}; functions: {measured.functions}")
     lines.append(f"lines that some case runs: {measured.lines}")
     return "\n".join(lines)

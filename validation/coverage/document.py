@@ -104,7 +104,7 @@ class Measured:
         cases: by name.
         skipped: case -> why it did not run.
         omitted: what is not measured -> why.
-        defaults: field that no case varies -> its default and its one value.
+        defaults: field that no case varies -> its default, its one value, and a reason if any.
         provenance: when, of which code, and with what it was measured.
     """
 

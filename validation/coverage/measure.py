@@ -86,7 +86,7 @@ def measure(plan: Plan) -> Measured:
     """
     from validation.coverage.merge import executed, merged  # needs coverage.py
 
-    defaults = never_varied(None if plan.gated is None else plan.gated.fields, plan.every_case)
+    defaults = never_varied(plan.gated, plan.every_case)
     before = _contents(plan)
     with tempfile.TemporaryDirectory(prefix="golden-coverage-") as folder:
         seconds = _run_all(plan, Path(folder))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from validation.coverage.document import FileCoverage, Measured, in_words
 from validation.coverage.fall import accepted_file
@@ -53,10 +55,16 @@ def _view(known: Measured, *, exact: bool) -> CoverageView:
             for name in order
         ],
         fields=[
-            Item(clean(name), clean(f"{json.dumps(said['value'])}"), mono=True)
+            Item(clean(name), clean(_value_and_reason(said)), mono=True)
             for name, said in known.defaults.items()
         ],
     )
+
+
+def _value_and_reason(said: Mapping[str, Any]) -> str:
+    """`"auto" (the reason)` of a field that no case varies."""
+    value = json.dumps(said["value"])
+    return f"{value} ({said['reason']})" if "reason" in said else value
 
 
 def _count(file: FileCoverage) -> int:

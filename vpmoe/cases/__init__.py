@@ -7,6 +7,8 @@ from validation.cases.gated import Gated
 from vpmoe.cases import gpu
 from vpmoe.cases.declare import BIASES, ONE_REPLICA, SAME_TRAINING, WHOLE, layout, tiny
 from vpmoe.cases.declared import steps
+from vpmoe.cases.declared import varied
+from vpmoe.cases.declared.unvaried import UNVARIED
 from vpmoe.cases.targets import DECODE, LEADING, MODULES, PACED, WARM
 
 _SYNTH_ROWS = "../shared/data/synth_rows_valid.jsonl"
@@ -17,6 +19,12 @@ _GROUPS = (
     *("--moe-router-num-groups", "8", "--moe-router-group-topk", "4"),
 )
 
+
+# Experts have a tensor-parallel size of their own, so two ranks are enough for both.
+_TP2_EP2 = (
+    *("--tensor-model-parallel-size", "2", "--sequence-parallel"),
+    *("--expert-model-parallel-size", "2", "--expert-tensor-parallel-size", "1"),
+)
 
 _TRITON = "Triton compiles its kernels, which never run as Python, and their callers need a GPU"
 GATED = Gated(
@@ -30,6 +38,7 @@ GATED = Gated(
         "vpmoe/model/tpa_kernel.py": _TRITON,
         "vpmoe/optimizer/triton_kernel.py": _TRITON,
     },
+    unvaried=UNVARIED,
 )
 
 CASES = (
@@ -192,18 +201,21 @@ CASES = (
     ),
     Case(
         name="schedules",
-        description="layers, windows, slopes, frequencies and optimizer routing of the presets",
+        description="layers, windows, slopes, frequencies and optimizer routing of the presets; "
+        "parameter groups and marks, on one rank and at TP 2 with EP 2",
         lanes=("cpu",),
         target="vpmoe.cases.schedules:run",
         settings={
             "presets": ["configs/vpmoe-dev.toml", "configs/vpmoe-6b.toml"],
             "probed": {"vpmoe-6b": [3, 4]},
             "length": 136,
+            "layouts": {"tp2_ep2": {"flags": _TP2_EP2, "ranks": 2}},
         },
         preload=WARM,
         needs=Needs(modules=MODULES),
         arithmetic="wide",
     ),
     *steps.CASES,
+    *varied.CASES,
     *gpu.CASES,
 )

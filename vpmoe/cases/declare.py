@@ -22,6 +22,12 @@ ONE_REPLICA = {**SAME_TRAINING, "aux_loss/*": 64 * EPSILON}
 # Where every rank has all layers, and where it has whole tensors.
 BIASES = {"expert_bias/*": 0.0}
 WHOLE = {**BIASES, "parameter_grad_norm/*": 256 * EPSILON}
+# Rates follow from the step alone; what clipping scales by, from the norm of all gradients.
+BY_KIND = {
+    "learning_rate/*": 0.0,
+    "decay/*": 0.0,
+    "clip_coefficient/*": 512 * EPSILON,
+}
 
 
 def tiny(
@@ -40,6 +46,7 @@ def tiny(
         "preset": "configs/vpmoe-tiny.toml",
         "conversations": "data/sample/conversations.jsonl",
         "flags": list(flags),
+        "by_kind": True,
     }
     return Case(
         name=name,
@@ -82,5 +89,5 @@ def layout(
         "3",
         *flags,
         processes=2,
-        invariant=Invariant(reference=reference, curves=same),
+        invariant=Invariant(reference=reference, curves={**same, **BY_KIND}),
     )

@@ -19,6 +19,8 @@ import torch
 from validation.running.recorder import Recorder, attach_module
 from vpmoe.cases.grain import moved_square, update_grain
 from vpmoe.cases.groups import parameter_group
+from vpmoe.cases.marks import record_marks
+from vpmoe.cases.rates import gradient_norms, record_rates
 from vpmoe.cases.statics import (
     named_parameters,
     norm_of,
@@ -32,7 +34,9 @@ from vpmoe.runtime.patches import replaced
 
 
 @contextlib.contextmanager
-def observe_training(recorder: Recorder, perturb_seed: int | None = None) -> Iterator[None]:
+def observe_training(
+    recorder: Recorder, perturb_seed: int | None = None, by_kind: bool = False
+) -> Iterator[None]:
     """Records every step of the Megatron run started inside the context.
 
     Call it inside the lane (`vpmoe.runtime`), before `pretrain()`.
@@ -40,12 +44,14 @@ def observe_training(recorder: Recorder, perturb_seed: int | None = None) -> Ite
     Args:
         recorder: receives curves on every step, and tensors of the steps it asks for.
         perturb_seed: moves every initial weight by one unit in the last place, up or down.
+        by_kind: also records the marks of each parameter, and at each step the learning rate,
+            decay and clipping of each kind of parameter.
     """
     import vpmoe.data.batch as data_batch
     from vpmoe.megatron import points
     from vpmoe.megatron.moe import observed_metrics
 
-    run = _Observation(recorder, perturb_seed)
+    run = _Observation(recorder, perturb_seed, by_kind)
     with ExitStack() as stack:
         for point, wrap in (
             (points.SETUP, run.wrap_setup),
@@ -76,9 +82,10 @@ def perturb_weights(model: Sequence[torch.nn.Module], optimizer: Any, seed: int)
 class _Observation:
     """The state of one observed run."""
 
-    def __init__(self, recorder: Recorder, perturb_seed: int | None) -> None:
+    def __init__(self, recorder: Recorder, perturb_seed: int | None, by_kind: bool = False) -> None:
         self.recorder = recorder
         self.perturb_seed = perturb_seed
+        self.by_kind = by_kind
         self.step = 0
         self.micro_batch = -1
         self.tokens_seen = 0
@@ -113,6 +120,9 @@ class _Observation:
         if self.perturb_seed is not None:
             perturb_weights(model, optimizer, self.perturb_seed)
         record_statics(self.recorder, model, optimizer, get_args().seq_length)
+        if self.by_kind:
+            for name, parameter in named_parameters(model):
+                record_marks(self.recorder, name, parameter)
         for chunk in model:
             body = unwrap(chunk)
             self._handles += attach_module(
@@ -150,10 +160,13 @@ class _Observation:
 
     def _watch_optimizer(self, optimizer: Any) -> None:
         prepare, step_ready = optimizer.prepare_grads, optimizer.step_with_ready_grads
+        unclipped: dict[str, float] = {}
 
         def prepare_grads() -> bool:
             found_inf = bool(prepare())
             self._record_gradients()
+            if self.by_kind:
+                unclipped.update(gradient_norms(self._model, optimizer))
             return found_inf
 
         def step_with_ready_grads() -> bool:
@@ -162,6 +175,8 @@ class _Observation:
                 for name, parameter in named_parameters(self._model)
             }
             befores = before_update(self.recorder, self.step, self._model, optimizer)
+            if self.by_kind:
+                record_rates(self.recorder, self.step, self._model, optimizer, unclipped)
             success = bool(step_ready())
             after_update(self.recorder, self.step, self._model, optimizer, befores)
             self._record_updates()

@@ -6,9 +6,12 @@ formulas, and AdamW from Loshchilov and Hutter (2019).
 
 from __future__ import annotations
 
+import argparse
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,6 +39,43 @@ ULP_EDGES = (0, 1, 4, 16)
 
 
 @dataclass(frozen=True)
+class Polynomials:
+    """The polynomials of Polar Express that a run's flags ask for.
+
+    Attributes:
+        coefficients: (a, b, c) of each.
+        safety: sf, by which more than the norm the update is divided before.
+    """
+
+    coefficients: Sequence[Sequence[float]] = _POLAR_EXPRESS
+    safety: float = _SAFETY
+
+
+def polynomials(flags: argparse.Namespace) -> Polynomials:
+    """Derives the polynomials from `--polar-express-safety-factor` and `-coeffs-path`.
+
+    Args:
+        flags: Megatron's and vpMoE's arguments.
+
+    Returns:
+        The polynomials.
+
+    Raises:
+        ValueError: a safety factor whose polynomials are not written down here, and no file.
+    """
+    safety = flags.polar_express_safety_factor
+    if flags.polar_express_coeffs_path is not None:
+        read = json.loads(Path(flags.polar_express_coeffs_path).read_text(encoding="utf-8"))
+        return Polynomials(read, safety)
+    if safety != _SAFETY:
+        raise ValueError(
+            f"--polar-express-safety-factor {safety}: its polynomials are not written down in "
+            f"{__name__}; give them with --polar-express-coeffs-path, or use {_SAFETY}"
+        )
+    return Polynomials()
+
+
+@dataclass(frozen=True)
 class Before:
     """A parameter as a step found it; tensors are copies, of a sample of AdamW's elements.
 
@@ -47,6 +87,7 @@ class Before:
         gradient: after clipping.
         state: the optimizer's tensors.
         group: hyperparameters.
+        polynomials: of NorMuon.
     """
 
     kind: str
@@ -56,6 +97,7 @@ class Before:
     gradient: torch.Tensor
     state: Mapping[str, torch.Tensor]
     group: Mapping[str, Any]
+    polynomials: Polynomials
 
 
 @dataclass(frozen=True)
@@ -73,11 +115,25 @@ class Replayed:
     ulps: torch.Tensor
 
 
-def before_step(parameter: torch.Tensor, optimizer: Any, group: Mapping[str, Any]) -> Before | None:
+def before_step(
+    parameter: torch.Tensor,
+    optimizer: Any,
+    group: Mapping[str, Any],
+    wanted: Polynomials | None = None,
+) -> Before | None:
     """Copies what a replay needs, or None for what is not replayed here.
 
     That is another optimizer's parameter, one without a gradient, and a tensor-parallel or fused
     one, whose matrices are not its own.
+
+    Args:
+        parameter: about to be stepped.
+        optimizer: torch's.
+        group: its hyperparameters.
+        wanted: NorMuon's polynomials; those of the safety factor 0.02 when None.
+
+    Returns:
+        Copies, or None.
     """
     kind = "NorMuon" if type(optimizer).__name__ == "NorMuon" else "AdamW"
     if parameter.grad is None or (kind == "AdamW" and "betas" not in group):
@@ -96,7 +152,16 @@ def before_step(parameter: torch.Tensor, optimizer: Any, group: Mapping[str, Any
         if isinstance(value, torch.Tensor)
     }
     hyper = {name: value for name, value in group.items() if name != "params"}
-    return Before(kind, parameter, stride, copied(parameter), copied(parameter.grad), state, hyper)
+    return Before(
+        kind,
+        parameter,
+        stride,
+        copied(parameter),
+        copied(parameter.grad),
+        state,
+        hyper,
+        wanted or Polynomials(),
+    )
 
 
 def replay(before: Before) -> Replayed:
@@ -144,7 +209,7 @@ def _normuon(gradient: torch.Tensor, before: Before) -> torch.Tensor:
     zero = torch.zeros((), dtype=torch.float64, device=gradient.device)
     momentum = before.state.get("momentum_buffer", zero).double()
     momentum = mu * momentum + (1 - mu) * gradient
-    polar = _polar((1 - mu) * gradient + mu * momentum)
+    polar = _polar((1 - mu) * gradient + mu * momentum, before.polynomials)
     mean = polar.square().mean(dim=-1, keepdim=True)
     second = beta2 * before.state.get("second_momentum", zero).double() + (1 - beta2) * mean
     scaled = polar / (second + _EPS).sqrt()
@@ -154,11 +219,12 @@ def _normuon(gradient: torch.Tensor, before: Before) -> torch.Tensor:
     return scaled * math.sqrt(max(1.0, rows / columns))
 
 
-def _polar(update: torch.Tensor) -> torch.Tensor:
-    """Five odd polynomials of the normalised update."""
-    x = update / (torch.linalg.matrix_norm(update)[..., None, None] * (1 + _SAFETY) + 1e-6)
+def _polar(update: torch.Tensor, wanted: Polynomials) -> torch.Tensor:
+    """Odd polynomials of the normalised update."""
+    norm = torch.linalg.matrix_norm(update)[..., None, None]
+    x = update / (norm * (1 + wanted.safety) + 1e-6)
     tall = x.shape[-2] > x.shape[-1]
-    for a, b, c in _POLAR_EXPRESS:
+    for a, b, c in wanted.coefficients:
         if tall:
             gram = x.mT @ x
             x = a * x + x @ (b * gram + c * gram @ gram)

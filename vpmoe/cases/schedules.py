@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from validation.running.recorder import Recorder
+from vpmoe.cases.built import record_built
 from vpmoe.cases.probe import allowed_intervals
 from vpmoe.cases.statics import record_schedule
 
@@ -17,12 +18,14 @@ def run(recorder: Recorder, settings: Mapping[str, Any]) -> None:
     """Records every layer's kind, window, slopes and position encoding, and each weight's routing.
 
     The models are built on torch's meta device. The attention kernels of some layers are probed
-    for the keys that they use.
+    for the keys that they use. The optimizer's groups and the parameters' marks are recorded of
+    one rank that holds all, and of each layout.
 
     Args:
         recorder: of this process.
         settings: `presets` (files), `probed` (stem of a preset -> numbers of layers), `length`
-            (tokens of a probe).
+            (tokens of a probe), `layouts` (name -> `flags` of the parallel sizes, and how many
+            `ranks` they make).
     """
     from vpmoe.config import load_preset
     from vpmoe.model.grape import initial_log_frequencies, rotation_angles
@@ -35,6 +38,10 @@ def run(recorder: Recorder, settings: Mapping[str, Any]) -> None:
         for route in routing_report(flags):
             value = route.as_dict()
             recorder.discrete(f"{name}/{value.pop('name')}", value, tensor="optimizer")
+        record_built(recorder, flags, f"{name}/alone", ranks=1)
+        for layout, shared in settings["layouts"].items():
+            parallel = [*flags, *(str(flag) for flag in shared["flags"])]
+            record_built(recorder, parallel, f"{name}/{layout}", ranks=shared["ranks"])
         with meta_model(flags) as (args, model):
             record_schedule(recorder, model, f"{name}/")
             config = model.config

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from validation.running.recorder import Recorder
-from vpmoe.cases.replay import Before, Replayed, before_step, replay, ulp_shares
+from vpmoe.cases.replay import Before, Replayed, before_step, polynomials, replay, ulp_shares
 from vpmoe.cases.statics import named_parameters, norm_of, parts, sampled
 
 Befores = list[tuple[str, Before]]
@@ -18,12 +18,14 @@ def before_update(
     recorder: Recorder, step: int, model: Sequence[torch.nn.Module], optimizer: Any
 ) -> Befores:
     """Records the norm of the clipped gradients; keeps what a traced step's replay needs."""
-    befores, squares = [], 0.0
-    for name, parameter, inner, group in _stepped(model, optimizer):
+    from megatron.training import get_args
+
+    befores, squares, wanted = [], 0.0, polynomials(get_args())
+    for name, parameter, inner, group in stepped(model, optimizer):
         if parameter.grad is not None:
             squares += norm_of(sampled(parameter.grad)) ** 2
         if recorder.wants(step):
-            before = before_step(parameter, inner, group)
+            before = before_step(parameter, inner, group, wanted)
             if before is not None:
                 befores.append((name, before))
     recorder.curve(step, "clipped_grad_norm", squares**0.5, "optimizer")
@@ -58,7 +60,7 @@ def after_update(
         recorder.note(f"replay_ulps/{kind}/step{step}", ulp_shares(steps))
     if not recorder.wants(step):
         return
-    for name, parameter, inner, _ in _stepped(model, optimizer):
+    for name, parameter, inner, _ in stepped(model, optimizer):
         module, _, tensor = name.rpartition(".")
         for key, value in sorted(inner.state.get(parameter, {}).items()):
             if isinstance(value, torch.Tensor) and value.ndim:
@@ -72,7 +74,7 @@ def after_update(
                 )
 
 
-def _stepped(
+def stepped(
     model: Sequence[torch.nn.Module], optimizer: Any
 ) -> Iterator[tuple[str, torch.Tensor, Any, Mapping[str, Any]]]:
     """(name, fp32 parameter that is stepped on, torch's optimizer, group), in a fixed order."""

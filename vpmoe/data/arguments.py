@@ -47,6 +47,11 @@ _PLAIN = (
 )
 
 
+def plain_sources() -> tuple[str, ...]:
+    """The flags of data without spans."""
+    return tuple("--" + name.replace("_", "-") for name in (*_PLAIN, "mock_data"))
+
+
 def validate_data_args(args: argparse.Namespace) -> None:
     """Checks the data flags, and that there is a dataset.
 

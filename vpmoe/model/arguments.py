@@ -148,6 +148,12 @@ def refuse_model_args(args: argparse.Namespace) -> None:
             "--use-grouped-gemm-for-shared-expert: it is Transformer Engine's SwiGLU, and vpMoE's "
             "shared experts are Megatron's own layers; leave it out"
         )
+    if args.rampup_batch_size is not None:
+        raise ValueError(
+            "--rampup-batch-size: Megatron no longer reads it, so the batch would not grow; use "
+            '--step-batch-size-schedule, such as "0:256 2B:512" in tokens, without '
+            "--global-batch-size"
+        )
     if args.fp8 or getattr(args, "fp4", None):
         raise ValueError("--fp8-format, --fp4-format: vpMoE trains in fp32 or bf16; use --bf16")
 
@@ -166,10 +172,10 @@ def _validate_graphs(args: argparse.Namespace) -> None:
             "--cuda-graph-impl full_iteration: it would keep the loss scale of its capture; use "
             "--bf16"
         )
-    if args.rampup_batch_size is not None:
+    if args.step_batch_size_schedule is not None:
         raise ValueError(
             "--cuda-graph-impl full_iteration: it would keep the number of micro-batches of its "
-            "capture; leave out --rampup-batch-size"
+            "capture; leave out --step-batch-size-schedule"
         )
 
 

@@ -17,13 +17,18 @@ from vpmoe.runtime import detect_lane
 
 
 @contextlib.contextmanager
-def meta_model(flags: Sequence[str]) -> Iterator[tuple[argparse.Namespace, Any]]:
-    """Builds the model that the flags describe, for one rank holding it all.
+def meta_model(
+    flags: Sequence[str], rank: int = 0, ranks: int = 1
+) -> Iterator[tuple[argparse.Namespace, Any]]:
+    """Builds the model that the flags describe, as one rank holds it.
 
-    Inside the context there are a lane and process groups of one rank.
+    Inside the context there are a lane and process groups. Other ranks are only counted: nothing
+    can be sent to them.
 
     Args:
         flags: of `vpmoe pretrain`, such as a preset's `to_flags()`.
+        rank: whose part of the model is built.
+        ranks: how many there are, as many as the flags for parallel sizes ask for or a multiple.
 
     Yields:
         Megatron's validated arguments, and the `VpmoeModel` on the meta device.
@@ -35,7 +40,9 @@ def meta_model(flags: Sequence[str]) -> Iterator[tuple[argparse.Namespace, Any]]
     if torch.distributed.is_initialized():
         raise RuntimeError("a model on the meta device needs a process without a process group")
     lane = detect_lane()
-    environment = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+    environment = {"RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_RANK": str(rank)}
+    # Megatron asks for it, which orders the kernels of a GPU, wherever there are several ranks.
+    environment["CUDA_DEVICE_MAX_CONNECTIONS"] = "1"
     # Megatron prints every argument, and logs its warnings to stdout.
     quiet = contextlib.redirect_stdout(io.StringIO())
     with lane.activate(), skip_helper_build(), _environment(environment):
@@ -43,16 +50,33 @@ def meta_model(flags: Sequence[str]) -> Iterator[tuple[argparse.Namespace, Any]]
 
         with quiet, _unlogged():
             args = _arguments([*lane.default_flags, *flags])
-        store = torch.distributed.HashStore()  # type: ignore[attr-defined]
-        torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+        _join(rank, ranks)
         try:
-            parallel_state.initialize_model_parallel()
+            parallel_state.initialize_model_parallel(
+                args.tensor_model_parallel_size,
+                args.pipeline_model_parallel_size,
+                expert_model_parallel_size=args.expert_model_parallel_size,
+                expert_tensor_parallel_size=args.expert_tensor_parallel_size,
+                create_gloo_process_groups=False,
+            )
             with quiet, _unlogged():
                 model = _build(args)
             yield args, model
         finally:
             parallel_state.destroy_model_parallel()
             torch.distributed.destroy_process_group()
+
+
+def _join(rank: int, ranks: int) -> None:
+    """Makes this process a rank, which waits for no other one."""
+    if ranks == 1:
+        store = torch.distributed.HashStore()  # type: ignore[attr-defined]
+        torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+        return
+    # torch's own backend for planning without the other ranks.
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=rank, world_size=ranks)
 
 
 def _arguments(flags: list[str]) -> argparse.Namespace:

@@ -64,6 +64,25 @@ def test_fields_that_no_case_varies_are_named(engine: Any) -> None:
     }
 
 
+def test_a_field_that_no_case_varies_has_its_reason(engine: Any) -> None:
+    engine.edit(
+        'fields="engine_cases:fields"',
+        'fields="engine_cases:fields", unvaried={"rate": "one is enough"}',
+        "engine_cases.py",
+    )
+    found = engine.golden("coverage", "alone", "--json").json()["defaults"]
+    assert found["rate"] == {"default": 0.1, "value": 0.1, "reason": "one is enough"}
+    assert "reason" not in found["steps"]
+    said = engine.golden("coverage", "alone").out
+    assert "rate: never varied: one is enough" in said
+    assert "2 fields never varied, without a reason: nowhere, steps" in said
+    engine.edit('"rate": "one', '"rats": "one', "engine_cases.py")
+    refused = engine.golden("coverage", "alone")
+    assert (refused.code, "GATED.unvaried" in refused.err, "'rats'" in refused.err) == (
+        *(2, True, True),
+    )
+
+
 def test_cases_are_no_part_of_what_they_gate_and_an_omission_has_a_reason(engine: Any) -> None:
     engine.edit(
         'GATED = Gated(packages=["engine"]',

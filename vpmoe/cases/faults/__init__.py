@@ -18,6 +18,7 @@ from vpmoe.cases.faults import (
     rewritten,
     steps,
     throughput,
+    varied,
 )
 from vpmoe.cases.faults.planting import declared
 
@@ -34,6 +35,7 @@ _MODULES = (
     log,
     export,
     steps,
+    varied,
 )
 
 FAULTS = tuple(fault for module in _MODULES for fault in declared(module.__name__))

@@ -89,7 +89,6 @@ def mean_of_means() -> Planted:
     "loss",
     "grad",
     "flags that nothing reads",
-    case="tiny_synth",
 )
 def span_weights_ignored() -> Planted:
     """Reasoning counts as much as answers."""
@@ -103,7 +102,6 @@ def span_weights_ignored() -> Planted:
     "loss",
     "grad",
     "weights in another order than spans",
-    case="tiny_synth",
 )
 def span_weights_swapped() -> Planted:
     """Reasoning has the answers' weight."""

@@ -165,7 +165,7 @@ def embedding_rate_halved() -> Planted:
 
 @fault("decay-doubled", "optimizer", "optimizer", "weight decay applied by two hands")
 def decay_doubled() -> Planted:
-    """Weight decay is 0.2."""
+    """Weight decay is twice the preset's."""
     return result(
         *points.WEIGHT_DECAY.place,
         lambda decay: 2 * decay,
@@ -180,8 +180,8 @@ def decay_doubled() -> Planted:
     steps=2,
 )
 def schedule_ten_iterations_longer() -> Planted:
-    """The learning rate decays over 110 iterations."""
-    return with_flags("--lr-decay-iters", "110")
+    """The learning rate decays over 100 iterations."""
+    return with_flags("--lr-decay-iters", "100")
 
 
 @fault(
@@ -226,8 +226,8 @@ def adam_coupled_decay() -> Planted:
 
 @fault("initial-weights-2-percent-wider", "initialization", "weight", "another --init-method-std")
 def initial_weights_wider() -> Planted:
-    """Weights are drawn with a standard deviation of 0.0204."""
-    return with_flags("--init-method-std", "0.0204")
+    """Weights are drawn with a standard deviation of 0.0255."""
+    return with_flags("--init-method-std", "0.0255")
 
 
 @fault("initial-projections-narrower", "initialization", "weight", "GPT-2's 1/sqrt(2 L)")
