@@ -6,8 +6,7 @@ from validation.cases.base import Case, Invariant, Needs
 from validation.cases.gated import Gated
 from vpmoe.cases import gpu
 from vpmoe.cases.declare import BIASES, ONE_REPLICA, SAME_TRAINING, WHOLE, layout, tiny
-from vpmoe.cases.declared import steps
-from vpmoe.cases.declared import varied
+from vpmoe.cases.declared import steps, varied
 from vpmoe.cases.declared.unvaried import UNVARIED
 from vpmoe.cases.targets import DECODE, LEADING, MODULES, PACED, WARM
 

@@ -2,7 +2,7 @@
 
 What rounding or a border does beyond a few hundred tokens, no short sequence shows. A model of
 2,048 tokens is built as a training builds it; each module's outputs and gradients must be those of
-its formula in fp64 (`vpmoe.cases.formulas`). Bounds are multiples of fp32's rounding. The angles of
+its formula in fp64 (`vpmoe.cases.layer_formulas`). Bounds are multiples of fp32's rounding. The angles of
 GRAPE-M have one that grows with the position: they are rounded relative to themselves.
 """
 
@@ -16,9 +16,9 @@ from typing import Any
 import torch
 
 from validation.running.recorder import Recorder
-from vpmoe.cases import formulas
+from vpmoe.cases import layer_formulas
 from vpmoe.cases.declare import EPSILON
-from vpmoe.cases.formulas import Shape
+from vpmoe.cases.layer_formulas import Shape
 from vpmoe.cases.statics import unwrap
 from vpmoe.cases.training import build_data, share_cores, train
 
@@ -152,14 +152,14 @@ class _Laws:
             )[0]
             return found[:, 0]
 
-        def expected(x: torch.Tensor, exact: formulas.Weights) -> torch.Tensor:
-            normed = formulas.norm(x, exact["input_layernorm.weight"], self.shape.eps)
+        def expected(x: torch.Tensor, exact: layer_formulas.Weights) -> torch.Tensor:
+            normed = layer_formulas.norm(x, exact["input_layernorm.weight"], self.shape.eps)
             own = _below(exact, "self_attention")
             if local:
-                return formulas.local_attention(
+                return layer_formulas.local_attention(
                     normed, own, exact["phi"], self.documents, self.shape
                 )
-            return formulas.global_attention(normed, own, self.documents, self.shape)
+            return layer_formulas.global_attention(normed, own, self.documents, self.shape)
 
         bound = _ROUNDING + (len(self.documents) * _ANGLES if local else 0.0)
         self._compare(f"{name}.self_attention", actual, expected, weights, bound)
@@ -174,18 +174,18 @@ class _Laws:
             found: torch.Tensor = layer.mlp(layer.pre_mlp_layernorm(x[:, None]))[0]
             return found[:, 0]
 
-        def expected(x: torch.Tensor, exact: formulas.Weights) -> torch.Tensor:
-            normed = formulas.norm(x, exact["pre_mlp_layernorm.weight"], self.shape.eps)
+        def expected(x: torch.Tensor, exact: layer_formulas.Weights) -> torch.Tensor:
+            normed = layer_formulas.norm(x, exact["pre_mlp_layernorm.weight"], self.shape.eps)
             own = _below(exact, "mlp")
             if not routed:
-                return formulas.feed_forward(
+                return layer_formulas.feed_forward(
                     normed, own["linear_fc1.weight"], own["linear_fc2.weight"]
                 )
             scores = (normed @ own["router.weight"].T).sigmoid()
             self._check_choice(f"{name}.mlp.router", layer.mlp.router, scores, chosen[0])
-            balance = formulas.balancing_loss(scores, self.shape.topk)
+            balance = layer_formulas.balancing_loss(scores, self.shape.topk)
             self._further = self.model.config.moe_aux_loss_coeff * balance
-            return formulas.experts(normed, own, chosen[0], self.shape)
+            return layer_formulas.experts(normed, own, chosen[0], self.shape)
 
         handles = []
         if routed:
@@ -208,7 +208,9 @@ class _Laws:
         chosen: torch.Tensor,
     ) -> None:
         """The router's choice, where it is no tie."""
-        wanted, gap = formulas.choice(scores.detach(), router.expert_bias.double(), self.shape)
+        wanted, gap = layer_formulas.choice(
+            scores.detach(), router.expert_bias.double(), self.shape
+        )
         wrong = (wanted != chosen).any(dim=1) & (gap > _TIE)
         self._law(name, "experts are the best by their scores", float(wrong.sum()), 0.0, "choice")
 
@@ -226,16 +228,16 @@ class _Laws:
                 rotary_pos_emb=self.model.grapem(self.positions[None]),
             )[0][:, 0]
             wide = x.double()
-            normed = formulas.norm(wide, exact["input_layernorm.weight"], self.shape.eps)
-            wide = wide + formulas.local_attention(
+            normed = layer_formulas.norm(wide, exact["input_layernorm.weight"], self.shape.eps)
+            wide = wide + layer_formulas.local_attention(
                 normed,
                 _below(exact, "self_attention"),
                 self.model.grapem.phi.double(),
                 self.documents,
                 self.shape,
             )
-            normed = formulas.norm(wide, exact["pre_mlp_layernorm.weight"], self.shape.eps)
-            wide = wide + formulas.feed_forward(
+            normed = layer_formulas.norm(wide, exact["pre_mlp_layernorm.weight"], self.shape.eps)
+            wide = wide + layer_formulas.feed_forward(
                 normed, exact["mlp.linear_fc1.weight"], exact["mlp.linear_fc2.weight"]
             )
         bound = _ROUNDING + len(self.documents) * _ANGLES
@@ -256,9 +258,9 @@ class _Laws:
             found: torch.Tensor = model.compute_language_model_loss(labels[None], logits)
             return found[0]
 
-        def expected(x: torch.Tensor, exact: formulas.Weights) -> torch.Tensor:
-            normed = formulas.norm(x, exact["norm"], self.shape.eps)
-            return formulas.losses(normed, exact["output"], labels)
+        def expected(x: torch.Tensor, exact: layer_formulas.Weights) -> torch.Tensor:
+            normed = layer_formulas.norm(x, exact["norm"], self.shape.eps)
+            return layer_formulas.losses(normed, exact["output"], labels)
 
         self._compare("output_layer", actual, expected, weights, _ROUNDING, count)
 
@@ -268,7 +270,7 @@ class _Laws:
         self,
         name: str,
         actual: Callable[[torch.Tensor], torch.Tensor],
-        expected: Callable[[torch.Tensor, formulas.Weights], torch.Tensor],
+        expected: Callable[[torch.Tensor, layer_formulas.Weights], torch.Tensor],
         weights: Mapping[str, torch.nn.Parameter],
         bound: float,
         length: int | None = None,
@@ -304,7 +306,7 @@ def _named(layer: Any, parts: Sequence[str]) -> dict[str, torch.nn.Parameter]:
     }
 
 
-def _below(weights: formulas.Weights, part: str) -> dict[str, torch.Tensor]:
+def _below(weights: layer_formulas.Weights, part: str) -> dict[str, torch.Tensor]:
     prefix = f"{part}."
     return {
         name.removeprefix(prefix): weight

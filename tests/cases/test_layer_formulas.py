@@ -8,8 +8,8 @@ import math
 import pytest
 import torch
 
-from vpmoe.cases import formulas
-from vpmoe.cases.formulas import Shape
+from vpmoe.cases import layer_formulas
+from vpmoe.cases.layer_formulas import Shape
 from vpmoe.export.reference import alibi_slopes, positions_of
 
 SHAPE = Shape(
@@ -93,9 +93,9 @@ def test_attention_is_what_it_is_key_by_key(local: bool) -> None:
             )
             for t in (q, k)
         )
-        found = formulas.local_attention(x, weights, phi, DOCUMENTS, SHAPE)
+        found = layer_formulas.local_attention(x, weights, phi, DOCUMENTS, SHAPE)
     else:
-        found = formulas.global_attention(x, weights, DOCUMENTS, SHAPE)
+        found = layer_formulas.global_attention(x, weights, DOCUMENTS, SHAPE)
     for i in (0, 12, 13, 14, 23):
         context = []
         for h in range(SHAPE.heads):
@@ -109,12 +109,12 @@ def test_attention_is_what_it_is_key_by_key(local: bool) -> None:
 
 def test_experts_are_the_best_of_the_best_group() -> None:
     scores = torch.tensor([[0.9, 0.1, 0.6, 0.5], [0.2, 0.3, 0.1, 0.35]], dtype=torch.float64)
-    chosen, gap = formulas.choice(scores, torch.zeros(4, dtype=torch.float64), SHAPE)
+    chosen, gap = layer_formulas.choice(scores, torch.zeros(4, dtype=torch.float64), SHAPE)
     # A group of two counts by both of its experts.
     assert chosen.tolist() == [[False, False, True, True], [True, True, False, False]]
     assert gap.tolist() == pytest.approx([0.1, 0.05])
     bias = torch.tensor([0.2, 0.0, 0.0, 0.0], dtype=torch.float64)
-    assert formulas.choice(scores, bias, SHAPE)[0][0].tolist() == [True, True, False, False]
+    assert layer_formulas.choice(scores, bias, SHAPE)[0][0].tolist() == [True, True, False, False]
 
 
 def test_experts_are_weighed_by_their_scores_alone() -> None:
@@ -136,26 +136,26 @@ def test_experts_are_weighed_by_their_scores_alone() -> None:
         inner = (weights[f"{prefix}linear_fc1.weight"] @ x[0]).relu() ** 2
         share = 2.5 * scores[expert] / (scores[0] + scores[3])
         expected += share * (weights[f"{prefix}linear_fc2.weight"] @ inner)
-    torch.testing.assert_close(formulas.experts(x, weights, chosen, SHAPE)[0], expected)
+    torch.testing.assert_close(layer_formulas.experts(x, weights, chosen, SHAPE)[0], expected)
 
 
 def test_a_balanced_choice_has_a_balancing_loss_of_one() -> None:
     even = torch.eye(4, dtype=torch.float64) + torch.eye(4, dtype=torch.float64).roll(1, 0)
-    assert float(formulas.balancing_loss(even + 0.5, 2)) == pytest.approx(1.0)
+    assert float(layer_formulas.balancing_loss(even + 0.5, 2)) == pytest.approx(1.0)
     skewed = torch.tensor([[3.0, 2.0, 0.0, 0.0]] * 4, dtype=torch.float64)
-    assert float(formulas.balancing_loss(skewed, 2)) == pytest.approx(4 / 2)
+    assert float(layer_formulas.balancing_loss(skewed, 2)) == pytest.approx(4 / 2)
 
 
 def test_losses_are_cross_entropies() -> None:
     x, output, labels = draw(5, HIDDEN), draw(9, HIDDEN, seed=1), torch.tensor([0, 8, 3, 3, 1])
     expected = torch.nn.functional.cross_entropy(x @ output.T, labels, reduction="none")
-    torch.testing.assert_close(formulas.losses(x, output, labels), expected)
+    torch.testing.assert_close(layer_formulas.losses(x, output, labels), expected)
 
 
 def test_a_window_of_all_tokens_is_no_window() -> None:
     x, weights, phi = draw(LENGTH, HIDDEN), attention_weights(True), draw(4, seed=5)
     found = [
-        formulas.local_attention(
+        layer_formulas.local_attention(
             x, weights, phi, DOCUMENTS, dataclasses.replace(SHAPE, window=window)
         )
         for window in (13, 24, 5)
