@@ -6,7 +6,7 @@ from validation.cases.base import Case, Invariant, Needs
 from validation.cases.gated import Gated
 from vpmoe.cases import gpu
 from vpmoe.cases.declare import BIASES, ONE_REPLICA, SAME_TRAINING, WHOLE, layout, tiny
-from vpmoe.cases.declared import alternatives
+from vpmoe.cases.declared import alternatives, refusals
 from vpmoe.cases.targets import DECODE, LEADING, MODULES, PACED, WARM
 
 _SYNTH_ROWS = "../shared/data/synth_rows_valid.jsonl"
@@ -205,5 +205,6 @@ CASES = (
         arithmetic="wide",
     ),
     *alternatives.CASES,
+    *refusals.CASES,
     *gpu.CASES,
 )

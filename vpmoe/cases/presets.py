@@ -18,8 +18,8 @@ _SMALL = (
 _TOKENIZER = ("tokenizer_type", "padded_vocab_size")
 
 
-def small_flags(preset: str, flags: Sequence[Any], without: Sequence[str] = ()) -> list[str]:
-    """Flags of `vpmoe pretrain` for a preset's layers over a small vocabulary.
+def preset_flags(preset: str, flags: Sequence[Any], without: Sequence[str] = ()) -> list[str]:
+    """A preset's flags and more.
 
     Args:
         preset: file.
@@ -27,15 +27,16 @@ def small_flags(preset: str, flags: Sequence[Any], without: Sequence[str] = ()) 
         without: fields of the preset that are left out; what it does not have is no error.
 
     Returns:
-        The flags.
+        Flags of `vpmoe pretrain`.
     """
     loaded = load_preset(Path(preset))
-    fields = {
-        name: value
-        for name, value in loaded.fields.items()
-        if name not in _TOKENIZER and name not in without
-    }
-    return [*Preset(loaded.name, fields).to_flags(), *_SMALL, *map(str, flags)]
+    fields = {name: value for name, value in loaded.fields.items() if name not in without}
+    return [*Preset(loaded.name, fields).to_flags(), *map(str, flags)]
+
+
+def small_flags(preset: str, flags: Sequence[Any], without: Sequence[str] = ()) -> list[str]:
+    """The same for the preset's layers over a small vocabulary, and data that the case makes up."""
+    return preset_flags(preset, [*_SMALL, *flags], [*_TOKENIZER, *without])
 
 
 def variants_of(settings: Mapping[str, Any]) -> list[tuple[str, list[str]]]:

@@ -42,7 +42,7 @@ def meta_model(flags: Sequence[str]) -> Iterator[tuple[argparse.Namespace, Any]]
         from megatron.core import parallel_state
 
         with quiet, _unlogged():
-            args = _arguments([*lane.default_flags, *flags])
+            args = checked_arguments([*lane.default_flags, *flags])
         store = torch.distributed.HashStore()  # type: ignore[attr-defined]
         torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
         try:
@@ -55,7 +55,19 @@ def meta_model(flags: Sequence[str]) -> Iterator[tuple[argparse.Namespace, Any]]
             torch.distributed.destroy_process_group()
 
 
-def _arguments(flags: list[str]) -> argparse.Namespace:
+def checked_arguments(flags: list[str]) -> argparse.Namespace:
+    """Takes flags through the parser and the checks of `vpmoe pretrain`, but for those of data.
+
+    Args:
+        flags: of `vpmoe pretrain`.
+
+    Returns:
+        Megatron's validated arguments.
+
+    Raises:
+        ValueError: flags that vpMoE refuses.
+        AssertionError: flags that Megatron refuses with a message of its own.
+    """
     from vpmoe.arguments import add_vpmoe_args, refuse_vpmoe_args
     from vpmoe.megatron.start import parse_flags, validate_flags
     from vpmoe.model.arguments import validate_model_args
