@@ -17,6 +17,9 @@ def test_fields_are_called_as_presets_call_them_and_hold_each_cases_value() -> N
     assert found["optimizer"].values["tiny_moe"] == "normuon"
     assert found["optimizer"].values["tiny_adam"] == "adam"
     assert found["train_iters"].values["tiny_dense"] == 6
+    assert found["loss_kernel"].values["alternatives/chunked_loss"] == "chunked"
+    assert found["use_tpa"].values["alternative_models/plain_attention"] is False
+    assert "refusals" not in found["optimizer"].values, "it trains none"
     assert "schedules" not in found["optimizer"].values, "it trains no preset"
 
 
@@ -26,4 +29,5 @@ def test_what_no_case_varies_is_told_with_its_value() -> None:
     cases = [case for case in discover_cases(ROOT).values() if "cpu" in case.lanes]
     found = never_varied(gated.fields, cases)
     assert not {"optimizer", "train_iters", "num_experts"} & set(found)
-    assert found["attention_kernel"] == {"default": "auto", "value": "auto"}
+    assert not {"loss_kernel", "normuon_tp_mode", "grapem_per_head"} & set(found), "variants set them"
+    assert found["norm_epsilon"] == {"default": 1e-5, "value": 1e-5}

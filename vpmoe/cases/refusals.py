@@ -30,8 +30,8 @@ def run(recorder: Recorder, settings: Mapping[str, Any]) -> None:
 
     Args:
         recorder: of this process.
-        settings: `preset` (file), `flags` (behind the preset's), `asked` (each with `flags`, in
-            words, and `without`, fields of the preset that are left out).
+        settings: `base` (a preset's file), `flags` (behind the preset's), `asked` (each with
+            `flags`, in words, and `without`, fields of the preset that are left out).
     """
     from vpmoe.megatron.repairs import skip_helper_build
     from vpmoe.runtime import detect_lane
@@ -41,7 +41,7 @@ def run(recorder: Recorder, settings: Mapping[str, Any]) -> None:
         for asked in settings["asked"]:
             words = [*settings.get("flags", ()), *asked["flags"].split()]
             without = asked.get("without", ())
-            flags = preset_flags(settings["preset"], words, without)
+            flags = preset_flags(settings["base"], words, without)
             name = asked["flags"] + "".join(f" without {field}" for field in without)
             recorder.discrete(
                 f"flags/{name.strip()}", answer([*lane.default_flags, *flags]), tensor="answer"

@@ -1,4 +1,4 @@
-"""The case of refusals: flags that exclude each other, the nearest that don't, and vain limits."""
+"""Cases without a training: flags that exclude each other, and parts of model and optimizer."""
 
 from __future__ import annotations
 
@@ -140,9 +140,28 @@ CASES = (
         lanes=("cpu",),
         target="vpmoe.cases.refusals:run",
         settings={
-            "preset": "configs/vpmoe-tiny.toml",
+            "base": "configs/vpmoe-tiny.toml",
             "flags": ["--global-batch-size", "8"],
             "asked": [*_REFUSED, *_ACCEPTED, *_VAIN],
+        },
+        preload=WARM,
+        needs=Needs(modules=MODULES),
+        arithmetic="wide",
+    ),
+    Case(
+        name="formulas",
+        description="parts of the model and the optimizer against formulas: numbers of parameters, "
+        "entries of checkpoints, the chunked loss, polar factors, NorMuon's steps; and what they "
+        "refuse",
+        lanes=("cpu",),
+        target="vpmoe.cases.formulas:run",
+        settings={
+            "base": "configs/vpmoe-tiny.toml",
+            "presets": [
+                "configs/vpmoe-tiny.toml",
+                "configs/vpmoe-dev.toml",
+                "configs/vpmoe-6b.toml",
+            ],
         },
         preload=WARM,
         needs=Needs(modules=MODULES),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vpmoe.cases.faults import (
+    alternatives,
     attention,
     benign,
     data,
@@ -32,6 +33,7 @@ _MODULES = (
     resume,
     log,
     export,
+    alternatives,
 )
 
 FAULTS = tuple(fault for module in _MODULES for fault in declared(module.__name__))
