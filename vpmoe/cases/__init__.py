@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from validation.cases.base import Case, Invariant, Needs
-from validation.cases.gated import Gated
 from vpmoe.cases import gpu
 from vpmoe.cases.declare import BIASES, ONE_REPLICA, SAME_TRAINING, WHOLE, layout, tiny
 from vpmoe.cases.declared import alternatives, refusals
+from vpmoe.cases.declared.gated import GATED
 from vpmoe.cases.targets import DECODE, LEADING, MODULES, PACED, WARM
 
 _SYNTH_ROWS = "../shared/data/synth_rows_valid.jsonl"
@@ -18,19 +18,7 @@ _GROUPS = (
 )
 
 
-_TRITON = "Triton compiles its kernels, which never run as Python, and their callers need a GPU"
-GATED = Gated(
-    packages=("vpmoe",),
-    fields="vpmoe.cases.fields:fields",
-    omitted={
-        "vpmoe/model/attention/triton_kernel.py": _TRITON,
-        "vpmoe/model/cross_entropy_kernel.py": _TRITON,
-        "vpmoe/model/moe/permutation_kernel.py": _TRITON,
-        "vpmoe/model/moe/routing_kernel.py": _TRITON,
-        "vpmoe/model/tpa_kernel.py": _TRITON,
-        "vpmoe/optimizer/triton_kernel.py": _TRITON,
-    },
-)
+__all__ = ["CASES", "GATED"]
 
 CASES = (
     tiny(

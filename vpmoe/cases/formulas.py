@@ -39,6 +39,7 @@ def run(recorder: Recorder, settings: Mapping[str, Any]) -> None:
     with detect_lane().activate():
         for preset in settings["presets"]:
             _record_parameters(recorder, preset)
+        _record_start(recorder)
         _record_model(recorder, settings["base"])
         _record_checkpoint(recorder, settings["base"])
         _record_backends(recorder)
@@ -68,11 +69,12 @@ def _record_parameters(recorder: Recorder, preset: str) -> None:
     from vpmoe.optimizer.report import routing_report
 
     loaded = load_preset(Path(preset))
+    flags = [*loaded.to_flags(), "--expert-kernel", "grouped"]  # a stack is built faster
     table = count_parameters(loaded.fields)
     recorder.discrete(f"parameters/{loaded.name}", render(loaded.name, table), tensor="table")
-    routes = render_routes(routing_report(loaded.to_flags()))
+    routes = render_routes(routing_report(flags))
     recorder.discrete(f"parameters/{loaded.name}", routes.splitlines(), tensor="routes")
-    with meta_model(loaded.to_flags()) as (_, model):
+    with meta_model(flags) as (_, model):
         built = _by_component(model)
     for component, count in table.components.items():
         recorder.invariant(
@@ -115,6 +117,29 @@ def _component(name: str, local: bool) -> str:
     return "norms" if "layernorm" in name else "dense_ffn"
 
 
+def _record_start(recorder: Recorder) -> None:
+    """What stops `vpmoe pretrain` and the optimizer's construction before there is a training."""
+    from vpmoe.megatron.repairs import skip_helper_build
+    from vpmoe.optimizer.megatron import build_optimizer
+    from vpmoe.pretrain import forward_step, main
+
+    recorder.discrete("refused/no preset", main(["--config", "no-such-file.toml"]), tensor="status")
+    recorder.discrete(
+        "refused/schedule plan", message_of(lambda: forward_step(iter(()), None, True)), tensor=""
+    )
+    refused = (
+        "use_distributed_optimizer",
+        "use_layer_wise_distributed_optimizer",
+        "optimizer_cpu_offload",
+        "use_precision_aware_optimizer",
+    )
+    with skip_helper_build():
+        for name in refused:
+            config: Any = SimpleNamespace(**{n: n == name for n in refused})
+            said = message_of(lambda config=config: build_optimizer(config, (), None))  # type: ignore[misc,arg-type]
+            recorder.discrete(f"refused/{name}", said, tensor="message")
+
+
 # --- modules ----------------------------------------------------------------------------------
 
 
@@ -123,6 +148,11 @@ def _record_model(recorder: Recorder, preset: str) -> None:
     from vpmoe.model.meta import meta_model
 
     with meta_model(preset_flags(preset, ())) as (_, model):
+        recorder.discrete(
+            "refused/a model inside of another's process group",
+            message_of(lambda: meta_model(preset_flags(preset, ())).__enter__()),
+            tensor="message",
+        )
         for name, act in (*_refused_configurations(model.config), *_refused_calls(model)):
             recorder.discrete(f"refused/{name}", message_of(act), tensor="message")
 
@@ -159,6 +189,13 @@ def _refused_configurations(config: Any) -> Iterator[tuple[str, Callable[[], Any
     def grouped(**values: Any) -> Callable[[], Any]:
         return lambda: GroupedExperts(8, changed(**values), groups)
 
+    scaled = CoreAttention(
+        changed(apply_query_key_layer_scaling=True), 3, AttnMaskType.causal, "self"
+    )
+    yield (
+        "nothing: scale of layer 3",
+        _raising(f"scale of layer 3, scaled by its number: {scaled.pattern.scale}"),
+    )
     yield "context parallelism", core(context_parallel_size=2)
     yield "mask", core(AttnMaskType.padding)
     yield "softmax type", core(softmax_type="sharp")
@@ -221,7 +258,17 @@ def _refused_calls(model: Any) -> Iterator[tuple[str, Callable[[], Any]]]:
     from megatron.core.transformer.enums import AttnMaskType
 
     from vpmoe.model.initialization import initialize_weights
+    from vpmoe.optimizer import megatron
+    from vpmoe.runtime.patches import replaced
 
+    def sharded(name: str, *shape: int, axis: int) -> None:
+        parameter: Any = torch.nn.Parameter(torch.zeros(shape))
+        parameter.tensor_model_parallel, parameter.partition_dim = True, axis
+        with replaced(megatron, "get_pg_size", lambda group: 2):
+            megatron.matrix_layout(name, parameter, model.config, model.pg_collection)
+
+    yield "shards of a stack", lambda: sharded("experts.weight1", 2, 4, 4, axis=0)
+    yield "shards of half a query group", lambda: sharded("linear_qkv.weight", 32, 64, axis=0)
     layer = model.decoder.layers[0].self_attention
     ids = torch.zeros(1, 8, dtype=torch.int64)
     q = torch.zeros(8, 1, 4, 16)
@@ -257,11 +304,25 @@ def _record_checkpoint(recorder: Recorder, preset: str) -> None:
     for kernel in ("sequential", "grouped"):
         with meta_model(preset_flags(preset, ["--expert-kernel", kernel])) as (_, model):
             kinds[kernel] = _entries(model.sharded_state_dict())
+            if kernel == "grouped":
+                _record_grouped(recorder, model)
     recorder.discrete("checkpoint", kinds["grouped"], tensor="entries")
     differ = set(map(str, kinds["sequential"])) ^ set(map(str, kinds["grouped"]))
     recorder.invariant(
         "checkpoint", "grouped experts are saved as sequential ones", float(len(differ)), 0.0
     )
+
+
+def _record_grouped(recorder: Recorder, model: Any) -> None:
+    """Grouped experts take a checkpoint's entries without numbers, and refuse what they can't."""
+    experts = model.decoder.layers[1].mlp.experts
+    saved = {**experts.state_dict(), "linear_fc1._extra_state0": None}
+    found = experts.load_state_dict(saved, assign=True)
+    recorder.discrete("checkpoint/experts", list(map(list, found)), tensor="missing, unexpected")
+    singletons = {"singleton_local_shards": True, "dp_cp_group": model.pg_collection.dp_cp}
+    said = message_of(lambda: experts.sharded_state_dict(metadata=singletons))
+    recorder.discrete("refused/single shards of experts", said, tensor="message")
+    recorder.discrete("checkpoint/experts", experts.backward_dw(), tensor="delayed gradients")
 
 
 def _entries(state: Mapping[str, Any]) -> list[Any]:
@@ -449,6 +510,9 @@ def _record_normuon(recorder: Recorder, generator: torch.Generator) -> None:
     def built() -> Any:
         return NorMuon(list(parameters.values()), momentum=0.8, beta2=0.9, layout=layout, **group)
 
+    from vpmoe.optimizer import normuon
+    from vpmoe.runtime.patches import replaced
+
     optimizer = built()
     for step in (1, 2, 3):
         if step == 3:  # as a checkpoint goes on
@@ -465,7 +529,8 @@ def _record_normuon(recorder: Recorder, generator: torch.Generator) -> None:
             }
             for name, parameter in parameters.items()
         }
-        told = optimizer.step(lambda: 1.25)
+        with replaced(normuon, "_SMALLEST_CHUNK", 32):  # a stack in several parts
+            told = optimizer.step(lambda: 1.25)
         recorder.discrete("normuon/closure", told, tensor="loss", step=step, phase="optimizer")
         idle = parameters["idle"].detach() - before["idle"]["weight"]
         recorder.invariant(
@@ -541,9 +606,5 @@ def _record_refused_normuon(recorder: Recorder) -> None:
             parameter(2, 2, dtype=torch.bfloat16), torch.ones(2, 2, dtype=torch.bfloat16)
         ),
         "turned weights": lambda: stepped(turned, torch.ones(4, 3)),
-        "sparse gradient": lambda: stepped(
-            parameter(2, 2),
-            torch.sparse_coo_tensor([[0], [1]], [1.0], (2, 2), check_invariants=True),
-        ),
     }.items():
         recorder.discrete(f"refused/normuon {name}", message_of(act), tensor="message")
