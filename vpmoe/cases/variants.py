@@ -380,14 +380,16 @@ def meeting_again() -> Iterator[None]:
         yield
         return
     first = os.environ["RANK"] == "0"
-    store = torch.distributed.TCPStore(
+    from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
+
+    store = TCPStore(
         os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), ranks, is_master=first
     )
     number = itertools.count()
     original = torch.distributed.init_process_group
 
     def init_process_group(*args: Any, **kwargs: Any) -> None:
-        own = torch.distributed.PrefixStore(f"variant{next(number)}", store)
+        own = PrefixStore(f"variant{next(number)}", store)
         original(*args, **{**kwargs, "store": own})
 
     with replaced(torch.distributed, "init_process_group", init_process_group):
