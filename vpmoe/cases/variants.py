@@ -100,8 +100,8 @@ def compare(
     """Holds a training to another one.
 
     Args:
-        recorder: receives an invariant of each step's loss, and two of each parameter and step;
-            the routed experts of a layer have theirs together, of the one that is furthest off.
+        recorder: receives an invariant of each step's loss, and two of each parameter, of the
+            step that is furthest off; a layer's routed experts have theirs together.
         name: of the training.
         found: it.
         other: what it must equal.
@@ -123,15 +123,16 @@ def compare(
             )
     for kind, phase in (("gradients", "reduction"), ("updates", "optimizer")):
         theirs: dict[tuple[int, str], torch.Tensor] = getattr(other, kind)
-        errors: dict[tuple[int, str], float] = {}
+        errors: dict[str, float] = {}
+        last = 0
         for (step, key), value in getattr(found, kind).items():
             if step > compared or any(word in key for word in unlike):
                 continue
             expected = theirs.get((step, parts[key].name))
             error = math.inf if expected is None else distance(value, parts[key].cut(expected))
-            place = step, _EXPERT.sub("local_experts.", key)
+            place, last = _EXPERT.sub("local_experts.", key), max(last, step)
             errors[place] = max(errors.get(place, 0.0), error)
-        for (step, key), error in errors.items():
+        for key, error in errors.items():
             module, _, tensor = key.rpartition(".")
             summed = kind == "gradients" and key.endswith(tuple(variant.get("summed", ())))
             recorder.invariant(
@@ -139,7 +140,7 @@ def compare(
                 f"{kind} are those of {same}",
                 error,
                 within["summed" if summed else kind],
-                step=step,
+                step=last,
                 phase=phase,
                 tensor=f"{tensor}.{'grad' if kind == 'gradients' else 'update'}",
             )
