@@ -171,6 +171,18 @@ CASES = (
                 *("--decoupled-lr", "1e-3", "--decoupled-min-lr", "1e-5"),
             ),
             "one_rate": model(without=("normuon_aux_lr", "normuon_aux_min_lr")),
+            "other_sizes": model(
+                *("--hidden-size", "48", "--num-attention-heads", "6", "--num-query-groups", "3"),
+                *("--kv-channels", "8", "--ffn-hidden-size", "40", "--moe-ffn-hidden-size", "24"),
+                *("--rotary-base", "500", "--norm-epsilon", "1e-3", "--init-method-std", "0.05"),
+                *("--moe-router-topk-scaling-factor", "1.5", "--moe-router-dtype", "fp64"),
+                *("--moe-router-bias-update-rate", "1e-2", "--seed", "4321"),
+            ),
+            "other_optimization": model(
+                *("--lr", "2e-3", "--min-lr", "1e-4", "--clip-grad", "0.25"),
+                *("--adam-beta1", "0.8", "--adam-beta2", "0.9", "--adam-eps", "1e-4"),
+                *("--lr-decay-style", "linear", "--lr-decay-iters", "3"),
+            ),
             "no_decay": model("--weight-decay", "0.0"),
         },
         files={"newton_schulz.json": _NEWTON_SCHULZ},
