@@ -9,6 +9,7 @@ parameter, under names that no layout changes, each rank's part with its part of
 from __future__ import annotations
 
 import contextlib
+import datetime
 import itertools
 import json
 import math
@@ -32,6 +33,8 @@ from vpmoe.cases.training import share_cores, train
 from vpmoe.runtime.patches import replaced
 
 _SEED = 20
+# As long as a case may take.
+_PATIENCE = datetime.timedelta(minutes=15)
 _EXPERT = re.compile(r"local_experts\.\d+\.")
 
 
@@ -380,25 +383,26 @@ def meeting_again() -> Iterator[None]:
     if ranks == 1:
         yield
         return
-    first = os.environ["RANK"] == "0"
     from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
-    store = TCPStore(
-        os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), ranks, is_master=first
-    )
+    first, me = os.environ["RANK"] == "0", os.environ["RANK"]
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = TCPStore(address, port, ranks, is_master=first, timeout=_PATIENCE)
     number = itertools.count()
     original = torch.distributed.init_process_group
 
+    def all_at(place: str) -> None:
+        store.set(f"{place}/{me}", "")
+        store.wait([f"{place}/{rank}" for rank in range(ranks)])
+
     def init_process_group(*args: Any, **kwargs: Any) -> None:
-        own = PrefixStore(f"variant{next(number)}", store)
-        original(*args, **{**kwargs, "store": own})
+        place = f"group{next(number)}"
+        all_at(place)  # a rank that is late would have the others' connections time out
+        original(*args, **{**kwargs, "store": PrefixStore(place, store)})
 
     with replaced(torch.distributed, "init_process_group", init_process_group):
         yield
-    # The store is on the first rank, which ends last.
-    store.set(f"done{os.environ['RANK']}", "")
-    if first:
-        store.wait([f"done{rank}" for rank in range(ranks)])
+    all_at("end")  # the store is on the first rank, which must not end before the others
 
 
 @contextlib.contextmanager
