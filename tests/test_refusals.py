@@ -224,12 +224,12 @@ def checked() -> Iterator[Any]:
         for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "8")):
             patch.setenv(name, value)
         patch.setenv("CUDA_DEVICE_MAX_CONNECTIONS", "1")
-        from vpmoe.model.meta import _arguments
+        from vpmoe.model.meta import checked_arguments
 
         @functools.cache
         def check(flags: tuple[str, ...]) -> str | None:
             try:
-                _arguments(list(flags))
+                checked_arguments(list(flags))
             except ValueError as error:
                 return str(error)
             return None

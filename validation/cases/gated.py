@@ -16,8 +16,9 @@ class Gated:
             no part of them.
         fields: `module:function`, called as function(cases) with the cases of a lane; returns
             name -> `Field` of every flag and preset field. None where there is nothing to set.
-        omitted: what is not measured -> the reason. A pattern of paths, as `my_package/gpu_*.py`,
-            or a function or class of a file, as `my_package/model.py:Attention.fused`.
+        omitted: what is not measured -> the reason. A pattern of paths, as `my_package/gpu_*.py`;
+            a function or class of a file, as `my_package/model.py:Attention.fused`; or a statement
+            of it with its body, as `my_package/model.py:Attention.forward:if x.is_cuda:`.
         unvaried: name of a field that no case varies -> the reason.
     """
 

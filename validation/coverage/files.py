@@ -9,6 +9,7 @@ from pathlib import Path
 
 from validation.cases import Case, CaseError, Gated
 from validation.config import Declaration
+from validation.coverage.omissions import omitted_lines
 from validation.running.reach import Reach, files_used, reach_of, rules_of
 from validation.running.tree import Tree
 
@@ -21,19 +22,32 @@ class GatedFiles:
 
     Attributes:
         names: Python files, relative to the repository.
-        omitted: pattern, or `file:function` -> why it is not measured.
+        omitted: pattern, or `file:function`, or `file:function:statement` -> why it is not
+            measured.
     """
 
     names: Sequence[str]
     omitted: Mapping[str, str]
 
-    def leaves_out(self, name: str, function: str) -> bool:
-        """Whether a function or class, by its qualified name, is not measured."""
+    def left_out(self, name: str, source: str) -> set[int]:
+        """The lines of a file that are not measured.
+
+        Args:
+            name: of the file.
+            source: its text.
+
+        Returns:
+            Numbers of lines.
+
+        Raises:
+            CaseError: an omission names nothing that the file has.
+        """
+        found: set[int] = set()
         for entry in self.omitted:
             pattern, colon, inside = entry.partition(":")
-            if colon and fnmatchcase(name, pattern) and f"{function}.".startswith(f"{inside}."):
-                return True
-        return False
+            if colon and fnmatchcase(name, pattern):
+                found |= omitted_lines(source, inside, entry)
+        return found
 
 
 def gated_files(
@@ -79,7 +93,10 @@ def gated_files(
     ]
     if not names:
         raise CaseError(f"the gated packages {', '.join(packages) or '(none)'} have no Python file")
-    return GatedFiles(names, omitted)
+    files = GatedFiles(names, omitted)
+    for name in names:
+        files.left_out(name, (root / name).read_text(encoding="utf-8"))  # refuses what is not there
+    return files
 
 
 def _imported(cases: Sequence[Case], tree: Tree, root: Path) -> list[str]:

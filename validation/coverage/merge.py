@@ -112,9 +112,9 @@ def _analysed(
 
 
 def _file(root: Path, name: str, entry: Mapping[str, Any], files: GatedFiles) -> FileCoverage:
+    content = (root / name).read_bytes()
+    left_out = files.left_out(name, content.decode())
     regions = {n: e for n, e in entry["functions"].items() if n}
-    out = {n: e for n, e in regions.items() if files.leaves_out(name, n.partition("@")[0])}
-    left_out = {line for e in out.values() for line in _lines_of(e)}
     contexts = {int(line): by for line, by in entry.get("contexts", {}).items()}
     lines: dict[int, frozenset[str]] = dict.fromkeys(entry["missing_lines"], frozenset())
     every = sorted({*entry["executed_lines"], *entry["missing_lines"], *entry["excluded_lines"]})
@@ -124,11 +124,11 @@ def _file(root: Path, name: str, entry: Mapping[str, Any], files: GatedFiles) ->
         within = (contexts.get(inner, ()) for inner in range(line, after[line]))
         lines[line] = frozenset().union(*within) - {""}
     kept = {line: by for line, by in sorted(lines.items()) if line not in left_out}
-    taken = [pair for pair in entry["executed_branches"] if pair[0] not in left_out]
-    missed = [(a, b) for a, b in entry["missing_branches"] if a not in left_out]
-    bodies = {n: e for n, e in regions.items() if n not in out and _lines_of(e)}
+    taken = [pair for pair in entry["executed_branches"] if not left_out & set(pair)]
+    missed = [(a, b) for a, b in entry["missing_branches"] if not left_out & {a, b}]
+    bodies = {n: e for n, e in regions.items() if set(_lines_of(e)) - left_out}
     return FileCoverage(
-        blob_id((root / name).read_bytes()),
+        blob_id(content),
         kept,
         (len(taken) + len(missed), missed),
         (len(bodies), [n for n, e in bodies.items() if not e["executed_lines"]]),

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from validation.cases.base import Case, Invariant, Needs
-from validation.cases.gated import Gated
 from vpmoe.cases import gpu
 from vpmoe.cases.declare import BIASES, ONE_REPLICA, SAME_TRAINING, WHOLE, layout, tiny
-from vpmoe.cases.declared import steps, varied
-from vpmoe.cases.declared.unvaried import UNVARIED
+from vpmoe.cases.declared import alternatives, refusals, steps, varied
+from vpmoe.cases.declared.gated import GATED
 from vpmoe.cases.targets import DECODE, LEADING, MODULES, PACED, WARM
 
 _SYNTH_ROWS = "../shared/data/synth_rows_valid.jsonl"
@@ -18,27 +17,13 @@ _GROUPS = (
     *("--moe-router-num-groups", "8", "--moe-router-group-topk", "4"),
 )
 
-
 # Experts have a tensor-parallel size of their own, so two ranks are enough for both.
 _TP2_EP2 = (
     *("--tensor-model-parallel-size", "2", "--sequence-parallel"),
     *("--expert-model-parallel-size", "2", "--expert-tensor-parallel-size", "1"),
 )
 
-_TRITON = "Triton compiles its kernels, which never run as Python, and their callers need a GPU"
-GATED = Gated(
-    packages=("vpmoe",),
-    fields="vpmoe.cases.fields:fields",
-    omitted={
-        "vpmoe/model/attention/triton_kernel.py": _TRITON,
-        "vpmoe/model/cross_entropy_kernel.py": _TRITON,
-        "vpmoe/model/moe/permutation_kernel.py": _TRITON,
-        "vpmoe/model/moe/routing_kernel.py": _TRITON,
-        "vpmoe/model/tpa_kernel.py": _TRITON,
-        "vpmoe/optimizer/triton_kernel.py": _TRITON,
-    },
-    unvaried=UNVARIED,
-)
+__all__ = ["CASES", "GATED"]
 
 CASES = (
     tiny(
@@ -216,5 +201,7 @@ CASES = (
     ),
     *steps.CASES,
     *varied.CASES,
+    *alternatives.CASES,
+    *refusals.CASES,
     *gpu.CASES,
 )

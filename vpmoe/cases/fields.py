@@ -10,6 +10,7 @@ from typing import Any
 
 from validation.cases import Case, Field
 from vpmoe.arguments import training_parser
+from vpmoe.cases.presets import variants_of
 from vpmoe.config import expand_preset_flags
 from vpmoe.megatron.start import add_megatron_flags
 from vpmoe.runtime import detect_lane
@@ -26,7 +27,7 @@ def fields(cases: Sequence[Case]) -> dict[str, Field]:
         cases: of a lane.
 
     Returns:
-        Name of the field -> its default, and its value by case.
+        Name of the field -> its default, and its value by case, or by `case/variant`.
     """
     parser = training_parser()
     known = _known(parser)
@@ -35,15 +36,23 @@ def fields(cases: Sequence[Case]) -> dict[str, Field]:
         preset = case.settings.get("preset")
         if preset is None:
             continue
-        flags = [str(flag) for flag in case.settings.get("flags", ())]
-        words = expand_preset_flags(["--config", preset, *flags])
-        args, _ = parser.parse_known_args(words)
-        for name, found in values.items():
-            found[case.name] = _plain(getattr(args, known[name]))
+        for name, words in _trainings(case, preset):
+            args, _ = parser.parse_known_args(words)
+            for field, found in values.items():
+                found[name] = _plain(getattr(args, known[field]))
     return {
         name: Field(_plain(parser.get_default(known[name])), found)
         for name, found in values.items()
     }
+
+
+def _trainings(case: Case, preset: str) -> list[tuple[str, list[str]]]:
+    """The flags of each training that a case makes, under the case's name and its variants'."""
+    variants = variants_of(case.settings)
+    if variants:
+        return [(f"{case.name}/{name}", words) for name, words in variants]
+    flags = [str(flag) for flag in case.settings.get("flags", ())]
+    return [(case.name, expand_preset_flags(["--config", preset, *flags]))]
 
 
 def _known(parser: argparse.ArgumentParser) -> dict[str, str]:

@@ -2,8 +2,8 @@
 
 What rounding or a border does beyond a few hundred tokens, no short sequence shows. A model of
 2,048 tokens is built as a training builds it; each module's outputs and gradients must be those of
-its formula in fp64 (`vpmoe.cases.layer_formulas`). Bounds are multiples of fp32's rounding. The angles of
-GRAPE-M have one that grows with the position: they are rounded relative to themselves.
+its formula in fp64 (`vpmoe.cases.layer_formulas`). Bounds are multiples of fp32's rounding. The
+angles of GRAPE-M have one that grows with the position: they are rounded relative to themselves.
 """
 
 from __future__ import annotations

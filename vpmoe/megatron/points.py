@@ -151,6 +151,13 @@ SAMPLE_ORDER = _point(
     _GPT_DATASET, "_build_shuffle_index", ("num_samples", "total_size", "numpy_random_state")
 )
 
+# Recomputation.
+RESTORE_RANDOM = _point(
+    "megatron.core.tensor_parallel.random",
+    "_set_all_rng_states",
+    ("cpu_rng_state", "cuda_rng_state", "cuda_rng_state_tracker"),
+)
+
 # Layers.
 COLUMN_LINEAR = _point(_LAYERS, "ColumnParallelLinear.forward", ("input_",))
 LINEAR = _point(
@@ -173,6 +180,7 @@ SQUARED_RELU = _declare(
 # Experts.
 ROUTER_INIT = _point(f"{_MOE}.router", "TopKRouter.__init__", ("config",))
 GATING = _point(f"{_MOE}.router", "TopKRouter.gating", ("input",))
+Z_LOSS = _point(f"{_MOE}.router", "TopKRouter.apply_z_loss", ("logits", "padding_mask"))
 BALANCE_COEFFICIENT = _point(f"{_MOE}.router", "TopKRouter.get_aux_loss_coeff", ("aux_loss_type",))
 BALANCING_LOSS = _point(
     f"{_MOE}.router",

@@ -49,7 +49,7 @@ def meta_model(
         from megatron.core import parallel_state
 
         with quiet, _unlogged():
-            args = _arguments([*lane.default_flags, *flags])
+            args = checked_arguments([*lane.default_flags, *flags])
         _join(rank, ranks)
         try:
             parallel_state.initialize_model_parallel(
@@ -79,7 +79,19 @@ def _join(rank: int, ranks: int) -> None:
     torch.distributed.init_process_group("fake", store=FakeStore(), rank=rank, world_size=ranks)
 
 
-def _arguments(flags: list[str]) -> argparse.Namespace:
+def checked_arguments(flags: list[str]) -> argparse.Namespace:
+    """Takes flags through the parser and the checks of `vpmoe pretrain`, but for those of data.
+
+    Args:
+        flags: of `vpmoe pretrain`.
+
+    Returns:
+        Megatron's validated arguments.
+
+    Raises:
+        ValueError: flags that vpMoE refuses.
+        AssertionError: flags that Megatron refuses with a message of its own.
+    """
     from vpmoe.arguments import add_vpmoe_args, refuse_vpmoe_args
     from vpmoe.megatron.start import parse_flags, validate_flags
     from vpmoe.model.arguments import validate_model_args

@@ -233,6 +233,39 @@ def test_layouts_without_fp64_kernels_are_refused_by_name() -> None:
         sparse.sqrt()
 
 
+@pytest.mark.parametrize(
+    ("a", "b", "ends"),
+    [
+        ((6, 4), (3, 4, 8), (2, 2, 6)),  # rows of each group, one of them empty
+        ((4, 6), (6, 8), (2, 2, 6)),  # an inner dimension of each: a weight's gradient
+        ((3, 8, 4), (4, 6), (2, 2, 6)),  # columns of each
+        ((3, 2, 4), (3, 4, 8), None),
+    ],
+    ids=str,
+)
+def test_grouped_products_are_those_of_each_group(
+    a: tuple[int, ...], b: tuple[int, ...], ends: tuple[int, ...] | None
+) -> None:
+    generator = torch.Generator().manual_seed(1)
+    one, other = torch.randn(a, generator=generator), torch.randn(b, generator=generator)
+    offsets = None if ends is None else torch.tensor(ends, dtype=torch.int32)
+    with arithmetic("wide"):
+        found = torch.ops.aten._grouped_mm(one, other, offsets)
+    if ends is None:
+        expected = one.double() @ other.double()
+    else:
+        parts = [range(x, y) for x, y in zip((0, *ends), ends, strict=False)]
+        wide, far = one.double(), other.double()
+        if a == (6, 4):
+            expected = torch.cat([wide[p] @ far[n] for n, p in enumerate(parts)])
+        elif a == (4, 6):
+            expected = torch.stack([wide[:, p] @ far[p] for p in parts])
+        else:
+            expected = torch.cat([wide[n] @ far[:, p] for n, p in enumerate(parts)], dim=1)
+    assert found.dtype is torch.float32
+    assert torch.equal(found, expected.float())
+
+
 def test_every_table_names_operations_of_this_torch() -> None:
     from validation.arithmetic import operations
 

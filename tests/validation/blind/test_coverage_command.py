@@ -99,8 +99,26 @@ def test_cases_are_no_part_of_what_they_gate_and_an_omission_has_a_reason(engine
     assert found["functions"]["missed"]["engine/model.py"] == ["table"]
 
 
+def test_a_statement_is_left_out_with_its_body(engine: Any) -> None:
+    engine.edit(
+        'GATED = Gated(packages=["engine"]',
+        'GATED = Gated(packages=["engine"], omitted={'
+        '"engine/model.py:weight:if late:": "at night"}',
+        "engine_cases.py",
+    )
+    found = engine.golden("coverage", "alone", "--json").json()
+    line = lines_of(engine, "engine/model.py")
+    missed = found["files"]["engine/model.py"]
+    assert [line["return 0.0"]] * 2 not in missed
+    assert [line["return [1, 2]"]] * 2 in missed, "the rest still counts"
+    assert "engine/model.py" not in found["branches"]["missed"], "the way into it is left out, too"
+
+
 def test_wrong_declarations_are_refused_by_name(engine: Any) -> None:
+    omitting = 'packages=["engine"], omitted={"engine/model.py:%s": "x"}'
     for old, new, said in (
+        ('packages=["engine"]', omitting % "gone", "no function or class 'gone'"),
+        ('packages=["engine"]', omitting % "never:if gone:", "begins with the line 'if gone:'"),
         ('packages=["engine"]', 'packages=["motor"]', "'motor'"),
         ('packages=["engine"]', 'packages=["engine"], omitted={"engine/gone.py": "x"}', "gone.py"),
         (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vpmoe.cases.faults import (
+    alternatives,
     attention,
     benign,
     data,
@@ -36,6 +37,7 @@ _MODULES = (
     export,
     steps,
     varied,
+    alternatives,
 )
 
 FAULTS = tuple(fault for module in _MODULES for fault in declared(module.__name__))
