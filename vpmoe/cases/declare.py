@@ -23,6 +23,27 @@ ONE_REPLICA = {**SAME_TRAINING, "aux_loss/*": 64 * EPSILON}
 BIASES = {"expert_bias/*": 0.0}
 WHOLE = {**BIASES, "parameter_grad_norm/*": 256 * EPSILON}
 
+# The parts of tensors that processes share among them, held to one process's. Between a weight and
+# the loss, there and back, lie some 250 rounded operations: a gradient is off by 128 epsilons if
+# all of them err by half a unit the same way, and by 8 where they err as they like. The second
+# step's are no further off, since its weights differ by less than that.
+_GRADIENT = 128 * EPSILON
+# NorMuon's polynomials have a slope of 989 where a gradient has next to nothing, of 8 epsilons. A
+# weight that began at zero is its update.
+_UPDATE = 989 * 8 * EPSILON
+SHARDS = {
+    "init:*.value*": 0.0,
+    "reduction:*.grad*": _GRADIENT,  # the norm of all of them is `training.grad_norm`
+    "optimizer:*.update*": _UPDATE,
+    "optimizer:*.exp_avg_sq*": 2 * _GRADIENT,
+    "optimizer:*.exp_avg*": _GRADIENT,
+    "optimizer:*.momentum_buffer*": _GRADIENT,
+    "optimizer:*.second_momentum*": 2 * _UPDATE,
+    "optimizer:*.value*": _UPDATE,
+}
+# Counts of tokens decide it.
+BALANCE = {"reduction:*.expert_bias.value": 0.0}
+
 
 def tiny(
     name: str,
@@ -59,28 +80,58 @@ def tiny(
     )
 
 
+def canonical(
+    name: str,
+    description: str,
+    *flags: str,
+    processes: int = 1,
+    invariant: Invariant | None = None,
+) -> Case:
+    """Two steps of the tiny preset, whose tensors are recorded as every layout has them."""
+    return tiny(
+        name,
+        description,
+        "--train-iters",
+        "2",
+        "--global-batch-size",
+        "4",
+        *flags,
+        settings={"canonical": True},
+        traced_steps=(1, 2),
+        processes=processes,
+        invariant=invariant,
+    )
+
+
 def layout(
     name: str,
     description: str,
     *flags: str,
     same: Mapping[str, float],
-    reference: str = "tiny_moe",
+    shards: Mapping[str, float] | None = None,
+    reference: str = "one_process",
+    processes: int = 2,
 ) -> Case:
-    """A training of the tiny preset on two processes, held to a case of one process.
+    """A training of the tiny preset on several processes, held to a case of one process.
 
     Args:
         name: of the layout, after `layout_`.
         description: of how the processes share the training.
         flags: of `vpmoe pretrain`.
         same: curves that must agree with the reference's, each with its relative bound.
+        shards: tensors that the processes share among them, likewise; None for all.
         reference: case of one process.
+        processes: how many.
     """
-    return tiny(
+    many = {2: "two", 4: "four"}[processes]
+    return canonical(
         f"layout_{name}",
-        f"the tiny vpMoE on two processes, {description}: the training of one process",
-        "--train-iters",
-        "3",
+        f"the tiny vpMoE on {many} processes, {description}: the training of one process",
         *flags,
-        processes=2,
-        invariant=Invariant(reference=reference, curves=same),
+        processes=processes,
+        invariant=Invariant(
+            reference=reference,
+            curves=same,
+            shards={**SHARDS, **BALANCE} if shards is None else shards,
+        ),
     )

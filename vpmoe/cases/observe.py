@@ -9,6 +9,7 @@ and the optimizer.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 
 from validation.running.recorder import Recorder, attach_module
+from vpmoe.cases.canonical import record_canonical
 from vpmoe.cases.grain import moved_square, update_grain
 from vpmoe.cases.groups import parameter_group
 from vpmoe.cases.statics import (
@@ -32,7 +34,9 @@ from vpmoe.runtime.patches import replaced
 
 
 @contextlib.contextmanager
-def observe_training(recorder: Recorder, perturb_seed: int | None = None) -> Iterator[None]:
+def observe_training(
+    recorder: Recorder, perturb_seed: int | None = None, canonical: bool = False
+) -> Iterator[None]:
     """Records every step of the Megatron run started inside the context.
 
     Call it inside the lane (`vpmoe.runtime`), before `pretrain()`.
@@ -40,12 +44,15 @@ def observe_training(recorder: Recorder, perturb_seed: int | None = None) -> Ite
     Args:
         recorder: receives curves on every step, and tensors of the steps it asks for.
         perturb_seed: moves every initial weight by one unit in the last place, up or down.
+        canonical: of the steps, records what every layout has (`vpmoe.cases.canonical`) in the
+            place of what this one has.
     """
     import vpmoe.data.batch as data_batch
     from vpmoe.megatron import points
     from vpmoe.megatron.moe import observed_metrics
 
-    run = _Observation(recorder, perturb_seed)
+    attach = functools.partial(record_canonical, recorder) if canonical else None
+    run = _Observation(recorder.without_steps() if canonical else recorder, perturb_seed, attach)
     with ExitStack() as stack:
         for point, wrap in (
             (points.SETUP, run.wrap_setup),
@@ -65,9 +72,15 @@ def observe_training(recorder: Recorder, perturb_seed: int | None = None) -> Ite
 class _Observation:
     """The state of one observed run."""
 
-    def __init__(self, recorder: Recorder, perturb_seed: int | None) -> None:
+    def __init__(
+        self,
+        recorder: Recorder,
+        perturb_seed: int | None,
+        attach: Callable[..., None] | None = None,
+    ) -> None:
         self.recorder = recorder
         self.perturb_seed = perturb_seed
+        self.attach = attach
         self.step = 0
         self.micro_batch = -1
         self.tokens_seen = 0
@@ -111,6 +124,8 @@ class _Observation:
                 if type(module).__name__.endswith("Router"):
                     self._handles.append(module.register_forward_hook(self._router_hook(name)))
         self._watch_optimizer(optimizer)
+        if self.attach is not None:
+            self.attach(model, optimizer, lambda: self.step)
 
     def _perturb(self, optimizer: Any) -> None:
         """One unit in the last place of every weight that is not zero."""

@@ -41,7 +41,8 @@ def run(recorder: Recorder, settings: Mapping[str, Any]) -> None:
             short), `resume_after` (step after which an unobserved run is saved, to be resumed and
             observed), `perturb_seed` (moves the initial weights by one unit in the last place),
             `environment` (variables that the user has not set, such as cuBLAS's workspace),
-            `compiled` (false runs Megatron's fused functions as they are written).
+            `compiled` (false runs Megatron's fused functions as they are written), `canonical`
+            (records, of traced steps, the parts of tensors that every layout has).
 
     Raises:
         RuntimeError: the training refused or failed.
@@ -67,7 +68,9 @@ def run(recorder: Recorder, settings: Mapping[str, Any]) -> None:
                 flags += ["--load", checkpoint]
             if settings.get("stop_after"):
                 flags += ["--exit-interval", str(settings["stop_after"])]
-            with observe_training(recorder, perturb_seed=settings.get("perturb_seed")):
+            with observe_training(
+                recorder, settings.get("perturb_seed"), canonical=settings.get("canonical", False)
+            ):
                 train(flags)
 
 
