@@ -81,7 +81,8 @@ _PASSES = _words(
 # inside, and not tagged as such by torch.
 _ROUNDS = _words(
     """
-    mm bmm addmm addmv addbmm baddbmm addr dot vdot mv linear _addmm_activation _trilinear
+    mm bmm addmm addmv addbmm baddbmm addr dot vdot mv linear _addmm_activation _grouped_mm
+    _trilinear
     _euclidean_dist _cdist_forward _cdist_backward _pdist_forward _pdist_backward dist trace
     convolution _convolution convolution_backward conv_tbc conv_depthwise3d _conv_depthwise2d
     slow_conv3d_forward slow_conv_dilated2d slow_conv_dilated3d slow_conv_transpose2d

@@ -13,6 +13,7 @@ threads and processes that start inside.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -283,6 +284,28 @@ def _addcdiv(a: Any, one: Any, two: Any, value: Any = 1) -> Any:
     return a + one / two * value
 
 
+# Of these the kernels know no fp64.
+def _grouped_mm(a: Any, b: Any, ends: Any = None) -> Any:
+    """One product a group: rows of a, columns of b, or the inner dimension, end at `ends`.
+
+    Both 3-D, without ends, are a batch. Rows and columns behind the last end are zero.
+    """
+    if ends is None:
+        return torch.bmm(a, b)
+    parts = [slice(first, end) for first, end in itertools.pairwise([0, *ends.tolist()])]
+    if a.ndim == b.ndim == 2:
+        return torch.stack([a[:, part] @ b[part] for part in parts])
+    if a.ndim == 2:
+        result = a.new_zeros(a.shape[0], b.shape[-1])
+        for part, matrix in zip(parts, b, strict=True):
+            result[part] = a[part] @ matrix
+        return result
+    result = a.new_zeros(a.shape[-2], b.shape[-1])
+    for part, matrix in zip(parts, a, strict=True):
+        result[:, part] = matrix @ b[:, part]
+    return result
+
+
 _WRITTEN_OUT: Mapping[str, Callable[..., Any]] = {
     "add": _add,
     "sub": _sub,
@@ -290,6 +313,7 @@ _WRITTEN_OUT: Mapping[str, Callable[..., Any]] = {
     "lerp": _lerp,
     "addcmul": _addcmul,
     "addcdiv": _addcdiv,
+    "_grouped_mm": _grouped_mm,
 }
 
 

@@ -6,7 +6,7 @@ from validation.cases.base import Case, Invariant, Needs
 from validation.cases.gated import Gated
 from vpmoe.cases import gpu
 from vpmoe.cases.declare import SAME_TRAINING, WHOLE, tiny
-from vpmoe.cases.declared import layouts
+from vpmoe.cases.declared import alternatives, layouts
 from vpmoe.cases.targets import DECODE, LEADING, MODULES, PACED, WARM
 
 _SYNTH_ROWS = "../shared/data/synth_rows_valid.jsonl"
@@ -178,5 +178,6 @@ CASES = (
         needs=Needs(modules=MODULES),
         arithmetic="wide",
     ),
+    *alternatives.CASES,
     *gpu.CASES,
 )
