@@ -215,7 +215,7 @@ def record_canonical(
         # In place: a fresh buffer of the embedding's size costs more than the arithmetic.
         moved = {n: before.pop(n).neg_().add_(weight) for n, weight in stepped.items()}
         record("optimizer", "update", moved, step())
-        for name, values in _states(optimizer).items():
+        for name, values in optimizer_states(optimizer).items():
             record("optimizer", name, values, step())
         record("optimizer", "value", stepped, step())
         return success
@@ -236,7 +236,7 @@ def _gradients(parameters: Tensors) -> Tensors:
     return found
 
 
-def _states(optimizer: Any) -> dict[str, Tensors]:
+def optimizer_states(optimizer: Any) -> dict[str, Tensors]:
     """The optimizer's tensors by name, each by the model's parameter that it belongs to."""
     found: defaultdict[str, dict[int, torch.Tensor]] = defaultdict(dict)
     for parameter, stepped, inner, _ in stepped_parameters(optimizer):

@@ -109,7 +109,9 @@ TRAINING_LOG = _point(
     ("learning_rate", "iteration", "grad_norm"),
 )
 FINALIZE_GRADS = _point(_TRAINING, "finalize_model_grads", ("model",))
-SAVE_CHECKPOINT = _point(_TRAINING, "save_checkpoint", ("iteration", "model"))
+SAVE_CHECKPOINT = _point(
+    _TRAINING, "save_checkpoint", ("iteration", "model", "optimizer", "opt_param_scheduler")
+)
 LOAD_CHECKPOINT = _point(_TRAINING, "load_checkpoint", ("ddp_model", "optimizer"))
 PRINT_LAST = _point(_TRAINING, "print_rank_last", ("message",))
 TENSORBOARD = _point(_TRAINING, "get_tensorboard_writer")

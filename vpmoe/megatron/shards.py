@@ -34,7 +34,21 @@ SHARDS = Contract(
     ),
 )
 
-CONTRACTS = (SHARDS,)
+RANDOM_STATES = Contract(
+    "random states in a checkpoint",
+    "The cases whose checkpoint changes its layout compare the random states that Megatron saves.",
+    "See what `get_rng_state` of this version saves, and adapt `random_states`.",
+    (
+        Takes("megatron.core.tensor_parallel.random:get_cuda_rng_tracker"),
+        Takes("megatron.core.tensor_parallel.random:CudaRNGStatesTracker.get_states"),
+        Reads(
+            "megatron.training.checkpointing:get_rng_state",
+            names=("get_cuda_rng_tracker", "get_states", "get_rng_state"),
+        ),
+    ),
+)
+
+CONTRACTS = (SHARDS, RANDOM_STATES)
 
 
 @dataclass(frozen=True)
@@ -70,3 +84,21 @@ def shards_of(model: Sequence[Any]) -> Iterator[tuple[Shard, torch.Tensor]]:
             if isinstance(entry, ShardedTensor) and entry.data is not None:
                 shape = (*[1] * entry.prepend_axis_num, *entry.data.shape)
                 yield Shard(entry.key, entry.global_shape, entry.global_offset, shape), entry.data
+
+
+def random_states() -> Iterator[bytes]:
+    """The random states of this rank that Megatron saves, in a fixed order."""
+    import random
+
+    import numpy as np
+
+    RANDOM_STATES.check()
+    from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
+
+    yield repr(random.getstate()).encode()
+    yield repr(np.random.get_state()[1].tolist()).encode()  # type: ignore[index, union-attr]
+    yield torch.get_rng_state().numpy().tobytes()
+    if torch.cuda.is_available():
+        yield torch.cuda.get_rng_state().numpy().tobytes()
+    for _, state in sorted(get_cuda_rng_tracker().get_states().items()):
+        yield bytes(state.cpu().numpy().tobytes())

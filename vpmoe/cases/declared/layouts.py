@@ -10,6 +10,7 @@ from vpmoe.cases.declare import (
     WHOLE,
     canonical,
     layout,
+    moved,
 )
 
 _TP = ("--tensor-model-parallel-size", "2")
@@ -25,6 +26,11 @@ CASES = (
         "to",
     ),
     canonical("one_process_dense", "the same with dense layers alone", *_DENSE),
+    canonical(
+        "one_process_small",
+        "the tiny vpMoE on one process over a small vocabulary: what four processes are held to",
+        small=True,
+    ),
     layout("dp", "data parallel", same={**SAME_TRAINING, **WHOLE}),
     layout(
         "tp",
@@ -62,4 +68,28 @@ CASES = (
         processes=4,
     ),
     layout("pp_dp", "pipeline and data parallel", *_PP, same=SAME_TRAINING, processes=4),
+    moved(
+        "tp_pp",
+        "from tensor parallel to pipeline parallel",
+        *_PP,
+        saved_by=_TP_SP,
+    ),
+    moved("pp_dp", "from pipeline parallel to data parallel", saved_by=_PP),
+    moved("dp_tp", "from data parallel to tensor parallel", *_TP_SP, saved_by=()),
+    moved(
+        "ep_dp",
+        "from expert parallel to data parallel, without the optimizer, whose parts Megatron saves "
+        "under other names",
+        "--no-load-optim",
+        saved_by=_EP,
+        straight=False,
+    ),
+    moved(
+        "ep_tp",
+        "from expert and data parallel to expert and tensor parallel",
+        *_TP_SP,
+        *_EP,
+        saved_by=_EP,
+        processes=4,
+    ),
 )
