@@ -31,14 +31,16 @@ _GRADIENT = 128 * EPSILON
 # NorMuon's polynomials have a slope of 989 where a gradient has next to nothing, of 8 epsilons. A
 # weight that began at zero is its update.
 _UPDATE = 989 * 8 * EPSILON
-# The gradient of GRAPE-M's frequencies is a sum of some 800 terms (positions, heads, layers) of
-# both signs: it may be as much smaller than they are as the root of their number, and its error
-# is not.
+# Gradients of GRAPE-M's frequencies and of softmax offsets are sums of up to some 800 terms
+# (positions, heads, layers) of both signs: these may cancel to the root of their number, and what
+# each is off by does not.
 _CANCELLED = 28 * _GRADIENT
 SHARDS = {
     "init:*.value*": 0.0,
     "reduction:grapem.phi.grad": _CANCELLED,
     "optimizer:grapem.phi.exp_avg*": 2 * _CANCELLED,
+    "reduction:*.softmax_offset.grad*": _CANCELLED,
+    "optimizer:*.softmax_offset.exp_avg*": 2 * _CANCELLED,
     "reduction:*.grad*": _GRADIENT,  # the norm of all of them is `training.grad_norm`
     "optimizer:*.update*": _UPDATE,
     "optimizer:*.exp_avg_sq*": 2 * _GRADIENT,

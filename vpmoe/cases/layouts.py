@@ -52,7 +52,7 @@ def run(recorder: Recorder, settings: Mapping[str, Any]) -> None:
             from vpmoe.cases.moved import Checkpoint
 
             place = _of_first_rank(str(Path(folder) / "checkpoint"))
-            checkpoint = Checkpoint(recorder)
+            checkpoint = Checkpoint(recorder, "--no-load-optim" not in flags)
             saving = small_flags(settings["preset"], settings["saved_by"])
             with checkpoint.saved():
                 train([*saving, "--save", place, "--save-interval", "1", "--exit-interval", "1"])
@@ -88,7 +88,7 @@ def _of_first_rank(value: str) -> str:
 
     if os.environ.get("WORLD_SIZE", "1") == "1":
         return value
-    store = torch.distributed.TCPStore(
+    store = torch.distributed.TCPStore(  # type: ignore[attr-defined]
         os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False
     )
     if os.environ["RANK"] == "0":

@@ -28,14 +28,14 @@ class Content:
         tensors: digest of each part of the weights, of the saved buffers and of the optimizer's
             state, under the names that all layouts have.
         facts: by name: counts, schedules, and what Adam counts; JSON values.
-        layout: tensor- and pipeline-parallel size: random states go with them.
-        random: digest of the random states.
+        layout: tensor- and pipeline-parallel size.
+        random: digest of the random states, by tensor- and pipeline-parallel rank.
     """
 
     tensors: Mapping[Place, str]
     facts: Mapping[str, Any]
     layout: tuple[int, int]
-    random: str
+    random: Mapping[tuple[int, int], str]
 
 
 class Checkpoint:
@@ -44,10 +44,12 @@ class Checkpoint:
     Args:
         recorder: of this process; receives an invariant of each part that this rank has loaded,
             and of each fact.
+        with_optimizer: the optimizer's state, and the schedule with it, is loaded too.
     """
 
-    def __init__(self, recorder: Recorder) -> None:
+    def __init__(self, recorder: Recorder, with_optimizer: bool) -> None:
         self.recorder = recorder
+        self.with_optimizer = with_optimizer
         self._saved: Content | None = None
 
     def saved(self) -> AbstractContextManager[None]:
@@ -57,10 +59,14 @@ class Checkpoint:
         def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
             def save_checkpoint(*args: Any, **kwargs: Any) -> Any:
                 given = SAVE_CHECKPOINT.arguments(args, kwargs)
-                content = content_of(
-                    given["model"], given["optimizer"], given["opt_param_scheduler"]
+                self._saved = _of_all_ranks(
+                    content_of(
+                        given["model"],
+                        given["optimizer"],
+                        given["opt_param_scheduler"],
+                        given["iteration"],
+                    )
                 )
-                self._saved = _of_all_ranks(content)
                 return original(*args, **kwargs)
 
             return save_checkpoint
@@ -74,6 +80,8 @@ class Checkpoint:
         Raises:
             RuntimeError: nothing was saved before.
         """
+        from megatron.training import get_args
+
         from vpmoe.megatron.points import SETUP
 
         saved = self._saved
@@ -83,7 +91,8 @@ class Checkpoint:
         def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
             def setup_model_and_optimizer(*args: Any, **kwargs: Any) -> Any:
                 model, optimizer, scheduler = original(*args, **kwargs)
-                self._compare(saved, content_of(model, optimizer, scheduler))
+                iteration = get_args().iteration
+                self._compare(saved, content_of(model, optimizer, scheduler, iteration), iteration)
                 return model, optimizer, scheduler
 
             return setup_model_and_optimizer
@@ -91,59 +100,44 @@ class Checkpoint:
         with SETUP.wrapped(wrap):
             yield
 
-    def _compare(self, saved: Content, loaded: Content) -> None:
-        from megatron.training import get_args
-
-        args, record = get_args(), self.recorder.invariant
-        moves_optimizer = not args.no_load_optim
-        for (module, tensor), digest in loaded.tensors.items():
-            if moves_optimizer or tensor.partition("[")[0].endswith(".value"):
-                record(
-                    module,
-                    "loaded as it was saved, bit for bit",
-                    float(saved.tensors.get((module, tensor)) != digest),
-                    0.0,
-                    step=args.iteration,
-                    phase="resume",
-                    tensor=tensor,
-                )
-        for name, value in loaded.facts.items():
-            # Megatron loads the schedule with the optimizer.
-            if moves_optimizer or name.startswith("data"):
-                record(
-                    name,
-                    "loaded as it was saved",
-                    float(saved.facts.get(name) != value),
-                    0.0,
-                    step=args.iteration,
-                    phase="resume",
-                    tensor="fact",
-                    value=value,
-                )
-        if saved.layout == loaded.layout:
-            # Megatron starts them anew at another tensor- or pipeline-parallel size.
-            record(
-                "random",
+    def _compare(self, saved: Content, loaded: Content, step: int) -> None:
+        def record(module: str, tensor: str, equal: bool, **facts: Any) -> None:
+            self.recorder.invariant(
+                module,
                 "loaded as it was saved",
-                float(saved.random != loaded.random),
+                float(not equal),
                 0.0,
-                step=args.iteration,
+                step=step,
                 phase="resume",
-                tensor="states",
+                tensor=tensor,
+                **facts,
             )
-        self.recorder.discrete(
-            "random", loaded.random, tensor="digest", step=args.iteration, phase="resume"
-        )
+
+        for name, value in loaded.facts.items():
+            if self.with_optimizer or name.startswith("data"):
+                record(name, "fact", saved.facts.get(name) == value, value=value)
+        for (module, tensor), digest in loaded.tensors.items():
+            if self.with_optimizer or tensor.partition("[")[0].endswith(".value"):
+                record(module, tensor, saved.tensors.get((module, tensor)) == digest)
+        for rank, digest in loaded.random.items():
+            # Megatron starts them anew at another tensor- or pipeline-parallel size.
+            if saved.layout == loaded.layout:
+                record("random", "states", saved.random[rank] == digest)
+            self.recorder.discrete("random", digest, tensor="digest", step=step, phase="resume")
 
 
-def content_of(model: Sequence[torch.nn.Module], optimizer: Any, scheduler: Any) -> Content:
+def content_of(
+    model: Sequence[torch.nn.Module], optimizer: Any, scheduler: Any, iteration: int
+) -> Content:
     """What this rank has of what a training goes on from.
 
     Args:
         model: Megatron's model chunks of this rank.
         optimizer: Megatron's chain over their parameters.
         scheduler: Megatron's, of the learning rate and the decay.
+        iteration: steps that were taken.
     """
+    from megatron.core import parallel_state
     from megatron.training import get_args
 
     from vpmoe.megatron.shards import random_states
@@ -158,7 +152,7 @@ def content_of(model: Sequence[torch.nn.Module], optimizer: Any, scheduler: Any)
             tensors[module, f"{tensor}.{kind}{place}"] = _digest(value)
     facts = {
         "data/consumed_train_samples": int(args.consumed_train_samples),
-        "data/iteration": int(args.iteration),
+        "data/iteration": int(iteration),
         **{f"schedule/{name}": value for name, value in sorted(scheduler.state_dict().items())},
         "optimizer/steps": sorted(_adam_steps(optimizer)),
     }
@@ -166,7 +160,11 @@ def content_of(model: Sequence[torch.nn.Module], optimizer: Any, scheduler: Any)
     random = hashlib.blake2b(digest_size=8)
     for state in random_states():
         random.update(state)
-    return Content(tensors, facts, layout, random.hexdigest())
+    rank = (
+        parallel_state.get_tensor_model_parallel_rank(),
+        parallel_state.get_pipeline_model_parallel_rank(),
+    )
+    return Content(tensors, facts, layout, {rank: random.hexdigest()})
 
 
 def _adam_steps(optimizer: Any) -> set[int]:
@@ -187,9 +185,14 @@ def _digest(value: torch.Tensor) -> str:
 
 
 def _of_all_ranks(content: Content) -> Content:
-    """The parts of all ranks; facts are this rank's."""
-    ranks = torch.distributed.get_world_size()
-    gathered: list[Any] = [None] * ranks
-    torch.distributed.all_gather_object(gathered, dict(content.tensors))
-    tensors = {place: digest for found in gathered for place, digest in found.items()}
-    return Content(tensors, content.facts, content.layout, content.random)
+    """The parts and random states of all ranks; facts are this rank's.
+
+    Of the ranks that share a place in the model, Megatron saves the first one's random states.
+    """
+    gathered: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(gathered, (dict(content.tensors), dict(content.random)))
+    tensors, random = {}, {}
+    for theirs, states in reversed(gathered):
+        tensors.update(theirs)
+        random.update(states)
+    return Content(tensors, content.facts, content.layout, random)

@@ -160,6 +160,8 @@ SQUARED_RELU = _declare(
     Exists("megatron.core.activations:squared_relu"),
 )
 
+EMBEDDING_SCATTER = _point(_LAYERS, "reduce_scatter_to_sequence_parallel_region", ("input_",))
+
 # Experts.
 ROUTER_INIT = _point(f"{_MOE}.router", "TopKRouter.__init__", ("config",))
 GATING = _point(f"{_MOE}.router", "TopKRouter.gating", ("input",))
