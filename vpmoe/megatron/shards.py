@@ -96,7 +96,7 @@ def random_states() -> Iterator[bytes]:
     from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 
     yield repr(random.getstate()).encode()
-    yield repr(np.random.get_state()[1].tolist()).encode()  
+    yield repr(np.random.get_state()[1].tolist()).encode()
     yield torch.get_rng_state().numpy().tobytes()
     if torch.cuda.is_available():
         yield torch.cuda.get_rng_state().numpy().tobytes()
