@@ -11,7 +11,6 @@ from vpmoe.cases.faults.planting import (
     fault,
     patched,
     skipped,
-    with_flags,
 )
 from vpmoe.megatron import points
 
@@ -361,8 +360,19 @@ def neighbours_expert_loaded() -> Planted:
     canary=False,
 )
 def optimizer_not_moved() -> Planted:
-    """A training of another layout does not load the optimizer."""
-    return with_flags("--no-load-optim", resumed=True)
+    """The optimizer's state and step count start at zero at another layout."""
+
+    def act(model: Any, optimizer: Any) -> None:
+        del model
+        for part in optimizer.chained_optimizers:
+            for state in part.optimizer.state.values():
+                for value in state.values():
+                    value.zero_()
+            for group in part.optimizer.param_groups:
+                if "step" in group:
+                    group["step"] = 0
+
+    return _after_loading(act)
 
 
 @fault(
