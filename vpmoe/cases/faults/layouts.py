@@ -401,19 +401,20 @@ def momentum_not_moved() -> Planted:
     "data-position-not-moved",
     "moved",
     "data",
-    "a position that is counted in one layout's steps",
+    "a position that is counted in one layout's replicas",
     case="moved_dp_tp",
     steps=None,
     canary=False,
 )
 def data_position_not_moved() -> Planted:
-    """A training of another layout starts with the first samples again."""
+    """A training of another layout reads some samples again."""
 
     def act(model: Any, optimizer: Any) -> None:
         del model, optimizer
         from megatron.training import get_args
 
-        get_args().consumed_train_samples = 0
+        # Of 0 Megatron makes the iterations' number of samples.
+        get_args().consumed_train_samples //= 2
 
     return _after_loading(act)
 
