@@ -34,12 +34,11 @@ Tensors = Mapping[int, torch.Tensor]
 class CanonicalModel:
     """This rank's parts of the whole model.
 
+    `parameters` holds this rank's, in the model's order; `buffers` those saved ones that a training
+    moves, such as the routers' balancing bias.
+
     Args:
         model: Megatron's model chunks of this rank.
-
-    Attributes:
-        parameters: of this rank, in the model's order.
-        buffers: saved buffers that a training moves, such as the routers' balancing bias.
 
     Raises:
         ValueError: the model's sharded state lacks a parameter.

@@ -102,11 +102,14 @@ def canonical(
     Args:
         name: of the case.
         description: of what is trained.
-        flags: of `vpmoe pretrain`.
+        *flags: of `vpmoe pretrain`.
         processes: that share the training.
         small: trains on made-up samples over a small vocabulary, four of them a step.
         saved_by: flags of a small training that takes the first step; None where this one does.
         invariant: what it must be equal to.
+
+    Returns:
+        The case.
     """
     if not small:
         return tiny(
@@ -154,11 +157,14 @@ def layout(
     Args:
         name: of the layout, after `layout_`.
         description: of how the processes share the training.
-        flags: of `vpmoe pretrain`.
+        *flags: of `vpmoe pretrain`.
         same: curves that must agree with the reference's, each with its relative bound.
         shards: tensors that the processes share among them, likewise; None for all.
         reference: case of one process; None for the one that has the same samples.
         processes: two, or four over a small vocabulary.
+
+    Returns:
+        The case.
     """
     small = processes == 4
     return canonical(
@@ -189,10 +195,13 @@ def moved(
     Args:
         name: of the case, after `moved_`.
         description: of the two layouts.
-        flags: of the layout that loads.
+        *flags: of the layout that loads.
         saved_by: flags of the layout that saves, after a step.
         processes: of both.
         straight: whether the optimizer moves too, so that the training is the straight run's.
+
+    Returns:
+        The case.
     """
     # Of the second step: what was loaded is compared with what was saved, bit for bit.
     shards = {name: bound for name, bound in SHARDS.items() if not name.startswith("init:")}
@@ -201,7 +210,8 @@ def moved(
     )
     return canonical(
         f"moved_{name}",
-        f"the tiny vpMoE, its checkpoint moved {description}: all of it, and the straight run",
+        f"the tiny vpMoE, its checkpoint moved {description}"
+        + (": all of it, and the straight run" if straight else ""),
         *flags,
         processes=processes,
         small=True,

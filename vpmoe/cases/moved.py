@@ -136,6 +136,9 @@ def content_of(
         optimizer: Megatron's chain over their parameters.
         scheduler: Megatron's, of the learning rate and the decay.
         iteration: steps that were taken.
+
+    Returns:
+        Its part of the checkpoint's content.
     """
     from megatron.core import parallel_state
     from megatron.training import get_args
