@@ -8,8 +8,17 @@ from dataclasses import replace
 
 from validation.cases import Invariant
 from validation.compare.compare import Comparison, compare
+from validation.compare.shards import held_shards, unequal_copies
 from validation.compare.tolerance import Tolerances
-from validation.trace import CurveKey, Event, Sketch, Trace, curve_class, event_class
+from validation.trace import (
+    CurveKey,
+    Event,
+    RecordKind,
+    Sketch,
+    Trace,
+    curve_class,
+    event_class,
+)
 
 
 def compare_invariant(invariant: Invariant, reference: Trace, actual: Trace) -> Comparison:
@@ -17,7 +26,8 @@ def compare_invariant(invariant: Invariant, reference: Trace, actual: Trace) -> 
 
     Only what the invariant names is compared: its metrics at the steps that the run has, on every
     rank that has them, and, if it asks for that, the tensors that both runs traced on the same
-    rank. A rank's metric is compared with the same rank's of the reference, or with that of the
+    rank; of the tensors that ranks share, each with the reference's, whichever rank has it. A
+    rank's metric is compared with the same rank's of the reference, or with that of the
     first rank that has it. A metric of the reference that no rank of the run has is missing, and so
     is a pattern without a metric.
 
@@ -57,9 +67,20 @@ def compare_invariant(invariant: Invariant, reference: Trace, actual: Trace) -> 
                     events[1].append(traced[event.key])
         for place in traced:
             classes[event_class(place)] = {0: invariant.events}
+    shards = held_shards(invariant.shards, reference, actual, {0, *steps})
+    events[0].extend(shards.expected)
+    events[1].extend(shards.measured)
+    classes.update({name: {0: tolerance} for name, tolerance in shards.tolerances.items()})
     phases = {**reference.curve_phases, **actual.curve_phases}
-    return compare(
+    held = compare(
         replace(reference, events=events[0], curves=expected, curve_phases=phases, tables={}),
         replace(actual, events=events[1], curves=measured, curve_phases=phases, tables={}),
         Tolerances(classes),
     )
+    beyond = {divergence.place for divergence in held.divergences}
+    copies = [d for d in unequal_copies(invariant.shards, actual) if d.place not in beyond]
+    # Stable: of a step, what is not the reference's comes before what ranks disagree about.
+    divergences = sorted(
+        [*held.divergences, *copies], key=lambda d: (d.step, d.kind is RecordKind.CURVE)
+    )
+    return replace(held, divergences=divergences)

@@ -15,6 +15,7 @@ to a `Recorder` what happens. It is started by `validation.running.worker` in ea
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -56,6 +57,15 @@ class Recorder:
         self._tables: dict[TableKey, Sequence[Row]] = {}
         self._notes: dict[str, Any] = {}
         self._grains: dict[str, dict[str, float]] = {}
+
+    def without_steps(self) -> Recorder:
+        """The same records, for an observer who is to keep no tensors of steps.
+
+        What either of the two receives is in the trace, in the order in which it came.
+        """
+        other = copy.copy(self)
+        other._steps = frozenset()
+        return other
 
     def wants(self, step: int) -> bool:
         """Whether tensors of this step are kept; step 0 (before training) always is."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from validation.cases.base import Case, Invariant, Needs
 from vpmoe.cases import gpu
-from vpmoe.cases.declare import BIASES, ONE_REPLICA, SAME_TRAINING, WHOLE, layout, tiny
-from vpmoe.cases.declared import alternatives, refusals, steps, varied
+from vpmoe.cases.declare import SAME_TRAINING, WHOLE, tiny
+from vpmoe.cases.declared import alternatives, layouts, refusals, steps, varied
 from vpmoe.cases.declared.gated import GATED
 from vpmoe.cases.targets import DECODE, LEADING, MODULES, PACED, WARM
 
@@ -140,33 +140,7 @@ CASES = (
         leading=LEADING,
         arithmetic="wide",
     ),
-    layout("dp", "data parallel", same={**SAME_TRAINING, **WHOLE}),
-    layout(
-        "tp",
-        "tensor parallel, dense (Megatron has experts with sequence parallelism alone)",
-        "--tensor-model-parallel-size",
-        "2",
-        "--moe-layer-freq",
-        "([0]*4)",
-        same=SAME_TRAINING,
-        reference="tiny_dense",
-    ),
-    layout(
-        "tp_sp",
-        "tensor and sequence parallel",
-        "--tensor-model-parallel-size",
-        "2",
-        "--sequence-parallel",
-        same={**ONE_REPLICA, **BIASES},
-    ),
-    layout(
-        "ep",
-        "expert parallel",
-        "--expert-model-parallel-size",
-        "2",
-        same={**SAME_TRAINING, **BIASES},
-    ),
-    layout("pp", "pipeline parallel", "--pipeline-model-parallel-size", "2", same=ONE_REPLICA),
+    *layouts.CASES,
     Case(
         name="printed",
         description="what the tiny vpMoE prints and logs, after a start and after a resume",

@@ -1,4 +1,4 @@
-"""vpMoE's cases on one GPU and on two: bf16, in deterministic mode."""
+"""vpMoE's cases on one GPU, on two and on four: bf16, in deterministic mode."""
 
 from __future__ import annotations
 
@@ -40,6 +40,10 @@ _SAME_TRAINING = {
 # Split tensors round every activation otherwise, and NorMuon enlarges what that leaves in
 # directions which the gradient hardly has.
 _SPLIT = {**_SAME_TRAINING, "grad_norm": 16 * _EPSILON}
+
+# Each process's parts of the gradients, within a few roundings of everything that they depend on;
+# initial weights are drawn whole, and cut. Ranks that have the same part must have the same bits.
+_SHARDS = {"init:*.value*": 0.0, "reduction:*.weight.grad*": 32 * _EPSILON}
 
 
 def _training(
@@ -131,12 +135,35 @@ def _on_two(
     )
 
 
+def _on_four(
+    name: str, description: str, *flags: str, same: Mapping[str, float] = _SAME_TRAINING
+) -> Case:
+    """vpMoE-dev on four GPUs, of which two parallelisms meet: the training of one."""
+    return _training(
+        name,
+        f"vpMoE-dev on four GPUs, {description}: the training of one",
+        "configs/vpmoe-dev.toml",
+        *_SINGLE,
+        *flags,
+        lane="h200-x4",
+        processes=4,
+        invariant=Invariant(reference="dev_one_of_four", curves=same, shards=_SHARDS),
+        environment=_ONE_QUEUE,
+        more={**_NOT_COMPILED, "canonical": True},
+    )
+
+
+_TP_SP = ("--tensor-model-parallel-size", "2", "--sequence-parallel")
+_EP = ("--expert-model-parallel-size", "2")
+_PP = ("--pipeline-model-parallel-size", "2")
+
 _WIDE = (
     *("--num-layers", "2", "--moe-layer-freq", "([1]*2)"),
     *("--window-attn-skip-freq", "2", "--no-rope-freq", "2"),
     *("--train-iters", "4", "--micro-batch-size", "1", "--global-batch-size", "2"),
 )
 _SHORT = ("--train-iters", "4", "--micro-batch-size", "2", "--global-batch-size", "4")
+_SINGLE = ("--train-iters", "4", "--micro-batch-size", "1", "--global-batch-size", "4")
 
 CASES = (
     _training(
@@ -191,9 +218,22 @@ CASES = (
     _on_two(
         "dev_tp_sp",
         "tensor and sequence parallel",
-        *("--tensor-model-parallel-size", "2", "--sequence-parallel"),
+        *_TP_SP,
         same=_SPLIT,
     ),
-    _on_two("dev_ep", "expert parallel", "--expert-model-parallel-size", "2"),
+    _on_two("dev_ep", "expert parallel", *_EP),
     _on_two("dev_dp", "data parallel"),
+    _training(
+        "dev_one_of_four",
+        "vpMoE-dev on one of four GPUs, in four micro-batches: what four are held to",
+        "configs/vpmoe-dev.toml",
+        *_SINGLE,
+        lane="h200-x4",
+        environment=_ONE_QUEUE,
+        more={**_NOT_COMPILED, "canonical": True},
+    ),
+    _on_four("dev_tp_ep", "tensor, sequence and expert parallel", *_TP_SP, *_EP, same=_SPLIT),
+    _on_four("dev_tp_pp", "tensor, sequence and pipeline parallel", *_TP_SP, *_PP, same=_SPLIT),
+    _on_four("dev_ep_dp", "expert and data parallel", *_EP),
+    _on_four("dev_pp_dp", "pipeline and data parallel", *_PP),
 )

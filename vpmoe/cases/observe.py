@@ -9,6 +9,7 @@ and the optimizer.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 
 from validation.running.recorder import Recorder, attach_module
+from vpmoe.cases.canonical import record_canonical
 from vpmoe.cases.grain import moved_square, update_grain
 from vpmoe.cases.groups import parameter_group
 from vpmoe.cases.marks import record_marks
@@ -35,7 +37,11 @@ from vpmoe.runtime.patches import replaced
 
 @contextlib.contextmanager
 def observe_training(
-    recorder: Recorder, perturb_seed: int | None = None, by_kind: bool = False
+    recorder: Recorder,
+    perturb_seed: int | None = None,
+    *,
+    by_kind: bool = False,
+    canonical: bool = False,
 ) -> Iterator[None]:
     """Records every step of the Megatron run started inside the context.
 
@@ -46,12 +52,16 @@ def observe_training(
         perturb_seed: moves every initial weight by one unit in the last place, up or down.
         by_kind: also records the marks of each parameter, and at each step the learning rate,
             decay and clipping of each kind of parameter.
+        canonical: of the steps, records what every layout has (`vpmoe.cases.canonical`) in the
+            place of what this one has.
     """
     import vpmoe.data.batch as data_batch
     from vpmoe.megatron import points
     from vpmoe.megatron.moe import observed_metrics
 
-    run = _Observation(recorder, perturb_seed, by_kind)
+    attach = functools.partial(record_canonical, recorder) if canonical else None
+    observed = recorder.without_steps() if canonical else recorder
+    run = _Observation(observed, perturb_seed, by_kind, attach)
     with ExitStack() as stack:
         for point, wrap in (
             (points.SETUP, run.wrap_setup),
@@ -82,10 +92,17 @@ def perturb_weights(model: Sequence[torch.nn.Module], optimizer: Any, seed: int)
 class _Observation:
     """The state of one observed run."""
 
-    def __init__(self, recorder: Recorder, perturb_seed: int | None, by_kind: bool = False) -> None:
+    def __init__(
+        self,
+        recorder: Recorder,
+        perturb_seed: int | None,
+        by_kind: bool,
+        attach: Callable[..., None] | None,
+    ) -> None:
         self.recorder = recorder
         self.perturb_seed = perturb_seed
         self.by_kind = by_kind
+        self.attach = attach
         self.step = 0
         self.micro_batch = -1
         self.tokens_seen = 0
@@ -132,6 +149,8 @@ class _Observation:
                 if type(module).__name__.endswith("Router"):
                     self._handles.append(module.register_forward_hook(self._router_hook(name)))
         self._watch_optimizer(optimizer)
+        if self.attach is not None:
+            self.attach(model, optimizer, lambda: self.step)
 
     # --- one step ----------------------------------------------------------------------------
 

@@ -1,6 +1,7 @@
 """What vpMoE's cases have in common: their functions and the modules that they need, by name."""
 
 TRAINING = "vpmoe.cases.training:run"
+LAYOUTS = "vpmoe.cases.layouts:run"
 PACED = "vpmoe.cases.pace:run"
 DECODE = "vpmoe.cases.tokens:decode"
 MODULES = ("torch", "megatron", "vpmoe")

@@ -43,7 +43,8 @@ def run(recorder: Recorder, settings: Mapping[str, Any]) -> None:
             observed), `perturb_seed` (moves the initial weights by one unit in the last place),
             `environment` (variables that the user has not set, such as cuBLAS's workspace),
             `compiled` (false runs Megatron's fused functions as they are written), `by_kind` (true
-            also records each parameter's marks, and rates and clipping by kind of parameter).
+            also records each parameter's marks, and rates and clipping by kind of parameter),
+            `canonical` (records, of traced steps, the parts of tensors that every layout has).
 
     Raises:
         RuntimeError: the training refused or failed.
@@ -71,8 +72,9 @@ def run(recorder: Recorder, settings: Mapping[str, Any]) -> None:
                 flags += ["--exit-interval", str(settings["stop_after"])]
             with observe_training(
                 recorder,
-                perturb_seed=settings.get("perturb_seed"),
+                settings.get("perturb_seed"),
                 by_kind=settings.get("by_kind", False),
+                canonical=settings.get("canonical", False),
             ):
                 train(flags)
 

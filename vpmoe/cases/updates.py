@@ -79,12 +79,26 @@ def stepped(
 ) -> Iterator[tuple[str, torch.Tensor, Any, Mapping[str, Any]]]:
     """(name, fp32 parameter that is stepped on, torch's optimizer, group), in a fixed order."""
     names = {id(parameter): name for name, parameter in named_parameters(model)}
+    for parameter, stepped, inner, group in stepped_parameters(optimizer):
+        yield names[id(parameter)], stepped, inner, group
+
+
+def stepped_parameters(
+    optimizer: Any,
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, Any, Mapping[str, Any]]]:
+    """What Megatron's optimizer steps on.
+
+    Args:
+        optimizer: Megatron's, or its chain of them.
+
+    Yields:
+        The model's parameter, the fp32 one that is stepped on (itself, or its main copy), torch's
+        optimizer, its group; in a fixed order.
+    """
     for part in parts(optimizer):
         halves = [h for group in getattr(part, "float16_groups", ()) for h in group]
         mains = [m for group in getattr(part, "fp32_from_float16_groups", ()) for m in group]
-        named = names | {
-            id(main): names[id(half)] for half, main in zip(halves, mains, strict=True)
-        }
+        half_of = {id(main): half for half, main in zip(halves, mains, strict=True)}
         for group in part.optimizer.param_groups:
-            for parameter in group["params"]:
-                yield named[id(parameter)], parameter, part.optimizer, group
+            for stepped in group["params"]:
+                yield half_of.get(id(stepped), stepped), stepped, part.optimizer, group

@@ -14,7 +14,7 @@ from vpmoe.megatron.contract import (
 
 MODEL = ("model", "attention", "moe", "helpers", "marks", "checkpoint")
 TRAINING = ("start", "repairs", "cpu", "tokenizer", "datasets", "optimizer", "transformer_engine")
-ELSEWHERE = ("unpickling", "points")
+ELSEWHERE = ("unpickling", "points", "shards")
 
 MODULES = (*TRAINING, *MODEL, *ELSEWHERE)
 """Of this package, those with contracts, in the order of the document."""

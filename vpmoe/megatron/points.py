@@ -111,7 +111,9 @@ TRAINING_LOG = _point(
 )
 EVALUATE = _point(_TRAINING, "evaluate", ("forward_step_func", "data_iterator", "model"))
 FINALIZE_GRADS = _point(_TRAINING, "finalize_model_grads", ("model",))
-SAVE_CHECKPOINT = _point(_TRAINING, "save_checkpoint", ("iteration", "model"))
+SAVE_CHECKPOINT = _point(
+    _TRAINING, "save_checkpoint", ("iteration", "model", "optimizer", "opt_param_scheduler")
+)
 LOAD_CHECKPOINT = _point(_TRAINING, "load_checkpoint", ("ddp_model", "optimizer"))
 PRINT_LAST = _point(_TRAINING, "print_rank_last", ("message",))
 TENSORBOARD = _point(_TRAINING, "get_tensorboard_writer")
@@ -176,6 +178,8 @@ SQUARED_RELU = _declare(
     "squared_relu",
     Exists("megatron.core.activations:squared_relu"),
 )
+
+EMBEDDING_SCATTER = _point(_LAYERS, "reduce_scatter_to_sequence_parallel_region", ("input_",))
 
 # Experts.
 ROUTER_INIT = _point(f"{_MOE}.router", "TopKRouter.__init__", ("config",))

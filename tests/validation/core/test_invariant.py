@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from validation.cases import Invariant
+from validation.cases import Case, Invariant
 from validation.compare import compare, compare_invariant
 from validation.running.recorder import Recorder
 from validation.trace import CurveKey, Trace
@@ -119,3 +119,105 @@ def test_a_law_that_holds_does_not_record_by_how_much() -> None:
     assert not held.divergences
     assert held.identical == held.compared == 1
     assert compare(recorded(0.0), recorded(1e-5)).divergences
+
+
+# --- tensors that ranks share -----------------------------------------------------------------
+
+SHARED = Invariant(
+    reference="whole",
+    curves={},
+    shards={"init:*.value*": 0.0, "reduction:*.grad*": 1e-5, "optimizer:*.update": 1e-3},
+)
+
+
+def halves(
+    ranks: dict[int, tuple[str, ...]], changed: dict[tuple[int, str], float] | None = None
+) -> Trace:
+    """A run whose ranks record the named tensors, some of them off by a factor."""
+    events = []
+    for rank, names in ranks.items():
+        recorder = Recorder(rank=rank, steps=(1,))
+        for name in names:
+            step, phase = {"value": (0, "init"), "grad": (1, "reduction")}.get(
+                name.partition("[")[0].rpartition(".")[2], (1, "optimizer")
+            )
+            value = torch.arange(1.0, 9.0) * (changed or {}).get((rank, name), 1.0)
+            recorder.tensor(
+                step=step, micro_batch=0, phase=phase, module="layer", tensor=name, value=value
+            )
+        recorder.curve(1, "lm_loss", 1.0)
+        events += recorder.trace("run", {}).events
+    return replace(recorder.trace("run", {}), events=events)
+
+
+NAMES = ("weight.value", "weight.grad[0:2]", "weight.grad[2:4]", "weight.update")
+WHOLE = halves({0: NAMES})
+# One shards a gradient; both have a copy of the rest.
+SPLIT = {
+    0: ("weight.value", "weight.grad[0:2]", "weight.update"),
+    1: ("weight.value", "weight.grad[2:4]", "weight.update"),
+}
+
+
+def test_shards_and_copies_are_held_to_the_whole_run() -> None:
+    held = compare_invariant(SHARED, WHOLE, halves(SPLIT))
+    assert not held.divergences
+    assert held.compared == held.identical == 6
+    # Not on one rank alone, and in other ranks' order.
+    swapped = {0: SPLIT[1], 1: SPLIT[0]}
+    assert not compare_invariant(SHARED, WHOLE, halves(swapped)).divergences
+
+
+@pytest.mark.parametrize(
+    ("rank", "name", "factor"),
+    [
+        (0, "weight.grad[0:2]", 1 + 1e-4),
+        (1, "weight.grad[2:4]", 2.0),
+        (1, "weight.update", 1 + 1e-2),
+        (0, "weight.value", 1 + 1e-6),
+    ],
+)
+def test_a_shard_that_is_off_is_named_with_its_rank(rank: int, name: str, factor: float) -> None:
+    held = compare_invariant(SHARED, WHOLE, halves(SPLIT, {(rank, name): factor}))
+    first = held.divergences[0]
+    assert (first.tensor, first.rank) == (name, rank)
+    assert first.relative_error == pytest.approx(factor - 1, rel=0.5)
+
+
+def test_within_the_bound_is_equal_but_copies_have_the_same_bits() -> None:
+    slightly = 1 + 1e-4
+    assert not compare_invariant(
+        SHARED, WHOLE, halves(SPLIT, dict.fromkeys([(0, NAMES[3]), (1, NAMES[3])], slightly))
+    ).divergences
+    (only,) = compare_invariant(SHARED, WHOLE, halves(SPLIT, {(1, NAMES[3]): slightly})).divergences
+    assert (only.tensor, only.rank, only.tolerance) == ("weight.update", 1, 0.0)
+    assert "as rank 0 has it" in str(only.expected)
+
+
+def test_a_shard_that_no_rank_has_breaks_the_law() -> None:
+    lost = {0: SPLIT[0], 1: ("weight.value", "weight.update")}
+    (only,) = compare_invariant(SHARED, WHOLE, halves(lost)).divergences
+    assert (only.tensor, only.actual) == ("weight.grad[2:4]", "missing")
+    more = {0: SPLIT[0], 1: (*SPLIT[1], "bias.update")}
+    (only,) = compare_invariant(SHARED, WHOLE, halves(more)).divergences
+    assert (only.tensor, only.rank, only.expected) == ("bias.update", 1, "missing")
+
+
+def test_a_pattern_of_shards_that_fits_nothing_breaks_the_law() -> None:
+    law = replace(SHARED, shards={**SHARED.shards, "optimizer:*.momentum": 1.0})
+    (only,) = compare_invariant(law, WHOLE, halves(SPLIT)).divergences
+    assert only.module == "optimizer:*.momentum"
+    assert compare_invariant(SHARED, WHOLE, replace(halves(SPLIT), events=())).divergences
+
+
+def test_the_digest_of_a_case_without_shards_is_what_it_was() -> None:
+    case = Case(
+        name="x",
+        description="x",
+        lanes=("cpu",),
+        target="a:b",
+        invariant=Invariant(reference="y", curves={}),
+    )
+    assert case.declared["law"] == {"reference": "y", "curves": {}, "events": None}
+    sharing = replace(case, invariant=SHARED)
+    assert sharing.declared["law"]["shards"] == SHARED.shards
