@@ -83,7 +83,8 @@ def record_dataset(
             store = DocumentStore(folder, split)
             for document in range(len(store)):
                 value = [*store.locate(document), store.record(document)]
-                recorder.discrete(f"{place}/{split}/document", value, tensor="record", phase="data")
+                where = f"{place}/{split}/document{document}"
+                recorder.discrete(where, value, tensor="record", phase="data")
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -25,6 +25,18 @@ CASES = (
         decode=DECODE,
         arithmetic="wide",
     ),
+    Case(
+        name="samples",
+        description="documents to packed samples: order, pieces, positions, masks, spans, the loss "
+        "of spans, plain data, the token trace, and flags that are refused",
+        lanes=("cpu",),
+        target="vpmoe.cases.data.samples:run",
+        settings={"synth": _SYNTH_ROWS},
+        preload=WARM,
+        needs=Needs(modules=MODULES),
+        decode=DECODE,
+        arithmetic="wide",
+    ),
     tiny(
         "tiny_spans",
         "the tiny vpMoE on shipped rows of SYNTH's form, whose spans all weigh differently",
