@@ -218,7 +218,7 @@ def _steps(random: Random) -> Row:
         f"{name} buys {have} {thing} at {price} each and pays with {paid}. Change?",
         f"Parse: n = {have}, p = {price}, paid = {paid}.\n\n### Steps\n1. cost = n × p = {have} × "
         f"{price} = {have * price}\n2. change = {paid} − {have * price} = {paid - have * price}\n\n"
-        f"Check: {have * price} + {paid - have * price} = {paid} ✓\n? currency not given → no symbol.",
+        f"Check: {have * price} + {paid - have * price} = {paid} ✓\n? no currency → no symbol.",
         f"The {thing} cost {have * price}, so {name} gets **{paid - have * price}** back.",
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,9 @@ _HARMONY: Mapping[str, Any] = {
     "infinite_number": _chat(_USER | {"name": 1e308 * 10}, _SAID),
     "integer_too_large": _chat(_USER | {"name": 10**400}, _SAID),
     "nested": _said(content=_deep(200)),
-    "system_content_of_user": _chat({"role": "user", "content": [{"type": "system_content"}]}, _SAID),
+    "system_content_of_user": _chat(
+        {"role": "user", "content": [{"type": "system_content"}]}, _SAID
+    ),
     "developer_content_of_user": _chat(
         {"role": "user", "content": [{"type": "developer_content"}]}, _SAID
     ),
@@ -205,7 +208,7 @@ def record_bad_rows(recorder: Recorder, vocabulary: Path, folder: Path) -> None:
         for name, line in lines.items():
             path.write_bytes(b"\n".join([good, b"", line, good]))
             place = f"refused/{form}/{name}"
-            record_refusal(recorder, place, lambda form=form: read(path, form), folder)
+            record_refusal(recorder, place, partial(read, path, form), folder)
     for name, line in _TAKEN.items():
         path.write_bytes(line)
         record_refusal(recorder, f"taken/{name}", lambda: read(path, "harmony"), folder)
@@ -237,16 +240,13 @@ def record_bad_files(recorder: Recorder, vocabulary: Path, folder: Path) -> None
     (folder / "below.jsonl").write_bytes(good)
     names = (*contents, "missing.jsonl", "folder.jsonl", "link.jsonl", "below.jsonl/a.jsonl")
     for name in names:
-        record_refusal(
-            recorder, f"refused/file/{name}", lambda name=name: read(folder / name, "harmony"), folder
-        )
+        call = partial(read, folder / name, "harmony")
+        record_refusal(recorder, f"refused/file/{name}", call, folder)
     record_refusal(recorder, "refused/file/nul", lambda: read(Path("a\0b"), "harmony"), folder)
     _record_parquet(recorder, read, folder)
 
 
-def _record_parquet(
-    recorder: Recorder, read: Callable[[Path, str], int], folder: Path
-) -> None:
+def _record_parquet(recorder: Recorder, read: Callable[[Path, str], int], folder: Path) -> None:
     path = folder / "rows.parquet"
     raw = pyarrow.array([b"a", b"b", b"\xff", b"d"])
     columns: dict[str, dict[str, Any]] = {
@@ -269,7 +269,9 @@ def _record_parquet(
         pyarrow.parquet.write_table(table, path)
         place = f"refused/parquet/{name}"
         record_refusal(recorder, place, lambda: read(path, "harmony"), folder)
-    large = pyarrow.table({key: ["x" * 400, "y" * n] for key, n in zip(_GOOD, (3, 3, 900), strict=True)})
+    large = pyarrow.table(
+        {key: ["x" * 400, "y" * n] for key, n in zip(_GOOD, (3, 3, 900), strict=True)}
+    )
     for name, limit in (("group_too_large", 300), ("row_too_large", 1500)):
         pyarrow.parquet.write_table(large, path, compression="none", use_dictionary=False)
         with replaced(rows_module, "MAX_ROW_BYTES", limit):

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,8 @@ import pyarrow.parquet
 
 from validation.running.recorder import Recorder
 from vpmoe.cases.data.refusing import record_refusal
-from vpmoe.data import encode_pool
+from vpmoe.data import encode_pool, shard_writer
 from vpmoe.data import rows as rows_module
-from vpmoe.data import shard_writer
 from vpmoe.data.build import BuildProgress, BuildResult, build_dataset
 from vpmoe.data.build_folder import STATE, locked
 from vpmoe.data.documents import DocumentStore
@@ -96,9 +96,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     }
 
 
-def _ways(
-    rows: Path, folder: Path
-) -> Sequence[tuple[str, Callable[[Path], BuildResult]]]:
+def _ways(rows: Path, folder: Path) -> Sequence[tuple[str, Callable[[Path], BuildResult]]]:
     """Other ways to the same bytes, but for the manifest's inputs."""
     table = pyarrow.Table.from_pylist(
         [json.loads(line) for line in rows.read_text(encoding="utf-8").splitlines()]
@@ -159,9 +157,9 @@ def _record_shards(
     lines = rows.read_text(encoding="utf-8").splitlines(keepends=True)
     named = [{"synth_id": f"row-{n}"} | json.loads(line) for n, line in enumerate(lines)]
     texts = [json.dumps(row, ensure_ascii=False) + "\n" for row in named]
-    parts = {"whole": texts, "head": texts[:11], "tail": texts[11:]}
-    paths = {name: folder / f"{name}.jsonl" for name in parts}
-    for name, some in parts.items():
+    files = {"whole": texts, "head": texts[:11], "tail": texts[11:]}
+    paths = {name: folder / f"{name}.jsonl" for name in files}
+    for name, some in files.items():
         paths[name].write_text("".join(some), encoding="utf-8")
     build_dataset([paths["whole"]], folder / "one_file", **_SETTINGS)
     build_dataset([paths["head"], paths["tail"]], folder / "two_files", **_SETTINGS)
@@ -190,7 +188,7 @@ def _record_formats(recorder: Recorder, chats: Path, folder: Path) -> None:
     table = pyarrow.table({name: [row.get(name) for row in plain] for name in names})
     pyarrow.parquet.write_table(table, parquet)
     jsonl.write_text("".join(json.dumps(row) + "\n" for row in plain))
-    options = {"chat_format": "openai", "profile": "synth_kd_v1"}
+    options: dict[str, Any] = {"chat_format": "openai", "profile": "synth_kd_v1"}
     for path, name in ((jsonl, "jsonl"), (parquet, "parquet")):
         build_dataset([path], folder / f"chats_{name}", **options)
     _compare(
@@ -245,7 +243,7 @@ def record_build_refusals(recorder: Recorder, rows: Path, built: Path, folder: P
     changing.write_bytes(rows.read_bytes())
 
     def build(output: str = "new", **settings: Any) -> Any:
-        given = {"inputs": [rows], "output": folder / output} | settings
+        given: dict[str, Any] = {"inputs": [rows], "output": folder / output} | settings
         return build_dataset(**given)
 
     def grow(_: BuildProgress) -> None:
@@ -287,7 +285,7 @@ def record_build_refusals(recorder: Recorder, rows: Path, built: Path, folder: P
         ("no_permission", errno.EACCES, "named"),
     ):
         with replaced(shard_writer, "write_atomically", write(path, number)):
-            record_refusal(recorder, f"build/refused/{name}", lambda n=name: build(n), folder)
+            record_refusal(recorder, f"build/refused/{name}", partial(build, name), folder)
     with replaced(encode_pool, "ProcessPoolExecutor", _KilledPool):
         record_refusal(
             recorder, "build/refused/killed_worker", lambda: build("killed", workers=2), folder

@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +39,7 @@ def record_damage(recorder: Recorder, built: Path, folder: Path) -> None:
         shutil.copytree(built, copy)
         damage(copy)
         for check, read in _CHECKS.items():
-            record_refusal(
-                recorder, f"damage/{name}/{check}", lambda read=read: read(copy), folder
-            )
+            record_refusal(recorder, f"damage/{name}/{check}", partial(read, copy), folder)
         shutil.rmtree(copy)
     shutil.copytree(built, folder / "dataset")
     store = DocumentStore(folder / "dataset", "train")
@@ -97,18 +96,24 @@ def _damages(built: Path) -> Mapping[str, Damage]:
         "swapped_sidecars": _swapped(f"{_SHARD}_lossmask.bin", f"{_SHARD}_span.bin"),
         "missing": lambda folder: (folder / f"{_SHARD}_span.bin").unlink(),
         "folder": _made_folder(f"{_SHARD}_tokens.idx"),
-        "further_file": lambda folder: (folder / "train" / "x.bin").write_bytes(b"") and None,
+        "further_file": _written("train/x.bin", b""),
         "manifest_missing": lambda folder: (folder / MANIFEST).unlink(),
         "manifest_folder": _made_folder(MANIFEST),
         "manifest_changed": _changed(lambda m: m["skipped"].update(empty=9), sealed=False),
-        "manifest_no_json": lambda folder: (folder / MANIFEST).write_bytes(b"{") and None,
-        "manifest_other_kind": lambda folder: (folder / MANIFEST).write_bytes(b"[]") and None,
+        "manifest_no_json": _written(MANIFEST, b"{"),
+        "manifest_other_kind": _written(MANIFEST, b"[]"),
         "other_schema": _changed(lambda m: m.update(schema="synth_kd_v0")),
         "other_tokenizer": _changed(lambda m: m["tokenizer"].update(vocab_size=200_019)),
         "other_size": _changed(_longer),
         "broken_schema": _relabelled(start, start + length),
     }
-    arrays = {"tokens.bin": 4, "lossmask.bin": 1, "span.bin": 1, "documents.bin": 0, "tokens.idx": 0}
+    arrays = {
+        "tokens.bin": 4,
+        "lossmask.bin": 1,
+        "span.bin": 1,
+        "documents.bin": 0,
+        "tokens.idx": 0,
+    }
     for name, size in arrays.items():
         kept = size * (start + 2) if size else RECORD.itemsize * _DOCUMENT
         damages[f"cut_{name}"] = _cut(f"{_SHARD}_{name}", kept)
@@ -116,7 +121,7 @@ def _damages(built: Path) -> Mapping[str, Damage]:
         damages[f"cut_index_{place}"] = _cut(f"{_SHARD}_span.idx", size)
     damages["cut_index_documents"] = _cut(f"{_SHARD}_span.idx", 34 + 12 * shard.rows + 24)
     damages["grown"] = _grown(f"{_SHARD}_tokens.bin")
-    damages["records_missing"] = lambda folder: _records_missing(folder)
+    damages["records_missing"] = _records_missing
     return damages
 
 
@@ -155,7 +160,17 @@ def _token(at: int, value: int) -> Damage:
 
 
 def _copied(source: str, target: str) -> Damage:
-    return lambda folder: shutil.copy(folder / source, folder / target) and None
+    def damage(folder: Path) -> None:
+        shutil.copy(folder / source, folder / target)
+
+    return damage
+
+
+def _written(name: str, content: bytes) -> Damage:
+    def damage(folder: Path) -> None:
+        (folder / name).write_bytes(content)
+
+    return damage
 
 
 def _swapped(one: str, other: str) -> Damage:

@@ -103,7 +103,7 @@ def record_templates(recorder: Recorder, tokenizer: O200kHarmonyTokenizer) -> No
     for number in _NUMBERS:
         written = write_value(read_value(number, 0))
         recorder.discrete(f"number/{number!r}", written, tensor="written", phase="data")
-    nested = {"a": [None, True, "é\"\n", {"b": (1, 2.0)}], "c": {}}
+    nested = {"a": [None, True, 'é"\n', {"b": (1, 2.0)}], "c": {}}
     recorder.discrete("number/nested", write_value(read_value(nested, 0)), phase="data")
 
 
@@ -150,9 +150,7 @@ def _record_document(
         _law(recorder, place, law, bool(holds), tensor)
 
 
-def spans_of_markup(
-    tokenizer: O200kHarmonyTokenizer, tokens: list[int], end: int = 0
-) -> list[int]:
+def spans_of_markup(tokenizer: O200kHarmonyTokenizer, tokens: list[int], end: int = 0) -> list[int]:
     """Spans read from the ids alone, by walking Harmony's control tokens.
 
     Args:

@@ -27,9 +27,8 @@ def one_rank() -> Iterator[None]:
     """Megatron's groups of one process, inside the lane."""
     from megatron.core import parallel_state
 
-    torch.distributed.init_process_group(
-        "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
-    )
+    store = torch.distributed.HashStore()  # type: ignore[attr-defined]
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     parallel_state.initialize_model_parallel()
     try:
         yield

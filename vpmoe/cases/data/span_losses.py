@@ -10,7 +10,12 @@ from validation.running.recorder import Recorder
 from vpmoe.data.batch import Batch, GlobalBatch, count_spans
 from vpmoe.data.loss import loss_weights, span_loss
 
-_WEIGHTS = {"reasoning": (2.0, 0.0), "final": (0.0, 0.5), "both": (0.375, 1.75), "plain": (1.0, 1.0)}
+_WEIGHTS = {
+    "reasoning": (2.0, 0.0),
+    "final": (0.0, 0.5),
+    "both": (0.375, 1.75),
+    "plain": (1.0, 1.0),
+}
 # Spans of a global batch of two micro-batches, whose sums divide without rounding.
 _SPANS = {
     "both": ([[0, 1, 1, 2], [1, 1, 2, 2]], [[2, 2, 2, 2], [0, 2, 0, 0]]),

@@ -65,8 +65,8 @@ def record_vocabulary(recorder: Recorder, tokenizer: O200kHarmonyTokenizer) -> N
             digest.update(len(token).to_bytes(4) + token)
         value = {"first": start, "bytes": digest.hexdigest()}
         recorder.discrete("vocabulary", value, tensor="tokens", phase="data")
-    for name, value in tokenizer.provenance.items():
-        recorder.discrete("vocabulary", value, tensor=f"provenance/{name}", phase="data")
+    for name, fact in tokenizer.provenance.items():
+        recorder.discrete("vocabulary", fact, tensor=f"provenance/{name}", phase="data")
     identifiers = dict(tokenizer.unique_identifiers)
     recorder.discrete("vocabulary", identifiers, tensor="identifiers", phase="data")
     roles = ("vocab_size", "eod", "eos", "bos", "pad", "eos_id", "bos_id", "pad_id")
@@ -96,8 +96,8 @@ def record_vocabulary(recorder: Recorder, tokenizer: O200kHarmonyTokenizer) -> N
         shown = tokenizer.detokenize(mixed, skip_special_tokens=skip)
         recorder.discrete("vocabulary", shown, tensor=f"detokenize/{skip}", phase="data")
     half = tokenizer.tokenize("\U00020000")[:1]
-    shown = [tokenizer.detokenize(half), tokenizer.decode_bytes(half).hex()]
-    recorder.discrete("vocabulary", shown, tensor="half_a_character", phase="data")
+    both = [tokenizer.detokenize(half), tokenizer.decode_bytes(half).hex()]
+    recorder.discrete("vocabulary", both, tensor="half_a_character", phase="data")
 
 
 def record_refusals(recorder: Recorder, tokenizer: O200kHarmonyTokenizer, folder: Path) -> None:
