@@ -272,11 +272,17 @@ def _record_parquet(recorder: Recorder, read: Callable[[Path, str], int], folder
     large = pyarrow.table(
         {key: ["x" * 400, "y" * n] for key, n in zip(_GOOD, (3, 3, 900), strict=True)}
     )
-    for name, limit in (("group_too_large", 300), ("row_too_large", 1500)):
+    for name, limit in (("group_too_large", 300), ("row_too_large", 1000)):
         pyarrow.parquet.write_table(large, path, compression="none", use_dictionary=False)
         with replaced(rows_module, "MAX_ROW_BYTES", limit):
             place = f"refused/parquet/{name}"
             record_refusal(recorder, place, lambda: read(path, "harmony"), folder)
+
+    pyarrow.parquet.write_table(large, path, compression="none", use_dictionary=False)
+    content = bytearray(path.read_bytes())
+    content[4:60] = b"\xff" * 56  # the header of the first page
+    path.write_bytes(content)
+    record_refusal(recorder, "refused/parquet/broken", lambda: read(path, "harmony"), folder)
 
 
 def _reader(vocabulary: Path) -> Callable[[Path, str], int]:

@@ -108,9 +108,9 @@ def _ways(rows: Path, folder: Path) -> Sequence[tuple[str, Callable[[Path], Buil
     pyarrow.parquet.write_table(shuffled, parquet, row_group_size=8)
 
     def stopped(path: Path, output: Path) -> BuildResult:
-        """Killed after every third block, and started again."""
-        for _ in range(100):
-            left = [3]
+        """Killed after every second block, with a checkpoint before or not, and started again."""
+        for attempt in range(100):
+            left, wait = [2], (1e9, 0.0)[attempt % 2]
 
             def stop(_: BuildProgress, left: list[int] = left) -> None:
                 left[0] -= 1
@@ -119,7 +119,7 @@ def _ways(rows: Path, folder: Path) -> Sequence[tuple[str, Callable[[Path], Buil
 
             try:
                 return build_dataset(
-                    [path], output, progress=stop, checkpoint_seconds=0.0, **_SETTINGS
+                    [path], output, progress=stop, checkpoint_seconds=wait, **_SETTINGS
                 )
             except _StoppedError:
                 (output / f".{STATE}.left").write_bytes(b"")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import shutil
@@ -35,14 +36,19 @@ def record_damage(recorder: Recorder, built: Path, folder: Path) -> None:
     whole = {name: check(built) for name, check in _CHECKS.items()}
     recorder.discrete("damage/none", whole, tensor="accepted", phase="data")
     for name, damage in _damages(built).items():
-        copy = folder / "dataset"
-        shutil.copytree(built, copy)
-        damage(copy)
+        damaged = folder / "dataset"
+        shutil.copytree(built, damaged)
+        damage(damaged)
         for check, read in _CHECKS.items():
-            record_refusal(recorder, f"damage/{name}/{check}", partial(read, copy), folder)
-        shutil.rmtree(copy)
+            record_refusal(recorder, f"damage/{name}/{check}", partial(read, damaged), folder)
+        shutil.rmtree(damaged)
     shutil.copytree(built, folder / "dataset")
     store = DocumentStore(folder / "dataset", "train")
+    copied = copy.deepcopy(store)  # as a process that loads data gets it
+    same = all(np.array_equal(store.read(3)[name], value) for name, value in copied.read(3).items())
+    recorder.invariant(
+        "damage/none", "a copied store reads the same", float(not same), 0.0, phase="data"
+    )
     before = store.read(0)["span"].tolist()
     _flip("train/shard_00_span.bin", 0)(folder / "dataset")
     record_refusal(

@@ -139,11 +139,17 @@ def _shorter(trace: Any) -> None:
         _leaf(trace)[name] = _leaf(trace)[name][:-3]
 
 
+def _longer(trace: Any) -> None:
+    for name in ("tokens", "loss_mask", "span"):
+        _leaf(trace)[name] = [*_leaf(trace)[name], 5]
+
+
 _CHANGES: Mapping[str, Callable[[Any], Any]] = {
     "token": _in_leaf("tokens", 40, 5),
     "mask": _in_leaf("loss_mask", 3, 7),
     "span": _in_leaf("span", 60, 7),
     "shorter": _shorter,
+    "longer": _longer,
     "pieces": lambda trace: _leaf(trace)["pieces"][0].update(offset=99_999),
     "sample": lambda trace: _leaf(trace).update(sample=77),
     "steps": lambda trace: trace["steps"].pop(),

@@ -16,15 +16,7 @@ from vpmoe.data.row_content import ChatOptions
 from vpmoe.data.rows import ParsedRow, Position, open_input, parse_block, read_blocks
 from vpmoe.tokenizer import special
 from vpmoe.tokenizer.harmony import HarmonyRenderer
-from vpmoe.tokenizer.harmony_values import read_value, write_value
 from vpmoe.tokenizer.tokenizer import O200kHarmonyTokenizer
-
-_NUMBERS = (
-    *(0, -1, 2**63, 2**64 - 1, 2**64, -(2**63), -(2**63) - 1, 12345678901234567890123, 10**300),
-    *(0.0, -0.0, 0.1, -2.5, 1.0, 123456.0, 1e15, 1e16, 123456789012345680.0, 1e21, 1.5e300),
-    *(1e-4, 1e-5, 1.25e-5, 1e-6, 1e-7, 2.2250738585072014e-308, 5e-324, 1.7976931348623157e308),
-    *(3.141592653589793, 0.30000000000000004, 9007199254740993.0, 18446744073709551615.0),
-)
 
 
 def record_rows(
@@ -91,7 +83,7 @@ def record_profiles(recorder: Recorder, tokenizer: O200kHarmonyTokenizer, path: 
 
 
 def record_templates(recorder: Recorder, tokenizer: O200kHarmonyTokenizer) -> None:
-    """Records the chat template that Megatron and the commands use, and numbers' spelling."""
+    """Records what the tokenizer's own chat template gives."""
     messages = [
         {"role": "user", "content": "Is it <|end|>?"},
         {"role": "assistant", "channel": "final", "content": "No."},
@@ -100,11 +92,6 @@ def record_templates(recorder: Recorder, tokenizer: O200kHarmonyTokenizer) -> No
     recorder.discrete("template", list(ids), tensor="ids", phase="data")
     text = tokenizer.apply_chat_template(messages, tokenize=False)
     recorder.discrete("template", text, tensor="text", phase="data")
-    for number in _NUMBERS:
-        written = write_value(read_value(number, 0))
-        recorder.discrete(f"number/{number!r}", written, tensor="written", phase="data")
-    nested = {"a": [None, True, 'é"\n', {"b": (1, 2.0)}], "c": {}}
-    recorder.discrete("number/nested", write_value(read_value(nested, 0)), phase="data")
 
 
 def _record_messages(

@@ -21,7 +21,7 @@ def run(recorder: Recorder, settings: Mapping[str, Any]) -> None:
         settings: files: `synth` (SYNTH rows without ids), `harmony` and `openai` (conversations in
             these two forms).
     """
-    from vpmoe.cases.data import bad_rows, building, damage, rendering, tokenizing, watching
+    from vpmoe.cases.data import bad_rows, building, damage, rendering, tokenizing, values, watching
     from vpmoe.tokenizer import O200kHarmonyTokenizer
     from vpmoe.tokenizer.asset import ensure_asset
 
@@ -42,6 +42,7 @@ def run(recorder: Recorder, settings: Mapping[str, Any]) -> None:
         rendering.record_rows(recorder, tokenizer, "harmony", harmony, "harmony")
         rendering.record_rows(recorder, tokenizer, "openai", openai, "openai")
         rendering.record_profiles(recorder, tokenizer, synth)
+        values.record_values(recorder, tokenizer, new("values"))
         bad_rows.record_bad_rows(recorder, vocabulary, new("bad_rows"))
         bad_rows.record_bad_files(recorder, vocabulary, new("bad_files"))
         tokenizing.record_refusals(recorder, tokenizer, new("tokenizer"))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import base64
 import gzip
 import hashlib
+import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,10 @@ from typing import Any
 from validation.running.recorder import Recorder
 from vpmoe.cases.data.refusing import record_refusal
 from vpmoe.cases.data.texts import ALLOWED, SURROGATES, TEXTS
+from vpmoe.runtime.patches import replaced
 from vpmoe.tokenizer import asset, special
 from vpmoe.tokenizer.arguments import TOKENIZER_TYPE, validate_tokenizer_args
-from vpmoe.tokenizer.encoder import reference_encoding
+from vpmoe.tokenizer.encoder import Encoder, reference_encoding
 from vpmoe.tokenizer.tokenizer import O200kHarmonyTokenizer
 
 
@@ -69,6 +72,8 @@ def record_vocabulary(recorder: Recorder, tokenizer: O200kHarmonyTokenizer) -> N
         recorder.discrete("vocabulary", fact, tensor=f"provenance/{name}", phase="data")
     identifiers = dict(tokenizer.unique_identifiers)
     recorder.discrete("vocabulary", identifiers, tensor="identifiers", phase="data")
+    library = tokenizer.encoder_library.partition(" ")[0]
+    recorder.discrete("vocabulary", library, tensor="library", phase="data")
     roles = ("vocab_size", "eod", "eos", "bos", "pad", "eos_id", "bos_id", "pad_id")
     for role in roles:
         recorder.discrete("vocabulary", getattr(tokenizer, role), tensor=role, phase="data")
@@ -126,18 +131,19 @@ def record_refusals(recorder: Recorder, tokenizer: O200kHarmonyTokenizer, folder
         "other_file_there": lambda: asset.ensure_asset(folder / "wrong"),
         "other_source": lambda: asset.ensure_asset(folder / "new", folder / "packed"),
         "cut_source": lambda: asset.ensure_asset(folder / "new", folder / "cut"),
+        "other_vocabulary": lambda: Encoder(base64.b64encode(b"a") + b" 0\n"),
         "no_source": lambda: asset.ensure_asset(folder / "new", folder / "missing"),
     }
     for name, call in refusals.items():
         record_refusal(recorder, f"tokenizer/refused/{name}", call, folder)
+    with replaced(importlib.util, "find_spec", lambda name: None):
+        record_refusal(
+            recorder, "tokenizer/refused/no_wheel", lambda: asset.ensure_asset(folder / "n"), folder
+        )
     installed = asset.ensure_asset(folder / "new", folder / "whole.gz")
-    _law(
-        recorder,
-        "tokenizer/asset",
-        "a packed copy is installed as it was",
-        installed.read_bytes() == whole and asset.ensure_asset(installed) == installed,
-        "installed",
-    )
+    for name, path in (("copy", installed), ("wheel", asset.ensure_asset(folder / "wheel"))):
+        law = "the vocabulary is installed as it was"
+        _law(recorder, "tokenizer/asset", law, path.read_bytes() == whole, name)
     _record_flags(recorder, folder, str(installed))
 
 
