@@ -591,19 +591,6 @@ def evaluation_divided_by_the_step() -> Planted:
 
 
 @fault(
-    "span-weights-exchanged",
-    "loss",
-    "loss",
-    "two weights in the order of another table",
-    case="tiny_spans",
-    canary=False,
-)
-def span_weights_exchanged() -> Planted:
-    """Reasoning has the answer's weight, and the answer that of reasoning."""
-    return result("vpmoe.data.loss", "span_weights", lambda weights: weights[::-1])
-
-
-@fault(
     "header-weighed-as-reasoning",
     "loss",
     "loss",
