@@ -246,7 +246,9 @@ def record_bad_files(recorder: Recorder, vocabulary: Path, folder: Path) -> None
     _record_parquet(recorder, read, folder)
 
 
-def _record_parquet(recorder: Recorder, read: Callable[[Path, str], int], folder: Path) -> None:
+def _record_parquet(
+    recorder: Recorder, read: Callable[[Path, str], list[int]], folder: Path
+) -> None:
     path = folder / "rows.parquet"
     raw = pyarrow.array([b"a", b"b", b"\xff", b"d"])
     columns: dict[str, dict[str, Any]] = {
@@ -272,28 +274,34 @@ def _record_parquet(recorder: Recorder, read: Callable[[Path, str], int], folder
     large = pyarrow.table(
         {key: ["x" * 400, "y" * n] for key, n in zip(_GOOD, (3, 3, 900), strict=True)}
     )
+    plain: dict[str, Any] = {
+        "compression": "none",
+        "use_dictionary": False,
+        "write_statistics": False,
+    }
     for name, limit in (("group_too_large", 300), ("row_too_large", 1000)):
-        pyarrow.parquet.write_table(large, path, compression="none", use_dictionary=False)
+        pyarrow.parquet.write_table(large, path, **plain)
         with replaced(rows_module, "MAX_ROW_BYTES", limit):
             place = f"refused/parquet/{name}"
             record_refusal(recorder, place, lambda: read(path, "harmony"), folder)
 
-    pyarrow.parquet.write_table(large, path, compression="none", use_dictionary=False)
+    pyarrow.parquet.write_table(large, path, **plain)
     content = bytearray(path.read_bytes())
     content[4:60] = b"\xff" * 56  # the header of the first page
     path.write_bytes(content)
     record_refusal(recorder, "refused/parquet/broken", lambda: read(path, "harmony"), folder)
 
 
-def _reader(vocabulary: Path) -> Callable[[Path, str], int]:
-    """A function that reads and encodes a file as a build does, and counts its documents."""
+def _reader(vocabulary: Path) -> Callable[[Path, str], list[int]]:
+    """A function that reads and encodes a file as a build does, and returns its ids."""
     encoders = {
         form: BlockEncoder(vocabulary, "short", "0", False, ChatOptions(form))
         for form in CHAT_FORMATS
     }
 
-    def read(path: Path, form: str) -> int:
+    def read(path: Path, form: str) -> list[int]:
         blocks = read_blocks(open_input(path), Position())
-        return sum(len(encoders[form].encode(block).records) for block in blocks)
+        encoded = [encoders[form].encode(block) for block in blocks]
+        return [int(token) for block in encoded for token in block.documents.tokens]
 
     return read

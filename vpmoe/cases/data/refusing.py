@@ -25,11 +25,10 @@ def record_refusal(recorder: Recorder, place: str, call: Callable[[], Any], fold
         plain = found is None or isinstance(found, bool | int | float | str | list | tuple | dict)
         value: Any = {"accepted": found if plain else type(found).__name__}
     except (ValueError, OSError) as error:
-        message = str(error)
-        for path in (folder, folder.parent):
-            message = message.replace(f"{path}/", "")
-        cause = error.__cause__
+        message, cause = str(error), error.__cause__
         if cause is not None and not type(cause).__module__.startswith("vpmoe.") and str(cause):
             message = message.replace(str(cause), f"<{type(cause).__name__}>")
+        for path in (folder, folder.parent):
+            message = message.replace(f"{path}/", "")
         value = {"error": type(error).__name__, "message": message}
     recorder.discrete(place, value, tensor="refusal", phase="data")

@@ -5,6 +5,7 @@ Nothing is trained. Every record is exact: ids, spans, files, and the message of
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,13 +23,18 @@ def run(recorder: Recorder, settings: Mapping[str, Any]) -> None:
             these two forms).
     """
     from vpmoe.cases.data import bad_rows, building, damage, rendering, tokenizing, values, watching
+    from vpmoe.runtime.patches import replaced
     from vpmoe.tokenizer import O200kHarmonyTokenizer
     from vpmoe.tokenizer.asset import ensure_asset
 
     vocabulary = ensure_asset()
     tokenizer = O200kHarmonyTokenizer(vocabulary)
     synth, harmony, openai = (Path(settings[name]) for name in ("synth", "harmony", "openai"))
-    with tempfile.TemporaryDirectory(prefix="golden-data-") as name:
+    # Nothing here must outlive a power cut, and a thousand waits for a disk are most of the time.
+    with (
+        tempfile.TemporaryDirectory(prefix="golden-data-") as name,
+        replaced(os, "fsync", lambda descriptor: None),
+    ):
 
         def new(part: str) -> Path:
             folder = Path(name) / part
