@@ -53,11 +53,9 @@ def record_build(recorder: Recorder, rows: Path, chats: Path, folder: Path) -> P
         record_dataset(recorder, "build", result.manifest, first)
         expected = contents(first)
         for name, make in _ways(rows, folder):
-            output = folder / name
-            made = make(output)
-            facts = {"resumed": made.resumed, "existed": made.existed}
-            recorder.discrete(f"build/{name}", facts, tensor="result", phase="data")
-            _compare(recorder, f"build/{name}", expected, contents(output))
+            place, output = f"build/{name}", folder / name
+            record_refusal(recorder, place, partial(_made, make, output), folder)
+            _compare(recorder, place, expected, contents(output))
         _record_shards(recorder, rows, expected, folder)
         _record_formats(recorder, chats, folder)
     return first
@@ -85,6 +83,11 @@ def record_dataset(
                 value = [*store.locate(document), store.record(document)]
                 where = f"{place}/{split}/document{document}"
                 recorder.discrete(where, value, tensor="record", phase="data")
+
+
+def _made(make: Callable[[Path], BuildResult], output: Path) -> dict[str, bool]:
+    made = make(output)
+    return {"resumed": made.resumed, "existed": made.existed}
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -167,7 +170,7 @@ def _record_shards(
     _compare(recorder, "build/two_files", one, two)
     repeated = [paths["head"], paths["whole"]]
     made = build_dataset(repeated, folder / "skipped", duplicates="skip", **_SETTINGS)
-    record_dataset(recorder, "build/duplicates", made.manifest, folder / "skipped")
+    recorder.discrete("build/duplicates", made.manifest["skipped"], tensor="skipped", phase="data")
     _compare(recorder, "build/duplicates", one, contents(folder / "skipped"))
     record_refusal(
         recorder,

@@ -155,7 +155,7 @@ def spans_of_markup(tokenizer: O200kHarmonyTokenizer, tokens: list[int], end: in
             start = place
         elif token in (special.END, special.RETURN, special.CALL):
             message = tokens[start : place + 1]
-            if message[1] == assistant:
+            if message[1] == assistant and special.CHANNEL in message:
                 channel = message.index(special.CHANNEL) + 1
                 thinks = message[channel : channel + len(analysis)] == analysis
                 labels[start : place + 1] = [1 if thinks else 2] * len(message)

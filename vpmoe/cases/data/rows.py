@@ -43,12 +43,12 @@ def run(recorder: Recorder, settings: Mapping[str, Any]) -> None:
 
         tokenizing.record_texts(recorder, tokenizer)
         tokenizing.record_vocabulary(recorder, tokenizer)
+        values.record_values(recorder, tokenizer, new("values"))
         rendering.record_templates(recorder, tokenizer)
         rendering.record_rows(recorder, tokenizer, "synth", synth, "harmony")
         rendering.record_rows(recorder, tokenizer, "harmony", harmony, "harmony")
         rendering.record_rows(recorder, tokenizer, "openai", openai, "openai")
         rendering.record_profiles(recorder, tokenizer, synth)
-        values.record_values(recorder, tokenizer, new("values"))
         bad_rows.record_bad_rows(recorder, vocabulary, new("bad_rows"))
         bad_rows.record_bad_files(recorder, vocabulary, new("bad_files"))
         tokenizing.record_refusals(recorder, tokenizer, new("tokenizer"))

@@ -71,7 +71,12 @@ def zero_width_removed() -> Planted:
 )
 def rare_code_points_by_the_fast_encoder() -> Planted:
     """Texts with letters of newer Unicode are split as the faster library splits them."""
-    return result(_ENCODER, "Encoder._needs_exact", lambda exact: False)
+
+    def wrap(original: Any) -> Any:
+        del original
+        return lambda encoder, text: any("\ud800" <= letter <= "\udfff" for letter in text)
+
+    return patched(_ENCODER, "Encoder._needs_exact", wrap)
 
 
 @fault(
