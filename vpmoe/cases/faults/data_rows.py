@@ -468,6 +468,8 @@ def sample_at_the_epochs_end() -> Planted:
     """The last sample is the one before it."""
 
     def change(dataset: Any, index: int) -> tuple[Any, ...]:
+        if dataset.shuffle_index is None:  # mapped late
+            return dataset, index
         last = len(dataset.shuffle_index) - 1
         if int(dataset.shuffle_index[index]) != last:
             return dataset, index
@@ -477,26 +479,25 @@ def sample_at_the_epochs_end() -> Planted:
 
 
 @fault(
-    "epochs-in-one-order",
+    "second-epoch-in-order",
     "packing",
     "epoch",
-    "a sampler that is not told the epoch",
+    "a sampler that shuffles the first epoch alone",
     case="samples",
     steps=None,
     canary=False,
 )
-def epochs_in_one_order() -> Planted:
-    """Documents of the second epoch come in the first one's order."""
+def second_epoch_in_order() -> Planted:
+    """Where there are several epochs, the later half of the samples is not shuffled."""
 
     def wrap(original: Any) -> Any:
         def build(dataset: Any) -> Any:
             import numpy as np
 
             document, sample, shuffle = original(dataset)
-            count = len(dataset.indices)
-            first = np.array(list(dict.fromkeys(document.tolist())), document.dtype)
-            if len(document) > count:
-                document = np.tile(first, len(document) // count)
+            if document is not None and len(document) > len(dataset.indices):
+                half = len(shuffle) // 2
+                shuffle = np.concatenate((shuffle[:half], np.sort(shuffle[half:])))
             return document, sample, shuffle
 
         return build
