@@ -31,6 +31,15 @@ _RARE = (
     0x323B0,
 )
 
+
+def _around(letter: str) -> str:
+    """A letter in each place where it matters to the split whether it is one."""
+    return (
+        f"{letter}'s '{letter} '{letter}'sa {letter}123 1{letter}234  {letter}\n{letter}!\n "
+        f"a'{letter}b A'{letter}B {letter}{letter}'re\t{letter} 1 {letter} "
+    )
+
+
 TEXTS = {
     "nothing": "",
     "words": "The rain in Spain stays mainly in the plain.",
@@ -77,7 +86,7 @@ TEXTS = {
     "planes": "\U00010000\U0001ffff\U000e01ef\U000f0000\U0010fffd\U0010ffff",
     "byte_edges": "\x7f\x80\u07ff\u0800\uffff\U00010000",
     "byte_order": "\ufefffirst \ufeff \ufffe",
-    **{f"rare_{point:x}": f"ab{chr(point)}cD {chr(point)}1 '{chr(point)}" for point in _RARE},
+    **{f"rare_{point:x}": _around(chr(point)) for point in _RARE},
 }
 
 # Texts that come back with a replacement character: a lone surrogate is no character.
