@@ -599,7 +599,7 @@ def evaluation_divided_by_the_step() -> Planted:
 @fault(
     "header-weighed-as-reasoning",
     "loss",
-    "loss",
+    "grad",
     "a span's weight on the header of the next one",
     case="tiny_spans",
     canary=False,
