@@ -1,10 +1,13 @@
-"""Writes conversations.jsonl: 360 generated rows and the hand-written ones of handwritten.jsonl.
+"""Writes conversations.jsonl and synth_rows.jsonl, of generated and hand-written rows.
 
     python data/sample/generate.py [--check]
 
-Rows are short lessons of ten kinds (arithmetic, units, sorting, spelling, dates, ...), each with a
-question, the reasoning and the answer, so that a small model finds patterns to learn. The file
-depends on this script and handwritten.jsonl alone; `--check` compares without writing.
+The rows of conversations.jsonl are short lessons of ten kinds (arithmetic, units, sorting,
+spelling, dates, ...), each with a question, the reasoning and the answer, so that a small model
+finds patterns to learn. Those of synth_rows.jsonl have the form of PleIAs/SYNTH: reasoning of many
+lines in its shorthand (arrows, headings, marks of certainty), questions in several languages, the
+data set's own columns, and no id. Both depend on this script and on handwritten.jsonl and
+synth_handwritten.jsonl alone; `--check` compares without writing.
 """
 
 from __future__ import annotations
@@ -13,13 +16,16 @@ import argparse
 import datetime
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from random import Random
+from typing import Any
 
 FOLDER = Path(__file__).resolve().parent
 OUTPUT = FOLDER / "conversations.jsonl"
+SYNTH_OUTPUT = FOLDER / "synth_rows.jsonl"
 ROWS_PER_KIND = 36
+SYNTH_ROWS_PER_KIND = 6
 Row = tuple[str, str, str]  # query, reasoning, answer
 
 _NAMES = ("Ada", "Bruno", "Chen", "Dalia", "Emeka", "Freya", "Goro", "Hana", "Ivan", "Juno")
@@ -162,11 +168,72 @@ KINDS: tuple[tuple[str, Callable[[Random], Row]], ...] = (
 )
 
 
+def _estimate(random: Random) -> Row:
+    people, share, years = random.randint(2, 9), random.randint(3, 8), random.randint(2, 6)
+    total = people * 100_000
+    pianos = total * share // 100
+    return (
+        f"roughly how many pianos are in a city of {total:,} people?",
+        f'Query: "roughly" → Fermi estimate, order of magnitude.\n\n'
+        f"### 1. Chain\n- people: {total:,}\n- households with a piano ≈ {share} %\n"
+        f"- {total:,} × 0.{share:02d} ≈ {pianos:,}\n\n### 2. Confidence\n"
+        f"● population: given\n◐ share: {share} % (± {years} points)\n○ schools, halls: ignored\n\n"
+        f"∴ ≈ {pianos:,}, say within a factor of {years}.",
+        f"About {pianos:,}: if {share} of 100 people own one. The truth may differ by a factor of "
+        f"{years}, since nobody counts pianos.",
+    )
+
+
+def _compare(random: Random) -> Row:
+    (large, small, factor), amount = random.choice(_UNITS), random.randint(2, 9)
+    less = amount * factor - random.randint(1, factor - 1)
+    return (
+        f"which is more: {amount} {large} or {less} {small}?",
+        f"{amount} {large} vs {less} {small} → same unit first.\n\n"
+        f"1 of {large} = {factor} {small}\n→ {amount} × {factor} = {amount * factor} {small}\n"
+        f"{amount * factor} > {less} ✓\n\ndifference: {amount * factor - less}. ⚠ don't compare "
+        f"{amount} with {less} directly.",
+        f"{amount} {large}: these are {amount * factor} {small}, which is "
+        f"{amount * factor - less} more than {less}.",
+    )
+
+
+def _premise(random: Random) -> Row:
+    country, other = random.sample(sorted(_CAPITALS), 2)
+    return (
+        f"Why did {country} move its capital to {_CAPITALS[other]}?",
+        f"Premise check: {_CAPITALS[other]} ∈ {other}, not {country}.\n\n"
+        f"├─ capital of {country}: {_CAPITALS[country]}\n└─ capital of {other}: "
+        f"{_CAPITALS[other]}\n\n※ No such move. ∴ correct politely, give both facts. ≠ invent a "
+        "reason.",
+        f"It did not: {_CAPITALS[other]} is the capital of {other}. The capital of {country} is "
+        f"{_CAPITALS[country]}.",
+    )
+
+
+def _steps(random: Random) -> Row:
+    name, thing = random.choice(_NAMES), random.choice(_THINGS)
+    have, price, paid = random.randint(3, 9), random.randint(2, 7), random.choice((50, 100))
+    return (
+        f"{name} buys {have} {thing} at {price} each and pays with {paid}. Change?",
+        f"Parse: n = {have}, p = {price}, paid = {paid}.\n\n### Steps\n1. cost = n × p = {have} × "
+        f"{price} = {have * price}\n2. change = {paid} − {have * price} = {paid - have * price}\n\n"
+        f"Check: {have * price} + {paid - have * price} = {paid} ✓\n? no currency → no symbol.",
+        f"The {thing} cost {have * price}, so {name} gets **{paid - have * price}** back.",
+    )
+
+
+SYNTH_KINDS: tuple[tuple[str, Callable[[Random], Row]], ...] = (
+    ("estimation", _estimate),
+    ("comparison", _compare),
+    ("false premise", _premise),
+    ("mathematics", _steps),
+)
+
+
 def rows() -> list[dict[str, str]]:
     """Every row, kinds interleaved, a hand-written one after every fifteenth."""
-    handwritten = [
-        json.loads(line) for line in (FOLDER / "handwritten.jsonl").read_text("utf-8").splitlines()
-    ]
+    handwritten = _handwritten("handwritten.jsonl")
     made: list[dict[str, str]] = []
     for number in range(ROWS_PER_KIND):
         for kind, make in KINDS:
@@ -189,22 +256,56 @@ def _row(identity: str, query: str, reasoning: str, answer: str) -> dict[str, st
     }
 
 
-def content() -> bytes:
-    """The file's bytes."""
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows()).encode()
+def synth_rows() -> list[dict[str, Any]]:
+    """Rows as SYNTH has them: kinds interleaved, a hand-written one after every second."""
+    made: list[dict[str, Any]] = []
+    for number in range(SYNTH_ROWS_PER_KIND):
+        for kind, make in SYNTH_KINDS:
+            random = Random(f"vpmoe synth {kind} {number}")  # noqa: S311 not for secrets
+            made.append(_synth_row("en", kind, make(random)))
+    for index, row in enumerate(_handwritten("synth_handwritten.jsonl")):
+        texts = (row["query"], row["reasoning"], row["answer"])
+        made.insert(2 * index + index, _synth_row(row["language"], "question", texts))
+    return [{"source": f"shard_{n % 3:02d}", "index": n} | row for n, row in enumerate(made)]
+
+
+def _synth_row(language: str, exercise: str, texts: Row) -> dict[str, Any]:
+    query, reasoning, answer = texts
+    return {
+        "language": language,
+        "exercise": exercise,
+        "query": query,
+        "synthetic_reasoning": reasoning,
+        "synthetic_answer": answer,
+        "words": len(answer.split()),
+        "constraints": None,
+    }
+
+
+def _handwritten(name: str) -> list[dict[str, str]]:
+    return [json.loads(line) for line in (FOLDER / name).read_text("utf-8").splitlines()]
+
+
+def content(made: Sequence[Mapping[str, Any]]) -> bytes:
+    """A file's bytes."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in made).encode()
 
 
 def main() -> int:
-    """Writes or checks the file; returns 1 when a check finds it different."""
+    """Writes or checks the files; returns 1 when a check finds one different."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="compare, write nothing")
-    if parser.parse_args().check:
-        same = OUTPUT.exists() and OUTPUT.read_bytes() == content()
-        print("up to date" if same else f"{OUTPUT.name} is not what generate.py makes")
-        return 0 if same else 1
-    OUTPUT.write_bytes(content())
-    print(f"{len(rows())} rows in {OUTPUT.name}")
-    return 0
+    check, different = parser.parse_args().check, False
+    for path, made in ((OUTPUT, rows()), (SYNTH_OUTPUT, synth_rows())):
+        if not check:
+            path.write_bytes(content(made))
+            print(f"{len(made)} rows in {path.name}")
+        elif not path.exists() or path.read_bytes() != content(made):
+            print(f"{path.name} is not what generate.py makes")
+            different = True
+    if check and not different:
+        print("up to date")
+    return int(different)
 
 
 if __name__ == "__main__":

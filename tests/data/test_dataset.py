@@ -173,6 +173,22 @@ def test_indices_are_cached_by_content(
     assert len(list(tmp_path.iterdir())) == 2 * len(files)
 
 
+def test_indices_are_mapped_late(
+    one_shard: Path, tokenizer: O200kHarmonyTokenizer, tmp_path: Path
+) -> None:
+    """--dataloader-defer-npy-index-mmap: Megatron reads a document when it maps the indices."""
+    cache = {"path_to_cache": str(tmp_path)}
+    at_once = _samples(one_shard, tokenizer, 50, **cache)
+    late = _samples(
+        one_shard, tokenizer, 50, fast_cache_load=True, defer_npy_index_mmap=True, **cache
+    )
+    assert late.shuffle_index is None
+    for index in (3, 0):
+        assert all(torch.equal(late[index][name], at_once[index][name]) for name in late[index])
+    store = late.dataset
+    assert store.get(2, offset=3, length=4).tolist() == store.read(2)["tokens"][3:7].tolist()
+
+
 def test_a_split_without_documents_is_named(tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     row = {"query": "a", "synthetic_reasoning": "b", "synthetic_answer": "c"}

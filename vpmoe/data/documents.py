@@ -108,6 +108,27 @@ class DocumentStore:
         end = start + (size - offset if length is None else length)
         return {name: array[start:end] for name, array in shard.arrays.items()}
 
+    def get(
+        self, document: int, offset: int = 0, length: int | None = None
+    ) -> npt.NDArray[np.int32]:
+        """A piece of a document's tokens, as Megatron's `IndexedDataset` gives it.
+
+        Megatron's `GPTDataset` calls it where indices are mapped late.
+
+        Args:
+            document: its number.
+            offset: first token.
+            length: how many tokens; to the end when None.
+
+        Returns:
+            int32 [length].
+
+        Raises:
+            CorruptDatasetError: the document is not what was built; names file, document, offset.
+        """
+        tokens: npt.NDArray[np.int32] = self.read(document, offset, length)["tokens"]
+        return tokens
+
     def _find(self, document: int) -> tuple[int, int]:
         shard = int(np.searchsorted(self._first, document, side="right")) - 1
         return shard, document - int(self._first[shard])

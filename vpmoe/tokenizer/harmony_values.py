@@ -145,9 +145,7 @@ def _read_float(number: float) -> float:
     if exponent < -308:
         result /= 1e308
         exponent += 308
-    if exponent > 308:
-        result = math.inf if significand else 0.0
-    elif exponent >= 0:
+    if exponent >= 0:  # of at most 20 digits, so at most 308
         result *= float(f"1e{exponent}")
     else:
         result /= float(f"1e{-exponent}")

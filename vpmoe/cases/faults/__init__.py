@@ -7,6 +7,7 @@ from vpmoe.cases.faults import (
     attention,
     benign,
     data,
+    data_rows,
     experts,
     export,
     gradients,
@@ -26,6 +27,7 @@ from vpmoe.cases.faults.planting import declared
 
 _MODULES = (
     data,
+    data_rows,
     attention,
     positions,
     experts,

@@ -89,6 +89,7 @@ def mean_of_means() -> Planted:
     "loss",
     "grad",
     "flags that nothing reads",
+    case="tiny_spans",
 )
 def span_weights_ignored() -> Planted:
     """Reasoning counts as much as answers."""
@@ -102,6 +103,7 @@ def span_weights_ignored() -> Planted:
     "loss",
     "grad",
     "weights in another order than spans",
+    case="tiny_spans",
 )
 def span_weights_swapped() -> Planted:
     """Reasoning has the answers' weight."""
