@@ -6,6 +6,7 @@ from validation.cases.base import Case, Invariant, Needs
 from validation.cases.gated import Gated
 from vpmoe.cases import gpu
 from vpmoe.cases.declare import BIASES, ONE_REPLICA, SAME_TRAINING, WHOLE, layout, tiny
+from vpmoe.cases.declared import commands
 from vpmoe.cases.targets import DECODE, LEADING, MODULES, PACED, WARM
 
 _SYNTH_ROWS = "../shared/data/synth_rows_valid.jsonl"
@@ -203,5 +204,6 @@ CASES = (
         needs=Needs(modules=MODULES),
         arithmetic="wide",
     ),
+    *commands.CASES,
     *gpu.CASES,
 )
