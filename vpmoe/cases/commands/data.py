@@ -177,8 +177,8 @@ _OPENAI = ("--chat-format", "openai", "--ignore-columns", "votes")
 
 def _build_refusals(commands: Session) -> None:
     for name in ("empty", "numbers", "lacking", "list", "broken", "latin", "packed", "none"):
-        words = ("--input", f"{name}.jsonl", "--output", f"from-{name}")
-        commands.vpmoe(f"build {name}", "data", "build", *words)
+        place = ("--input", f"{name}.jsonl", "--output", f"from-{name}")
+        commands.vpmoe(f"build {name}", "data", "build", *place)
     rows: tuple[str, ...] = ("data", "build", "--input", "rows.jsonl")
     other: Mapping[str, tuple[str, ...]] = {
         "a folder": ("data", "build", "--input", "folder", "--output", "new"),

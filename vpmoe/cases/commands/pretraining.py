@@ -160,6 +160,19 @@ _ACCEPTED: Sequence[tuple[str, Sequence[str]]] = (
     (_MOCK, _EXPERTS),
 )
 
+# What the lane decides, what a start has by default, and what data turns off.
+_STARTED = (
+    "distributed_backend",
+    "use_cpu_initialization",
+    "transformer_impl",
+    "moe_token_dispatcher_type",
+    "cuda_graph_impl",
+    "gradient_accumulation_fusion",
+    "bias_dropout_fusion",
+    "eval_interval",
+    "eval_iters",
+    "enable_one_logger",
+)
 # What stands before the preset, and after it.
 _WITH_PRESET = (
     ("", ""),
@@ -310,7 +323,7 @@ def _started(
     providers = (datasets, forward_step, model_provider)
     return {
         "program": program,
-        "eval_iters": args.eval_iters,
+        **{name: getattr(args, name) for name in _STARTED},
         "providers": [f"{p.__module__}.{p.__qualname__}" for p in providers],
         "fields": {
             name: commands.masked(value) if isinstance(value, str) else value

@@ -5,6 +5,7 @@ from __future__ import annotations
 from vpmoe.cases.faults import (
     attention,
     benign,
+    commands,
     data,
     experts,
     export,
@@ -32,6 +33,7 @@ _MODULES = (
     resume,
     log,
     export,
+    commands,
 )
 
 FAULTS = tuple(fault for module in _MODULES for fault in declared(module.__name__))
