@@ -21,6 +21,7 @@ def record_contracts(commands: Session) -> None:
     commands.run("all hold", main, [])
     commands.run("as Markdown", main, ["--markdown"])
     commands.call("users", _users)
+    commands.call("documented", _documented)
     commands.run("unknown option", main, ["--quiet"])
     commands.module("as a module", "vpmoe.megatron", [])
     held, broken = _contracts()
@@ -40,6 +41,29 @@ def record_contracts(commands: Session) -> None:
         )
     taken = next(c for c in held if c.name == "takes")
     commands.call("an object taken", lambda: taken.take("example").__name__)
+    commands.call("a package that is not there", _needing, "vpmoe_of_nobody")
+    commands.call("a package that the lane hides", _needing, "transformer_engine")
+    commands.call("a choice that is gone", _widened)
+
+
+def _needing(package: str) -> list[str]:
+    """A contract on a package: it holds where that is missing, and names it where it is broken."""
+    from vpmoe.megatron.contract import Contract, Exists
+    from vpmoe.runtime import detect_lane
+
+    contract = Contract("needs", "It is relied on.", "See.", (Exists(f"{_HERE}:gone"),), package)
+    with detect_lane().activate():
+        contract.check()
+        # A version is the machine's.
+        return [contract.name, str(contract.broken("it is")).partition(" ")[0]]
+
+
+def _widened() -> None:
+    import argparse
+
+    from vpmoe.megatron.start import widen_choices
+
+    widen_choices(argparse.ArgumentParser(), "--gone", "choice")
 
 
 def example(first: Any, second: Any = None, /, *, named: Any = None) -> Any:
@@ -116,6 +140,12 @@ def _contracts() -> tuple[tuple[Any, ...], tuple[Any, ...]]:
 
 def _contract(kind: Any, name: str, fact: Any) -> Any:
     return kind(name, "The case relies on it.", "Nothing is to be done.", (fact,))
+
+
+def _documented() -> list[Any]:
+    from vpmoe.megatron.documented import DOCUMENTED, OVERRIDDEN
+
+    return [{name: sorted(names) for name, names in d.items()} for d in (DOCUMENTED, OVERRIDDEN)]
 
 
 def _told(fact: Any) -> list[str | None]:

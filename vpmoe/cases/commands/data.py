@@ -110,11 +110,42 @@ def _tokenizer(commands: Session) -> None:
     vpmoe("decode", "tokenizer", "decode", "24912", "2375", "200007")
     vpmoe("decode part of a character", "tokenizer", "decode", "9552")
     vpmoe("decode standard input", "tokenizer", "decode", stdin=b"[24912, 2375]\n")
+    vpmoe("decode with a copy", "tokenizer", "decode", "--path", "copy", "24912")
     vpmoe("decode words", "tokenizer", "decode", "24912", "two")
     vpmoe("decode words of standard input", "tokenizer", "decode", stdin=b"24912 two")
     vpmoe("decode an id outside", "tokenizer", "decode", "5", "201088")
+    with _full_disk():
+        vpmoe("install on a full disk", "tokenizer", "install", "--path", "full", watch=".")
+    with _stopped():
+        vpmoe("interrupted", "tokenizer", "encode", "hello")
+    commands.module("as a module", "vpmoe.cli", ["tokenizer", "decode", "24912"])
     vpmoe("no command", "tokenizer")
     vpmoe("unknown option", "tokenizer", "encode", "--fast", "x")
+
+
+@contextlib.contextmanager
+def _full_disk() -> Iterator[None]:
+    """A disk that has no room for what a file was given."""
+    from vpmoe.runtime.patches import replaced
+
+    def fsync(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with replaced(os, "fsync", fsync):
+        yield
+
+
+@contextlib.contextmanager
+def _stopped() -> Iterator[None]:
+    """Ctrl-C while the tokenizer is loaded."""
+    from vpmoe.runtime.patches import replaced
+    from vpmoe.tokenizer import cli
+
+    def load(path: Path | None) -> Any:
+        raise KeyboardInterrupt
+
+    with replaced(cli, "_load", load):
+        yield
 
 
 def _write_inputs(folder: Path) -> None:
@@ -272,6 +303,8 @@ def _inspect(commands: Session) -> None:
     commands.vpmoe(
         "inspect the next shard", *inspect, "shards", "--split", "valid", "--document", "2"
     )
+    vocabulary = ("--vocabulary", "data/tokenizer/o200k_base.tiktoken")
+    commands.vpmoe("inspect with a vocabulary", *inspect, "built", *vocabulary)
     commands.vpmoe("inspect to JSON", *inspect, "built", "--json")
     commands.vpmoe("inspect the valid split", *inspect, "shards", "--split", "valid", "--json")
     commands.vpmoe("inspect beyond the last", *inspect, "built", "--document", "4")
@@ -381,12 +414,17 @@ def _to_a_closed_pipe(commands: Session) -> None:
         ("tokenizer encode", ["tokenizer", "encode", "hello"]),
     ):
         commands.run(f"{name} to a closed pipe", _closed, words)
+        commands.run(f"{name} line by line", _closed_line_by_line, words)
 
 
-def _closed(words: list[str]) -> int:
+def _closed_line_by_line(words: list[str]) -> int:
+    return _closed(words, 1)
+
+
+def _closed(words: list[str], buffering: int = -1) -> int:
     from vpmoe.cli import main
 
     read, write = os.pipe()
     os.close(read)
-    with open(write, "w") as stream, contextlib.redirect_stdout(stream):  # noqa: PTH123
+    with open(write, "w", buffering) as stream, contextlib.redirect_stdout(stream):  # noqa: PTH123
         return main(words)

@@ -14,6 +14,7 @@ import os
 import pickle
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from validation.running.recorder import Recorder
@@ -93,6 +94,9 @@ _VARIANTS: Mapping[str, _Edits] = {
 }
 # What makes a config another: path of a key in it -> value, `_GONE` leaving it out.
 _GONE = object()
+_GOOD_CONFIGS: Mapping[str, _Edits] = {
+    "a whole number for a fraction": {"architecture/grapem_log_freq_scale": 16},
+}
 _BAD_CONFIGS: Mapping[str, _Edits] = {
     "another format": {"format": "other"},
     "another version": {"version": 2},
@@ -327,7 +331,7 @@ def _bad_exports(commands: Session) -> None:
     def refused(name: str, folder: str) -> None:
         commands.vpmoe(f"refused: {name}", "generate", folder, "--prompt", "5", "--tokens", "1")
 
-    for mended, configs in ((True, _BAD_CONFIGS), (False, _CHANGED_CONFIGS)):
+    for mended, configs in ((True, {**_GOOD_CONFIGS, **_BAD_CONFIGS}), (False, _CHANGED_CONFIGS)):
         for name, edits in configs.items():
             folder = name.replace(" ", "-")
             _reconfigured("made", folder, edits, mended)
@@ -369,6 +373,37 @@ def _bad_exports(commands: Session) -> None:
     Path("a-cut-file", _MODEL).unlink()
     Path("a-cut-file", _MODEL).write_bytes(b"\0" * 100)
     refused("a cut file", "a-cut-file")
+    Path("a-cut-file", _MODEL).unlink()
+    refused("a missing file", "a-cut-file")
+    _without_tokenizer(commands)
+
+
+def _without_tokenizer(commands: Session) -> None:
+    """An export that has no tokenizer of vpMoE's, up to where Megatron saves the checkpoint."""
+    from megatron.core import dist_checkpointing
+
+    from vpmoe.export.convert import _fill
+    from vpmoe.runtime.patches import replaced
+
+    saved: list[Any] = []
+    _reconfigured("made", "no-tokenizer-to-import", {"tokenizer": None})
+    with replaced(dist_checkpointing, "save", lambda content, folder: saved.append(content)):
+        commands.vpmoe("import without a tokenizer", "import", "no-tokenizer-to-import", "without")
+    commands.call(
+        "imported without a tokenizer",
+        lambda: [
+            [content["args"].tokenizer_type, content["iteration"], sorted(content["model"])]
+            for content in saved
+        ],
+    )
+    place = SimpleNamespace(key="gate", global_shape=(3,))
+    commands.call("a tensor that does not fit", _fill, place, {"gate": _tensors_of(2)})
+
+
+def _tensors_of(length: int) -> Any:
+    import torch
+
+    return torch.ones(length)
 
 
 class _Named:
@@ -504,9 +539,19 @@ def _not_finite(found: Any) -> None:
     found.read = spoilt
 
 
+def _breaks(found: Any) -> None:
+    from vpmoe.export.architecture import ExportError
+
+    def read(names: Any) -> Any:
+        raise ExportError(f"{found.folder}: it breaks")
+
+    found.read = read
+
+
 _CHANGES: Mapping[str, Callable[[Any], None]] = {
     "a tensor that is not finite": _not_finite,
     "a tensor of fp64": lambda found: found.dtypes.update({_BIAS: __import__("torch").float64}),
+    "a file that breaks": _breaks,
     "a tensor more": lambda found: found.shapes.update(gate=(1,)),
     "a tensor less": lambda found: found.shapes.pop(_BIAS),
 }

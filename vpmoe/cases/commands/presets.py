@@ -87,6 +87,7 @@ _REFUSED: Mapping[str, Mapping[str, Any]] = {
     "a number for a list": {"optimizer.rampup_batch_size": True},
     "no choice": {"attention.softmax_type": "sharp"},
     "code": {"experts.moe_layer_freq": "__import__(1)"},
+    "code that is cut off": {"experts.moe_layer_freq": "([0]"},
     "a value that is a flag": {"model.tokenizer_type": "-x"},
     "a field twice": {"attention.lr": 1e-3},
     "a field under two names": {

@@ -76,7 +76,6 @@ _REFUSED_AS_ONE_OF_FOUR: Sequence[tuple[str, Sequence[str]]] = (
     ("--tensor-model-parallel-size 4 --sequence-parallel --grapem-per-head", _TPA),
     ("--tensor-model-parallel-size 4 --sequence-parallel", _TPA),
     ("--tensor-model-parallel-size 4 --sequence-parallel", ()),
-    ("--tensor-model-parallel-size 3", ()),
 )
 _REFUSED_BY_OPTIMIZER = (
     "--use-distributed-optimizer",
@@ -192,7 +191,9 @@ def record_pretraining(commands: Session) -> None:
     with _sources_read_once():
         for words, without in _REFUSED_BY_MODEL:
             _refused(commands, f"{_MOCK} {words}", without)
-        with _one_of_four():
+        with _first_of(3):
+            _refused(commands, f"{_MOCK} --tensor-model-parallel-size 3 --sequence-parallel", _TPA)
+        with _first_of(4):
             for words, without in _REFUSED_AS_ONE_OF_FOUR:
                 _refused(commands, f"{_MOCK} {words}", without)
         for words in _REFUSED_BY_OPTIMIZER:
@@ -204,8 +205,12 @@ def record_pretraining(commands: Session) -> None:
         for words, without in _ACCEPTED:
             _accepted(commands, words, without)
         _with_preset(commands)
+    commands.module(
+        "as a module", "vpmoe.pretrain", ["--config", "configs/none.toml"], megatron_prints=True
+    )
     _schedule_plan(commands)
     _flags(commands)
+    _lanes(commands)
 
 
 @contextlib.contextmanager
@@ -343,12 +348,12 @@ def _in_place_of_training(train: Callable[..., Any]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _one_of_four() -> Iterator[None]:
-    """torchrun's environment of the first of four processes."""
+def _first_of(processes: int) -> Iterator[None]:
+    """torchrun's environment of the first of some processes."""
     added = {
         "RANK": "0",
         "LOCAL_RANK": "0",
-        "WORLD_SIZE": "4",
+        "WORLD_SIZE": str(processes),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": "0",
     }
@@ -404,3 +409,71 @@ def _flags(commands: Session) -> None:
     own = [a for a in training_parser()._actions if not set(a.option_strings) <= known.keys()]
     commands.call("flags of pretrain", lambda: {a.option_strings[0]: told(a) for a in own})
     commands.call("options of the commands", lambda: dict(options(_parser())))
+
+
+def _lanes(commands: Session) -> None:
+    """The lanes in words, and what stands for CUDA on the CPU's."""
+    import torch
+
+    from vpmoe.runtime import cpu_lane
+    from vpmoe.runtime.lane import CPU, GPU, in_words
+    from vpmoe.runtime.patches import replaced
+
+    with replaced(torch.version, "cuda", "13.0"):
+        commands.call("the lane of a machine without a card", in_words, CPU)
+    with replaced(torch.version, "cuda", None):
+        commands.call("the lane of a torch without CUDA", in_words, CPU)
+    with (
+        replaced(torch.cuda, "get_device_capability", lambda: (9, 0)),
+        replaced(torch.cuda, "get_device_name", lambda: "a card"),
+    ):
+        commands.call("the lane of a card", in_words, GPU)
+    commands.call("flags of the lanes", lambda: [CPU.default_flags, GPU.default_flags])
+    with replaced(torch.cuda, "is_available", lambda: True):
+        commands.call("the CPU's lane where there is a card", _entered, cpu_lane.activate)
+    with CPU.activate():
+        commands.call("in place of CUDA", _stand_ins)
+
+
+def _entered(context: Callable[[], Any]) -> str:
+    with context():
+        return "entered"
+
+
+def _stand_ins() -> dict[str, Any]:
+    """What torch.cuda answers on the CPU, and where tensors go that are sent to a card."""
+    import torch
+
+    event, stream = torch.cuda.Event(), torch.cuda.Stream()
+    with stream, torch.cuda.stream(stream):
+        stream.wait_stream(torch.cuda.current_stream())
+        stream.wait_event(event)
+        recorded = stream.record_event() is not stream.record_event(event)
+    event.record()
+    event.synchronize()
+    state = torch.cuda.get_rng_state()
+    torch.cuda.manual_seed(7)
+    first = torch.rand(3).tolist()
+    torch.cuda.manual_seed_all(7)
+    seeded = torch.rand(3).tolist() == first
+    torch.cuda.set_rng_state(state)
+    torch.cuda.synchronize()
+    numbers = torch.ones(2, device="cuda")
+    properties = torch.cuda.get_device_properties(0)
+    return {
+        "events": [event.query(), event.elapsed_time(event), recorded],
+        "seeded": seeded,
+        "restored": torch.equal(torch.cuda.get_rng_state(), state),
+        "devices": [
+            str(numbers.device),
+            str(numbers.cuda().device),
+            str(numbers.to("cuda:1").device),
+            str(numbers.to(torch.device("cuda")).device),
+            str(torch.cuda.current_device()),
+        ],
+        "types": [numbers.type(), str(numbers.type(torch.float64).dtype)],
+        "card": [torch.cuda.device_count(), properties.name, properties.total_memory],
+        "capability": torch.cuda.get_device_capability(),
+        "memory": [torch.cuda.memory_allocated(), torch.cuda.max_memory_reserved()],
+        "statistics": torch.cuda.memory_stats(),
+    }

@@ -22,6 +22,7 @@ import io
 import os
 import re
 import runpy
+import signal
 import sys
 import tempfile
 import warnings
@@ -99,8 +100,12 @@ class Session:
         from vpmoe.runtime.patches import replaced
 
         def command(told: list[str]) -> None:
-            with replaced(sys, "argv", [module, *told]):
-                runpy.run_module(module, run_name="__main__")
+            former = signal.getsignal(signal.SIGINT)
+            try:
+                with replaced(sys, "argv", [module, *told]):
+                    runpy.run_module(module, run_name="__main__")
+            finally:
+                signal.signal(signal.SIGINT, former)  # a command that ends ignores it
 
         self.run(name, command, words, **options)
 
