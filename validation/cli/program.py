@@ -54,7 +54,7 @@ a first day:
   golden dashboard                     earlier runs, in MLflow
 
 exit codes: 0 PASS, 1 FAIL (behaviour moved), 2 wrong usage, refused or broken input, 3 INVALID (the
-gate could not prove itself), 4 UNFIT (the machine could not serve)
+gate could not prove itself), 4 UNFIT (the machine could not serve), 130 interrupted
 """
 
 
