@@ -65,7 +65,7 @@ def main() -> None:
     folder = parser.parse_args().folder
     os.environ["COLUMNS"] = _COLUMNS
     sys.path.insert(0, str(_REPOSITORY))
-    from validation.cli.main import build_parser
+    from validation.cli.program import build_parser
     from vpmoe.cli import _parser
 
     pages = {

@@ -73,7 +73,7 @@ def test_a_preset_or_a_case_sets_a_flag_or_the_reference_says_why_not(
 
 def options_of_commands() -> Iterator[tuple[str, str]]:
     """(command in words, option) of `golden` and of `vpmoe`, without hidden options."""
-    from validation.cli.main import build_parser
+    from validation.cli.program import build_parser
     from vpmoe.cli import _parser
 
     def walk(parser: argparse.ArgumentParser, words: str) -> Iterator[tuple[str, str]]:

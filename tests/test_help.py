@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from validation.cli.main import build_parser as golden_parser
+from validation.cli.program import build_parser as golden_parser
 from vpmoe.arguments import escape_percentages
 from vpmoe.cli import _parser as vpmoe_parser
 from vpmoe.cli import main as vpmoe

@@ -21,13 +21,11 @@ What a repository needs to gate a training of its own:
 Everything else is internal, and may change in any version.
 """
 
-from __future__ import annotations
-
-import importlib
-import importlib.metadata
-from typing import TYPE_CHECKING, Any
-
+# Nothing is imported before it is asked for: `golden` provides for Ctrl-C first.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from validation.cases import Benign, Case, CaseError, Fault, Field, Gated, Invariant, Needs
     from validation.compare import Comparison, Divergence, Tolerances
     from validation.gate.verdict import CaseResult, CheckResult, Verdict
@@ -79,8 +77,11 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     """Imports a public name when it is first used: a part of the harness need not load the rest."""
+    import importlib
+    import importlib.metadata
+
     if name == "__version__":
         from validation.version import DISTRIBUTION
 

@@ -1,11 +1,12 @@
 """`vpmoe`: train, tokenize, build data, count parameters, export and look at weights."""
 
-from __future__ import annotations
-
-import argparse
-import os
 import sys
-from collections.abc import Sequence
+
+# The rest is imported when Ctrl-C is provided for.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
 
 _EXAMPLES = """\
 examples:
@@ -19,9 +20,36 @@ examples:
 """
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one sub-command; returns its exit code (2 for wrong usage or broken input)."""
+def main(argv: "Sequence[str] | None" = None) -> int:
+    """Runs one sub-command.
+
+    Args:
+        argv: words of the command line; this process's own when None.
+
+    Returns:
+        Its exit code: 2 for wrong usage or broken input, 130 where Ctrl-C ended it.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _run(words)
+        if argv is None:
+            _end_undisturbed()
+    except KeyboardInterrupt:
+        print(" ".join(["vpmoe", *words[:1]]) + ": interrupted", file=sys.stderr)
+        return 130
+    return code
+
+
+def _end_undisturbed() -> None:
+    """Has Ctrl-C ignored: the work is done, and Python would print where it came."""
+    import signal
+    import threading
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _run(words: list[str]) -> int:
     if words[:1] == ["pretrain"]:
         # Megatron's parser takes it from here: its flags are not declared twice.
         from vpmoe.pretrain import main as pretrain
@@ -32,12 +60,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = int(options.func(options) or 0)
         sys.stdout.flush()
     except BrokenPipeError:  # whoever reads has seen enough
+        import os
+
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     return code
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> "argparse.ArgumentParser":
+    import argparse
+
     from vpmoe.data.cli import add_commands as add_data_commands
     from vpmoe.export.cli import add_commands as add_export_commands
     from vpmoe.model.params import add_commands as add_params_commands

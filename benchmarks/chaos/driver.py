@@ -30,7 +30,7 @@ def main() -> int:
         if seen == wanted:
             os.kill(pid, signal_number)
 
-    from validation.cli.main import main as golden
+    from validation.cli.program import main as golden
 
     sys.addaudithook(listen)
     code = golden(sys.argv[4:])

@@ -176,7 +176,7 @@ def test_golden_commands_end_as_their_documents_say(
 
 
 def test_commands_in_sentences_name_what_exists(repository: Path) -> None:
-    from validation.cli.main import build_parser
+    from validation.cli.program import build_parser
 
     parser, _ = build_parser()
     (commands,) = (a for a in parser._actions if a.choices and "check" in a.choices)

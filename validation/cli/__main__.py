@@ -2,6 +2,6 @@
 
 import sys
 
-from validation.cli.main import main
+from validation.cli import main
 
 sys.exit(main())

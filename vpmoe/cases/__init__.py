@@ -5,7 +5,7 @@ from __future__ import annotations
 from validation.cases.base import Case, Invariant, Needs
 from vpmoe.cases import gpu
 from vpmoe.cases.declare import SAME_TRAINING, WHOLE, tiny
-from vpmoe.cases.declared import alternatives, data, layouts, refusals, steps, varied
+from vpmoe.cases.declared import alternatives, commands, data, layouts, refusals, steps, varied
 from vpmoe.cases.declared.gated import GATED
 from vpmoe.cases.targets import DECODE, LEADING, MODULES, PACED, WARM
 
@@ -173,6 +173,7 @@ CASES = (
         needs=Needs(modules=MODULES),
         arithmetic="wide",
     ),
+    *commands.CASES,
     *data.CASES,
     *steps.CASES,
     *varied.CASES,

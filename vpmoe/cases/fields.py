@@ -30,7 +30,7 @@ def fields(cases: Sequence[Case]) -> dict[str, Field]:
         Name of the field -> its default, and its value by case, or by `case/variant`.
     """
     parser = training_parser()
-    known = _known(parser)
+    known = known_fields(parser)
     values: dict[str, dict[str, Any]] = {name: {} for name in known}
     for case in cases:
         preset = case.settings.get("preset")
@@ -39,10 +39,9 @@ def fields(cases: Sequence[Case]) -> dict[str, Field]:
         for name, words in _trainings(case, preset):
             args, _ = parser.parse_known_args(words)
             for field, found in values.items():
-                found[name] = _plain(getattr(args, known[field]))
+                found[name] = plain(getattr(args, known[field]))
     return {
-        name: Field(_plain(parser.get_default(known[name])), found)
-        for name, found in values.items()
+        name: Field(plain(parser.get_default(known[name])), found) for name, found in values.items()
     }
 
 
@@ -55,10 +54,15 @@ def _trainings(case: Case, preset: str) -> list[tuple[str, list[str]]]:
     return [(case.name, expand_preset_flags(["--config", preset, *flags]))]
 
 
-def _known(parser: argparse.ArgumentParser) -> dict[str, str]:
-    """vpMoE's own flags, and what a shipped preset sets: by field, where their value is parsed to.
+def known_fields(parser: argparse.ArgumentParser) -> dict[str, str]:
+    """Lists vpMoE's own flags, and what a shipped preset sets.
 
-    A flag of several names is called as a preset calls it.
+    Args:
+        parser: of `vpmoe pretrain`.
+
+    Returns:
+        Field -> the attribute that its value is parsed to. A flag of several names is called as a
+        preset calls it.
     """
     with detect_lane().activate():
         megatron = add_megatron_flags(argparse.ArgumentParser(allow_abbrev=False))
@@ -81,10 +85,10 @@ def _preset_fields() -> set[str]:
     return found
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """A parsed value as JSON has it."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, list | tuple):
-        return [_plain(part) for part in value]
+        return [plain(part) for part in value]
     return str(value)

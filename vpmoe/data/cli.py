@@ -245,4 +245,8 @@ def _show(options: argparse.Namespace, tokens: Any, mask: Any, span: Any) -> Non
     from rich.console import Console
 
     tokenizer = O200kHarmonyTokenizer(ensure_asset(options.vocabulary))
-    Console(highlight=False, soft_wrap=True).print(document_text(tokenizer, tokens, mask, span))
+    console = Console(highlight=False, soft_wrap=True)
+    # rich would end the process with 1 where the reader has seen enough.
+    with console.capture() as shown:
+        console.print(document_text(tokenizer, tokens, mask, span))
+    print(shown.get(), end="")

@@ -291,10 +291,12 @@ def _parse(folder: Path, document: Any) -> Export:
     entries = document["tensors"]
     if not isinstance(entries, dict):
         raise ExportError("tensors: expected an object")
-    for name in shapes.keys() - entries.keys():
-        raise ExportError(f"tensors.{name}: missing")
-    for name in entries.keys() - shapes.keys():
-        raise ExportError(f"tensors.{name}: unknown to this architecture; leave it out")
+    for name in shapes:
+        if name not in entries:
+            raise ExportError(f"tensors.{name}: missing")
+    for name in entries:
+        if name not in shapes:
+            raise ExportError(f"tensors.{name}: unknown to this architecture; leave it out")
     tensors = {name: _parse_tensor(name, entries[name], shape) for name, shape in shapes.items()}
     if type(document["iteration"]) is not int or document["iteration"] < 0:
         raise ExportError(f"iteration: expected a number of steps, found {document['iteration']!r}")

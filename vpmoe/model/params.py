@@ -150,15 +150,15 @@ def run(options: argparse.Namespace) -> int:
     """Runs `vpmoe params`; returns 0, or 2 for an unusable preset."""
     import sys
 
-    from vpmoe.config import PresetError, load_preset
+    from vpmoe.config import load_preset
 
     try:
         preset = load_preset(options.config)
-    except PresetError as error:
+        if options.optimizer:
+            return _print_routes(preset.to_flags(), options.json)
+    except ValueError as error:  # of the preset, or of what the report would build of it
         print(f"vpmoe params: {error}", file=sys.stderr)
         return 2
-    if options.optimizer:
-        return _print_routes(preset.to_flags(), options.json)
     table = count_parameters(preset.fields)
     if options.json:
         print(

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from validation.cli.main import build_parser, main
+from validation.cli.program import build_parser, main
 from validation.cli.suggest import nearest, unknown
 
 NEXT = re.compile(r"^  golden (diff .*)$", re.MULTILINE)

@@ -154,7 +154,7 @@ def test_a_check_on_an_unfit_machine_is_unfit(plain_project: Any) -> None:
         "validation.gate.plan.gpu_count = lambda: 1\n"
         "import validation.cli.common\n"
         "validation.cli.common.gpu_count = lambda: 1\n"
-        "from validation.cli.main import main\n"
+        "from validation.cli.program import main\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
 

@@ -48,7 +48,7 @@ right = check.compare
 def equal(golden, trace, *rest, **more):
     return right(golden, golden, *rest, **more)
 check.compare = canary.compare = equal
-from validation.cli.main import main
+from validation.cli.program import main
 sys.exit(main(["check", "--json"]))
 """
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from validation.cases import Case
-from validation.cli.main import main
+from validation.cli.program import main
 from validation.compare import Tolerances
 from validation.files import unfinished_writes, write_atomically
 from validation.goldens import Golden, GoldenStore

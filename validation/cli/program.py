@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import importlib.metadata
 import platform
-import signal
 import sys
 import threading
 import traceback
@@ -36,6 +35,7 @@ from validation.gate.verdict import EXIT_CODES, USAGE_EXIT_CODE, Verdict
 from validation.goldens.acceptance import RefusedError
 from validation.running.source import RepositoryError
 from validation.shortage import shortage
+from validation.starting import INTERRUPTED, stoppable_work
 from validation.version import DISTRIBUTION
 
 _DESCRIPTION = """\
@@ -55,7 +55,7 @@ a first day:
 
 exit codes: 0 PASS, 1 FAIL (behaviour moved), 2 wrong usage, refused or broken input, 3 INVALID (the
 gate could not prove itself), 4 UNFIT (the machine could not serve), 5 HARDWARE or NONDETERMINISTIC
-(the same code, run again here, did something else)
+(the same code, run again here, did something else), 130 interrupted
 """
 
 
@@ -71,16 +71,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return USAGE_EXIT_CODE
     commands.refuse_unknown(words)
     options = parser.parse_args(words)
-    if threading.current_thread() is threading.main_thread():
-        # A cancelled job's runs and worktrees shall end as they do on Ctrl-C.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
+        if threading.current_thread() is threading.main_thread():
+            stoppable_work()
         code = int(options.func(options))
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
         print(f"golden {options.command}: interrupted", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     except Exception as error:
         return _failed(options, error)
 

@@ -1,0 +1,1 @@
+"""vpMoE's commands, run inside one process: what they print, refuse and write."""
