@@ -25,7 +25,7 @@ from vpmoe.cases.refused import (
     record_optimizer,
     record_start,
 )
-from vpmoe.cases.replay import Before, replay
+from vpmoe.cases.replay import Before, Polynomials, replay
 
 _EPSILON = 2.0**-23
 _SEED = 20
@@ -343,6 +343,7 @@ def _record_normuon(recorder: Recorder, generator: torch.Generator) -> None:
                         gradient[rows],
                         state,
                         group,
+                        Polynomials(),
                     )
                 )
                 recorder.invariant(
