@@ -24,6 +24,7 @@ from validation.goldens.acceptance import (
     accept,
     load_runs,
     propose,
+    refuse_broken,
     refuse_dirty,
     refuse_missing_lanes,
     refuse_undeclared,
@@ -118,6 +119,7 @@ def update(options: argparse.Namespace) -> int:
         accepting = [os.path.relpath(folder.path), "--lane", lane]
     if not traces:
         raise RefusedError("no trace to accept")
+    refuse_broken(trace for _, trace in traces)
     proposals = [propose(store, lane, trace) for lane, trace in traces]
     for proposal in proposals:
         print("\n".join(proposal.describe()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -27,7 +27,7 @@ from validation.run_folder import TRACES, hold
 from validation.running.notes import grains_of
 from validation.running.reach import case_source_digest
 from validation.running.source import dirty_files
-from validation.trace import Trace, load_trace
+from validation.trace import HeldInvariant, Trace, load_trace
 
 _NEW = "; what a change adds is declared after its run: without --expect the refusal lists it"
 
@@ -148,6 +148,36 @@ def refuse_undeclared(proposals: Sequence[Proposal], expected: Sequence[Expectat
     if wrong:
         needed = [m.declared(case) for case, found in missing.items() for m in found]
         raise UndeclaredError("; ".join(wrong), [*matched, *needed])
+
+
+def refuse_broken(traces: Iterable[Trace]) -> None:
+    """Refuses runs that broke an invariant: as goldens they would let every such run pass.
+
+    Args:
+        traces: what would be accepted.
+
+    Raises:
+        RefusedError: naming the first of each case, and how many there are.
+    """
+    told = []
+    for trace in traces:
+        broken = [
+            (event.key, event.value)
+            for event in trace.events
+            if isinstance(event.value, HeldInvariant) and not event.value.holds
+        ]
+        if broken:
+            key, value = broken[0]
+            more = f", and {len(broken) - 1} more" if len(broken) > 1 else ""
+            told.append(
+                f"case {trace.case}: step {key.step}, {key.module}, rank {key.rank}: {value.name} "
+                f"does not hold: {value.error}, at most {value.bound}{more}"
+            )
+    if told:
+        raise RefusedError(
+            "a golden must hold the invariants of its case; mend the code, or the invariant\n"
+            + "\n".join(told)
+        )
 
 
 def refuse_unknown(

@@ -184,3 +184,18 @@ def test_killed_at_any_moment_the_golden_is_old_or_new(golden_project: Any) -> N
             project.git("checkout", "-q", "--", "goldens")
             assert store.load("cpu", "plain_seed").trace == old.trace
     assert seen, "both were seen, or at least one, whole each time"
+
+
+def test_a_run_that_broke_an_invariant_is_no_golden(plain_project: Any) -> None:
+    """Accepted, it would let every run pass that breaks it in the same way."""
+    project = plain_project
+    project.edit(
+        '    recorder.table("window"',
+        '    recorder.invariant("0", "two is one", 1.0, 0.5)\n    recorder.table("window"',
+        "plain_cases.py",
+    )
+    project.commit("An invariant that does not hold")
+    answer = project.golden("update", "plain_seed", "--reason", "the first golden")
+    assert answer.code == 2, answer.out
+    assert "plain_seed: step 0, 0, rank 0: two is one does not hold: 1.0, at most 0.5" in answer.err
+    assert not (project.root / "goldens").exists()
