@@ -15,7 +15,11 @@ _SMALL = (
     *("--vocab-size", str(VOCABULARY - 1), "--padded-vocab-size", str(VOCABULARY)),
     *("--eval-iters", "0"),
 )
-_TOKENIZER = ("tokenizer_type", "padded_vocab_size")
+# Of the preset's tokenizer, and of data with spans.
+_OTHER_DATA = (
+    *("tokenizer_type", "padded_vocab_size"),
+    *("kd_span_weight_reasoning", "kd_span_weight_final"),
+)
 
 
 def preset_flags(preset: str, flags: Sequence[Any], without: Sequence[str] = ()) -> list[str]:
@@ -36,7 +40,7 @@ def preset_flags(preset: str, flags: Sequence[Any], without: Sequence[str] = ())
 
 def small_flags(preset: str, flags: Sequence[Any], without: Sequence[str] = ()) -> list[str]:
     """The same for the preset's layers over a small vocabulary, and data that the case makes up."""
-    return preset_flags(preset, [*_SMALL, *flags], [*_TOKENIZER, *without])
+    return preset_flags(preset, [*_SMALL, *flags], [*_OTHER_DATA, *without])
 
 
 def variants_of(settings: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
