@@ -102,8 +102,9 @@ CASES = (
             "per_token_loss": same("plain", _ROUNDED, "--calculate-per-token-loss"),
             "window_as_pair": same("plain", _EXACT, "--window-size", "15,0"),
             "group_score_by_hand": same("plain", _EXACT, "--moe-router-group-score-topk", "2"),
+            # As published, with 16 digits: ours are computed, and differ in the last.
             "coefficients_by_hand": same(
-                "plain", _EXACT, "--polar-express-coeffs-path", "{folder}/polar_express.json"
+                "plain", _ROUNDED, "--polar-express-coeffs-path", "{folder}/polar_express.json"
             ),
             "eager_attention": same("plain", _EXACT, "--attention-kernel", "eager"),
             "sequential_experts": same("plain", _EXACT, "--expert-kernel", "sequential"),
