@@ -29,6 +29,7 @@ from validation.gate.plan import Check
 from validation.gate.verdict import CaseResult, Repeat, Verdict
 from validation.progress import Progress
 from validation.running.execution import RunError, close_parents, run_case
+from validation.shortage import run_lacked
 from validation.trace import Trace
 
 # A change of the code fails in many cases: once so many have repeated themselves, the others are
@@ -105,7 +106,10 @@ def _crashed(check: Check, case: Case) -> Repeat:
         try:
             run_case(case, check.options, check.plan.root, check.folder.log)
             left += 1
-        except RunError:
+        except RunError as error:
+            lacking = run_lacked(error, check.folder.path)
+            if lacking is not None:
+                return Repeat(number, Verdict.UNFIT, None, lacking)
             if number == 2:
                 return Repeat(2, Verdict.FAIL, None, "it failed again here")
     verdict = Verdict.HARDWARE if left == 2 else Verdict.NONDETERMINISTIC

@@ -65,7 +65,8 @@ class Repeat:
 
     Attributes:
         runs: of the same code on this machine, the first included.
-        verdict: FAIL where it repeated itself; HARDWARE or NONDETERMINISTIC where it did not.
+        verdict: FAIL where it repeated itself; HARDWARE or NONDETERMINISTIC where it did not;
+            UNFIT where the machine had no room for another run.
         first_divergence: the first record in which the first run (`actual`) and the second
             (`expected`) differ; None where they do not, or one of them left no trace.
         message: the same for people.
