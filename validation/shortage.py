@@ -18,6 +18,8 @@ _TODO = {
     errno.EROFS: "it cannot be written: work on a checkout, and with a TMPDIR, that can",
     errno.EACCES: "you may not: work on a checkout, and with a TMPDIR, that are yours",
 }
+# No run leaves its trace and its log in less. A run that failed may have given back what it took.
+_LEAST_BYTES = 2**20
 # How programs that golden starts say it. A lack of permission may be of anything there.
 _SAID = {os.strerror(number): number for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)}
 
@@ -54,12 +56,13 @@ def run_lacked(error: Exception, folder: Path) -> str | None:
     Returns:
         One line; None where nothing is known to lack.
     """
-    full = next(_full_places(folder, Path(tempfile.gettempdir())), None)
+    places = (folder, Path(tempfile.gettempdir()))
+    full = next(_full_places(*places, least=_LEAST_BYTES), None)
     return shortage(error) or (None if full is None else f"{full}: {_TODO[errno.ENOSPC]}")
 
 
-def _full_places(*folders: Path) -> Iterator[str]:
-    """Which of these folders are on a full disk."""
+def _full_places(*folders: Path, least: int = 1) -> Iterator[str]:
+    """Which of these folders are on a disk with less room than so many bytes, or without inode."""
     for folder in folders:
         try:
             found = os.statvfs(folder)
@@ -69,7 +72,7 @@ def _full_places(*folders: Path) -> Iterator[str]:
         blocks, inodes = (
             (found.f_bfree, found.f_ffree) if root else (found.f_bavail, found.f_favail)
         )
-        if blocks == 0 or (found.f_files and inodes == 0):
+        if blocks * found.f_frsize < least or (found.f_files and inodes == 0):
             yield str(folder)
 
 

@@ -25,8 +25,8 @@ from validation.goldens.store import GoldenStore, MissingGoldenError
 from validation.goldens.under_way import MARKER, stopped
 from validation.trace import curve_class, event_class
 
-MAX_LANE_BYTES = 8 * 10**6
-"""What the goldens of a lane without GPUs may take together in a repository."""
+MAX_CASE_BYTES = 10**6
+"""Of a golden, on average over a lane: a repository keeps every one that was ever accepted."""
 
 
 _REPAIR = "golden health --repair"
@@ -91,8 +91,10 @@ def examine(
             found.append(Finding("unreachable", f"fault {fault.id}", text))
     for lane in (name for name, declared in lanes.items() if not declared.on_gpus):
         size = sum(p.stat().st_size for p in (store.folder / lane).rglob("*") if p.is_file())
-        if size > MAX_LANE_BYTES:
-            text = f"{size / 1e6:.1f} MB of goldens, more than {MAX_LANE_BYTES / 1e6:g}"
+        goldens = max(1, len(store.names(lane)))
+        if size > MAX_CASE_BYTES * goldens:
+            most = MAX_CASE_BYTES * goldens / 1e6
+            text = f"{size / 1e6:.1f} MB of goldens, more than {most:g} for {goldens}"
             found.append(Finding("size", lane, text))
     return found
 
