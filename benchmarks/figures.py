@@ -232,6 +232,10 @@ def _computed(run: str, model: str) -> str:
     return f"{sum(result['components'].values()) * 1e3:.1f}"
 
 
+def _flips() -> Any:
+    return _json("benchmarks/results/bit_flips.json")
+
+
 FIGURES: dict[str, Callable[[], str]] = {
     "killed": lambda: f"{_matrix()['killed']} of {_matrix()['total']} bugs",
     "killed-of-all": lambda: _score("killed, of all"),
@@ -253,6 +257,9 @@ FIGURES: dict[str, Callable[[], str]] = {
     "later-checks": lambda: f"{_clean(file='clean_runs_later')['checks']} checks",
     "later-alarms": lambda: str(_clean(file="clean_runs_later")["alarms"]),
     "later-records": lambda: _equal(_clean(file="clean_runs_later")),
+    "last-checks": lambda: f"{_clean(file='clean_runs_last')['checks']} checks",
+    "last-alarms": lambda: str(_clean(file="clean_runs_last")["alarms"]),
+    "last-records": lambda: _equal(_clean(file="clean_runs_last")),
     "native-checks": lambda: f"{_clean('native')['checks']} checks",
     "native-alarms": lambda: str(_clean("native")["alarms"]),
     "native-table": _native_table,
@@ -272,6 +279,11 @@ FIGURES: dict[str, Callable[[], str]] = {
     "bench-3-percent-alarms": lambda: _bench_alarms("slow-step-3"),
     "bench-seconds": _bench_seconds,
     "peers-table": _peers_table,
+    "flips": lambda: f"{_flips()['flips']:,}",
+    "flips-recorded": lambda: str(_flips()["counts"]["recorded"]),
+    "flips-beyond": lambda: str(_flips()["counts"]["within tolerances: HARDWARE"]),
+    "flips-within": lambda: str(_flips()["counts"]["within tolerances: PASS"]),
+    "flips-bound": lambda: f"{_flips()['upper_bound_95']:.2%}",
     "peers-small": lambda: f"{_peers()['small']} of {_peers()['faults']}",
 }
 
