@@ -19,6 +19,6 @@ def test_a_graph_is_not_observed(monkeypatch: pytest.MonkeyPatch) -> None:
 
     options = Namespace(cuda_graph_impl="full_iteration")
     monkeypatch.setattr(megatron.training, "get_args", lambda: options)
-    setup = _Observation(Recorder.__new__(Recorder), None).wrap_setup(pytest.fail)
+    setup = _Observation(Recorder.__new__(Recorder), None, False, None).wrap_setup(pytest.fail)
     with pytest.raises(RuntimeError, match="replays of a graph run no hooks"):
         setup()

@@ -97,7 +97,7 @@ BUGS = {
     ),
     "router: weights not scaled": Bug(
         "configs/vpmoe-tiny.toml",
-        "moe_router_topk_scaling_factor = 2.5",
+        "moe_router_topk_scaling_factor = 2.2",
         "moe_router_topk_scaling_factor = 1.0",
         "forward",
         "decoder.layers.1.mlp.router",

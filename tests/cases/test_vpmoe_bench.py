@@ -78,6 +78,7 @@ def test_a_slowdown_is_counted_out_once(monkeypatch: pytest.MonkeyPatch) -> None
         data_iterator: Any = None,
         model: Any = None,
         optimizer: Any = None,
+        opt_param_scheduler: Any = None,
         *,
         iteration: int = 0,
     ) -> Any:

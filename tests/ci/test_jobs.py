@@ -127,13 +127,15 @@ def test_every_case_is_checked_without_a_base(stubbed: Runner) -> None:
 
 def test_the_bases_gate_judges_what_a_change_can_move(stubbed: Runner) -> None:
     stubbed.project.edit("grape", "grape ", "docs/model.md")
-    stubbed.project.edit("def ", "def  ", "vpmoe/cases/laws.py")
+    stubbed.project.edit("def ", "def  ", "vpmoe/cases/printed.py")
     stubbed.project.commit("a law")
     job = stubbed.run("pre_merge.sh", "HEAD~1", "reports/here")
     assert job.code == 1, job.err
     (call,) = recorded(stubbed)
     base = stubbed.project.git("rev-parse", "HEAD~1").strip()
-    assert call[-4:-1] == ["laws", "--judge", base]
+    assert "printed" in call
+    assert "tiny_moe" not in call
+    assert call[-3:-1] == ["--judge", base]
     assert stubbed.verdict("reports/here") == VERDICT
     assert "1 of 10 records differ" in job.out
 

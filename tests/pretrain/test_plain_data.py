@@ -43,7 +43,7 @@ def runs(
     foreign = [*files, *LEGACY, "--train-iters", "1"]
     flags = {
         "mock": ["--mock-data", "--train-iters", "6", "--eval-iters", "0"],
-        "files": [*files, "--train-iters", "2"],
+        "files": [*files, "--train-iters", "6"],
         "legacy": ["--mock-data", *LEGACY, "--train-iters", "3", "--eval-iters", "1"],
         "limits": [
             *("--mock-data", *LEGACY, "--train-iters", "1", "--eval-iters", "0"),
@@ -58,7 +58,7 @@ def runs(
 
 @pytest.mark.parametrize(
     ("name", "steps", "vocabulary"),
-    [("mock", 6, 201_088), ("files", 2, 201_088), ("legacy", 3, 512)],
+    [("mock", 6, 201_088), ("files", 6, 201_088), ("legacy", 3, 512)],
 )
 def test_it_trains_and_loss_falls(
     runs: dict[str, Any], name: str, steps: int, vocabulary: int

@@ -143,7 +143,7 @@ class CaseResult:
     def to_json(self) -> dict[str, Any]:
         """The contract's object of a case."""
         divergence, nearest = self.first_divergence, self.largest_at
-        return {
+        document = {
             "case": self.case,
             "verdict": str(self.verdict),
             "compared": self.compared,
@@ -154,8 +154,10 @@ class CaseResult:
             "seconds": round(self.seconds, 3),
             "first_divergence": None if divergence is None else divergence.to_json(),
             "message": self.message,
-            "repeat": None if self.repeat is None else self.repeat.to_json(),
         }
+        if self.repeat is not None:
+            document["repeat"] = self.repeat.to_json()
+        return document
 
 
 @dataclass(frozen=True)

@@ -67,11 +67,12 @@ def surroundings(model: Sequence[torch.nn.Module]) -> State:
         logged, and each module's mode (`training` or not).
     """
     import numpy as np
-    from megatron.core.tensor_parallel import get_cuda_rng_tracker
     from megatron.training import get_args
 
     from vpmoe.megatron.moe import waiting_losses
+    from vpmoe.megatron.shards import RANDOM_STATES
 
+    tracker = RANDOM_STATES.take("get_cuda_rng_tracker")
     kind, keys, *rest = np.random.get_state(legacy=True)
     found = {
         Place("rng", "torch"): _digest(torch.get_rng_state()),
@@ -80,7 +81,7 @@ def surroundings(model: Sequence[torch.nn.Module]) -> State:
         Place("data", "consumed_train_samples"): str(get_args().consumed_train_samples),
         Place("router_losses", "waiting"): _text(json.dumps(waiting_losses(), sort_keys=True)),
     }
-    for name, state in sorted(get_cuda_rng_tracker().get_states().items()):
+    for name, state in sorted(tracker().get_states().items()):
         if isinstance(state, torch.Tensor):
             found[Place("rng", name)] = _digest(state)
     for chunk in model:

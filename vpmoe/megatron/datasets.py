@@ -74,7 +74,26 @@ BLENDS = Contract(
     ),
 )
 
-CONTRACTS = (SAMPLE_INDICES, PROVIDER, BLENDS)
+TOKEN_FILES = Contract(
+    "token files",
+    "vpMoE's cases write data in Megatron's own format with its `IndexedDatasetBuilder`.",
+    "See how `indexed_dataset.py` of this version writes documents.",
+    (
+        Takes(
+            "megatron.core.datasets.indexed_dataset:IndexedDatasetBuilder", ("bin_path", "dtype")
+        ),
+        Takes(
+            "megatron.core.datasets.indexed_dataset:IndexedDatasetBuilder.add_document",
+            ("tensor", "lengths"),
+        ),
+        Takes(
+            "megatron.core.datasets.indexed_dataset:IndexedDatasetBuilder.finalize",
+            ("idx_path",),
+        ),
+    ),
+)
+
+CONTRACTS = (SAMPLE_INDICES, PROVIDER, BLENDS, TOKEN_FILES)
 
 get_blend_and_blend_per_split = BLENDS.take("get_blend_and_blend_per_split")
 parse_and_normalize_split = BLENDS.take("parse_and_normalize_split")

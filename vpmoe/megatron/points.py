@@ -153,6 +153,11 @@ SAMPLE_ORDER = _point(
     _GPT_DATASET, "_build_shuffle_index", ("num_samples", "total_size", "numpy_random_state")
 )
 
+# Checkpoints.
+SAVE_SHARDED = _point(
+    "megatron.core.dist_checkpointing", "save", ("sharded_state_dict", "checkpoint_dir")
+)
+
 # Recomputation.
 RESTORE_RANDOM = _point(
     "megatron.core.tensor_parallel.random",

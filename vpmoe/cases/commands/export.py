@@ -380,14 +380,12 @@ def _bad_exports(commands: Session) -> None:
 
 def _without_tokenizer(commands: Session) -> None:
     """An export that has no tokenizer of vpMoE's, up to where Megatron saves the checkpoint."""
-    from megatron.core import dist_checkpointing
-
     from vpmoe.export.convert import _fill
-    from vpmoe.runtime.patches import replaced
+    from vpmoe.megatron.points import SAVE_SHARDED
 
     saved: list[Any] = []
     _reconfigured("made", "no-tokenizer-to-import", {"tokenizer": None})
-    with replaced(dist_checkpointing, "save", lambda content, folder: saved.append(content)):
+    with SAVE_SHARDED.wrapped(lambda original: lambda content, folder: saved.append(content)):
         commands.vpmoe("import without a tokenizer", "import", "no-tokenizer-to-import", "without")
     commands.call(
         "imported without a tokenizer",

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
 from validation.running.recorder import Recorder
 from vpmoe.cases.data.refusing import record_refusal
 from vpmoe.data import plain, samples
+from vpmoe.megatron.datasets import TOKEN_FILES
 from vpmoe.runtime.patches import replaced
 
 _EOD, _LENGTH, _VOCABULARY = 99, 16, 100
@@ -73,7 +73,7 @@ def _written(folder: Path, documents: list[list[int]]) -> str:
     """A token file of Megatron's; returns its path without endings."""
     folder.mkdir()
     prefix = str(folder / "tokens")
-    builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=np.int32)
+    builder = TOKEN_FILES.take("IndexedDatasetBuilder")(f"{prefix}.bin", dtype=np.int32)
     for document in documents:
         builder.add_document(np.array(document), [len(document)])
     builder.finalize(f"{prefix}.idx")
