@@ -17,6 +17,9 @@ def main(argv: "Sequence[str] | None" = None) -> int:
     Args:
         argv: words of the command line; None takes this process's own, and provides for Ctrl-C and
             SIGTERM from here to the end of the process.
+
+    Returns:
+        The exit code.
     """
     if argv is not None:
         from validation.cli.program import main as run

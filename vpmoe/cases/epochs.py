@@ -178,15 +178,12 @@ class _Reader:
 class _Stream:
     """A split's documents after each other, cut into samples.
 
+    It knows how many `documents` there are, and the tokens of all of them, `tokens_of_epoch`.
+
     Args:
         documents: the `DocumentStore`.
         order: of its documents, over all epochs.
         length: tokens of a sample, s.
-
-    Attributes:
-        documents: how many there are.
-        tokens_of_epoch: tokens of all documents together.
-        length: s.
     """
 
     def __init__(self, documents: Any, order: Sequence[int], length: int) -> None:
