@@ -111,7 +111,7 @@ _REFUSED_BY_DATA = (
     f"--synth-kd-data train {_MOCK}",
     f"{_PLAIN} {_SPLIT} {_MOCK}",
     f"{_MOCK} --kd-span-weight-final -1",
-    f"{_MOCK} --kd-span-weight-reasoning nan",
+    f"{_MOCK} --kd-span-weight-reasoning NaN",
     "--synth-kd-data train --kd-span-weight-reasoning 0 --kd-span-weight-final 0",
     f"{_MOCK} --dataloader-type external",
     f"{_PLAIN} {_SPLIT} --multiple-validation-sets",
