@@ -99,7 +99,7 @@ def held(store: Store) -> dict[str, Any]:
     client = store.client()
     (experiment,) = client.search_experiments(filter_string="name = 'golden/cpu'")
     runs = client.search_runs([experiment.experiment_id])
-    names = {run.info.run_id: run.data.tags.get("golden.run") for run in runs}
+    names = {r.info.run_id: r.data.tags.get("golden.run", r.info.run_name) for r in runs}
     shown: dict[str, Any] = {}
     for run in runs:
         parent = run.data.tags.get("mlflow.parentRunId")
