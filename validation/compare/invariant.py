@@ -77,6 +77,8 @@ def compare_invariant(invariant: Invariant, reference: Trace, actual: Trace) -> 
         replace(actual, events=events[1], curves=measured, curve_phases=phases, tables={}),
         Tolerances(classes),
     )
+    if not invariant.shards:
+        return held
     beyond = {divergence.place for divergence in held.divergences}
     copies = [d for d in unequal_copies(invariant.shards, actual) if d.place not in beyond]
     # Stable: of a step, what is not the reference's comes before what ranks disagree about.

@@ -90,11 +90,9 @@ def _moved(check: Check, case: Case, first: Trace, result: CaseResult) -> Repeat
             return Repeat(2, Verdict.FAIL, None, "it ran again here and repeated itself")
         runs.append(again())
     except RunError as error:
-        return Repeat(
-            len(runs) + 1,
-            Verdict.NONDETERMINISTIC,
-            None,
-            f"it ran, and did not when it ran again on this machine: {error}",
+        said = f"it ran, and did not when it ran again on this machine: {error}"
+        return _lacking(check, error, len(runs) + 1) or Repeat(
+            len(runs) + 1, Verdict.NONDETERMINISTIC, None, said
         )
     return verdict_of(runs, allowed)
 
@@ -107,14 +105,20 @@ def _crashed(check: Check, case: Case) -> Repeat:
             run_case(case, check.options, check.plan.root, check.folder.log)
             left += 1
         except RunError as error:
-            lacking = run_lacked(error, check.folder.path)
+            lacking = _lacking(check, error, number)
             if lacking is not None:
-                return Repeat(number, Verdict.UNFIT, None, lacking)
+                return lacking
             if number == 2:
                 return Repeat(2, Verdict.FAIL, None, "it failed again here")
     verdict = Verdict.HARDWARE if left == 2 else Verdict.NONDETERMINISTIC
     said = f"of 3 runs on this machine {left} ended and {3 - left} failed"
     return Repeat(3, verdict, None, f"{said}: {_WHAT[verdict]}")
+
+
+def _lacking(check: Check, error: RunError, runs: int) -> Repeat | None:
+    """UNFIT where a further run left no trace because the machine had no room for it."""
+    lacking = run_lacked(error, check.folder.path)
+    return None if lacking is None else Repeat(runs, Verdict.UNFIT, None, lacking)
 
 
 _WHAT = {
@@ -162,11 +166,15 @@ def first_difference(
         The record; None where they are alike. A NaN in both is no difference, nor is a record
         that one run alone has, since it may have been stopped earlier.
     """
+    differing = [
+        found
+        for found in compare(expected, actual, allowed).divergences
+        if not one_trace_only(found)
+    ]
+    if not differing:
+        return None
     never = _never_equal(expected, allowed) & _never_equal(actual, allowed)
-    for found in compare(expected, actual, allowed).divergences:
-        if not one_trace_only(found) and (found.place, found.offset) not in never:
-            return found
-    return None
+    return next((d for d in differing if (d.place, d.offset) not in never), None)
 
 
 def _never_equal(trace: Trace, allowed: Tolerances) -> set[tuple[str, int | None]]:
