@@ -266,6 +266,19 @@ def test_grouped_products_are_those_of_each_group(
     assert torch.equal(found, expected.float())
 
 
+def test_grouped_products_are_rounded_at_random() -> None:
+    """Their kernels know no fp64, in which a product is computed before it is rounded."""
+    generator = torch.Generator().manual_seed(1)
+    one, other = torch.randn(6, 4, generator=generator), torch.randn(2, 4, 5, generator=generator)
+    ends = torch.tensor((2, 6), dtype=torch.int32)
+    with arithmetic("wide"):
+        exact = torch.ops.aten._grouped_mm(one, other, ends)
+    with arithmetic("wide", 3):
+        found = torch.ops.aten._grouped_mm(one, other, ends)
+    assert not torch.equal(found, exact)
+    torch.testing.assert_close(found, exact, rtol=1e-5, atol=1e-6)
+
+
 def test_every_table_names_operations_of_this_torch() -> None:
     from validation.arithmetic import operations
 
