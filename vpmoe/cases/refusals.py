@@ -10,8 +10,9 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+from unittest.mock import patch
 
 from validation.running.recorder import Recorder
 from vpmoe.cases.presets import preset_flags
@@ -37,7 +38,7 @@ def run(recorder: Recorder, settings: Mapping[str, Any]) -> None:
     from vpmoe.runtime import detect_lane
 
     lane = detect_lane()
-    with lane.activate(), skip_helper_build(), _environment():
+    with lane.activate(), skip_helper_build(), patch.dict(os.environ, _ENVIRONMENT):
         for asked in settings["asked"]:
             words = [*settings.get("flags", ()), *asked["flags"].split()]
             without = asked.get("without", ())
@@ -62,17 +63,3 @@ def answer(flags: Sequence[str]) -> dict[str, Any]:
     except SystemExit:  # of the parser, which prints its usage first
         return {"refused": "SystemExit", "message": said.getvalue().splitlines()[-1]}
     return {"warnings": limits_without_effect(args)}
-
-
-@contextlib.contextmanager
-def _environment() -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in _ENVIRONMENT}
-    os.environ.update(_ENVIRONMENT)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 from validation.running.recorder import Recorder
 from vpmoe.cases.commands.session import Session, session
@@ -288,13 +289,9 @@ def _render(commands: Session) -> None:
 @contextlib.contextmanager
 def _colours() -> Iterator[None]:
     """A terminal of eight colours."""
-    former = os.environ.pop("NO_COLOR"), os.environ["TERM"]
-    os.environ.update(FORCE_COLOR="1", TERM="xterm")
-    try:
+    with patch.dict(os.environ, FORCE_COLOR="1", TERM="xterm"):
+        del os.environ["NO_COLOR"]
         yield
-    finally:
-        del os.environ["FORCE_COLOR"]
-        os.environ["NO_COLOR"], os.environ["TERM"] = former
 
 
 def _inspect(commands: Session) -> None:

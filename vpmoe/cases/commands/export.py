@@ -18,102 +18,34 @@ from types import SimpleNamespace
 from typing import Any
 
 from validation.running.recorder import Recorder
+from vpmoe.cases.commands.made_up import ARCHITECTURE, BIAS, GONE, Edits, edited, tensors_of
+from vpmoe.cases.commands.reference import record_reference
 from vpmoe.cases.commands.session import Session, session
 
 _MODEL = "model-00001-of-00001.safetensors"
-_BIAS = "decoder.layers.1.mlp.router.expert_bias"
-_SEED = 40
 _STEPS = 7
 
-_LOCAL = {"window": 6, "tpa": True, "rotates": True, "alibi": False, "experts": True}
-_GLOBAL = {"window": None, "tpa": False, "rotates": False, "alibi": True, "experts": True}
-_ARCHITECTURE: Mapping[str, Any] = {
-    "vocab_size": 96,
-    "max_sequence_length": 24,
-    "hidden_size": 16,
-    "num_attention_heads": 4,
-    "num_query_groups": 2,
-    "kv_channels": 8,
-    "ffn_hidden_size": 20,
-    "norm_epsilon": 1e-5,
-    "qk_norm": True,
-    "softmax": "learnable",
-    "position_embedding": "grapem",
-    "rotary_base": 10_000,
-    "grapem_log_freq_scale": 16.0,
-    "grapem_per_head": False,
-    "tpa": {"rank": 2, "q_rank": 3},
-    "experts": {
-        "count": 8,
-        "ffn_hidden_size": 12,
-        "shared_ffn_hidden_size": 24,
-        "topk": 2,
-        "groups": 2,
-        "group_topk": 1,
-        "group_score_topk": 1,
-        "score_function": "sigmoid",
-        "pre_softmax": False,
-        "scaling_factor": 2.5,
-        "bias": True,
-    },
-    "layers": [{**_LOCAL, "experts": False}, _LOCAL, _LOCAL, _GLOBAL],
-}
-_Edits = Mapping[str, Any]
-# Other models: path of a key -> its value.
-_VARIANTS: Mapping[str, _Edits] = {
-    "base": {},
-    "without TPA": {"tpa": None, **{f"layers.{n}.tpa": False for n in range(3)}},
-    "RoPE": {"position_embedding": "rope", "rotary_base": 500, "softmax": "off-by-one"},
-    "no positions": {
-        "position_embedding": "none",
-        "softmax": "vanilla",
-        "qk_norm": False,
-        "layers": [{**_GLOBAL, "alibi": False}] * 4,
-        "tpa": None,
-    },
-    "frequencies a head": {"grapem_per_head": True, "num_attention_heads": 6},
-    "three heads": {"num_attention_heads": 3, "num_query_groups": 1},
-    "ALiBi that rotates": {"layers.3.rotates": True},
-    "one group of experts": {
-        "experts.groups": 1,
-        "experts.group_topk": 1,
-        "experts.group_score_topk": 2,
-    },
-    "groups by their two best": {"experts.group_score_topk": 2},
-    "softmax of all": {
-        "experts.score_function": "softmax",
-        "experts.pre_softmax": True,
-        "experts.bias": False,
-    },
-    "softmax of the chosen": {"experts.score_function": "softmax", "experts.bias": False},
-    "one expert": {
-        "experts.topk": 1,
-        "experts.shared_ffn_hidden_size": 0,
-    },
-    "dense": {"experts": None, **{f"layers.{n}.experts": False for n in (1, 2, 3)}},
-}
-# What makes a config another: path of a key in it -> value, `_GONE` leaving it out.
-_GONE = object()
-_GOOD_CONFIGS: Mapping[str, _Edits] = {
+# What makes a config another.
+_GOOD_CONFIGS: Mapping[str, Edits] = {
     "a whole number for a fraction": {"architecture/grapem_log_freq_scale": 16},
 }
-_BAD_CONFIGS: Mapping[str, _Edits] = {
+_BAD_CONFIGS: Mapping[str, Edits] = {
     "another format": {"format": "other"},
     "another version": {"version": 2},
     "an unknown key": {"extra": 1},
-    "no iteration": {"iteration": _GONE},
+    "no iteration": {"iteration": GONE},
     "a negative iteration": {"iteration": -1},
     "tensors in a list": {"tensors": []},
-    "no entry of a tensor": {"tensors/" + _BIAS: _GONE},
+    "no entry of a tensor": {"tensors/" + BIAS: GONE},
     "an entry of no tensor": {"tensors/gate": {}},
-    "an entry that is a text": {"tensors/" + _BIAS: "x"},
-    "an entry without a digest": {"tensors/" + _BIAS + "/sha256": _GONE},
-    "a digest that is a number": {"tensors/" + _BIAS + "/sha256": 3},
-    "another shape": {"tensors/" + _BIAS + "/shape": [9]},
-    "another kind of number": {"tensors/" + _BIAS + "/dtype": "float8"},
-    "a file elsewhere": {"tensors/" + _BIAS + "/file": "../secret.safetensors"},
-    "a file that is a number": {"tensors/" + _BIAS + "/file": 3},
-    "another file": {"tensors/" + _BIAS + "/file": "model-00002-of-00002.safetensors"},
+    "an entry that is a text": {"tensors/" + BIAS: "x"},
+    "an entry without a digest": {"tensors/" + BIAS + "/sha256": GONE},
+    "a digest that is a number": {"tensors/" + BIAS + "/sha256": 3},
+    "another shape": {"tensors/" + BIAS + "/shape": [9]},
+    "another kind of number": {"tensors/" + BIAS + "/dtype": "float8"},
+    "a file elsewhere": {"tensors/" + BIAS + "/file": "../secret.safetensors"},
+    "a file that is a number": {"tensors/" + BIAS + "/file": 3},
+    "another file": {"tensors/" + BIAS + "/file": "model-00002-of-00002.safetensors"},
     "another tokenizer": {"tokenizer/name": "NullTokenizer"},
     "no tokenizer": {"tokenizer": None},
     "a tokenizer that is a text": {"tokenizer": "o200k"},
@@ -121,7 +53,7 @@ _BAD_CONFIGS: Mapping[str, _Edits] = {
     "stops of texts": {"tokenizer/stop_ids": ["200002"]},
     "a vocabulary that is a number": {"tokenizer/asset_sha256": 1},
     "an unknown key of the model": {"architecture/rotary_scale": 2},
-    "a missing key of the model": {"architecture/qk_norm": _GONE},
+    "a missing key of the model": {"architecture/qk_norm": GONE},
     "nothing for a switch": {"architecture/qk_norm": None},
     "a text for a number": {"architecture/hidden_size": "32"},
     "a switch for a number": {"architecture/hidden_size": True},
@@ -148,30 +80,30 @@ _BAD_CONFIGS: Mapping[str, _Edits] = {
     "no expert at all": {"architecture/experts/count": 0},
 }
 # Configs whose digest is not mended.
-_CHANGED_CONFIGS: Mapping[str, _Edits] = {
+_CHANGED_CONFIGS: Mapping[str, Edits] = {
     "another number of steps": {"iteration": _STEPS + 1},
     "another digest": {"digest": "0" * 64},
 }
 # Layers that no flags of a training build.
-_NOT_IMPORTED: Mapping[str, _Edits] = {
+_NOT_IMPORTED: Mapping[str, Edits] = {
     "two windows": {"architecture/layers/1/window": 5},
     "a biased window": {"architecture/layers/1/alibi": True},
 }
 # Of the training's arguments.
-_BAD_ARGUMENTS: Mapping[str, _Edits] = {
+_BAD_ARGUMENTS: Mapping[str, Edits] = {
     "swiglu": {"swiglu": True},
     "capacity": {"moe_expert_capacity_factor": 1.0},
     "a gate": {"moe_shared_expert_gate": True},
     "a part of RoPE": {"position_embedding_type": "rope", "rotary_percent": 0.5},
     "Sinkhorn": {"moe_router_load_balancing_type": ["seq_aux_loss", "sinkhorn"]},
     "other scores": {"moe_router_score_function": "sqrtsoftplus"},
-    "no argument of vpMoE": {"use_tpa": _GONE},
+    "no argument of vpMoE": {"use_tpa": GONE},
     "one layer more": {"num_layers": 5, "moe_layer_freq": 1},
     "another rank": {"tpa_q_rank": 4},
     "no bias": {"moe_router_enable_expert_bias": False},
     "a narrower expert": {"moe_shared_expert_intermediate_size": 20},
 }
-_ARGUMENTS: Mapping[str, _Edits] = {
+_ARGUMENTS: Mapping[str, Edits] = {
     "as they are": {},
     "another tokenizer": {"tokenizer_type": "NullTokenizer"},
     "values of no effect": {"mtp_num_layers": 0, "qk_l2_norm": None},
@@ -192,42 +124,7 @@ def run(recorder: Recorder, settings: Mapping[str, Any]) -> None:
         _bad_exports(commands)
         _bad_checkpoints(commands)
         _bad_arguments(commands)
-    _variants(recorder)
-
-
-def _edited(document: Mapping[str, Any], edits: _Edits, separator: str = ".") -> Any:
-    """A copy of a JSON object, other values at some paths."""
-    found: Any = copy.deepcopy(dict(document))
-    for path, value in edits.items():
-        *outer, last = path.split(separator)
-        place = found
-        for step in outer:
-            place = place[int(step) if isinstance(place, list) else step]
-        key = int(last) if isinstance(place, list) else last
-        if value is _GONE:
-            del place[key]
-        else:
-            place[key] = value
-    return found
-
-
-def _tensors(model: Any) -> dict[str, Any]:
-    """Made-up weights, drawn in a way that has the same bits on every CPU."""
-    import torch
-
-    from vpmoe.export.architecture import tensor_shapes
-
-    generator = torch.Generator().manual_seed(_SEED)
-    found = {}
-    for name, shape in tensor_shapes(model).items():
-        drawn = torch.rand(shape, generator=generator) - 0.5
-        # Norms about one, frequencies that fall, matrices that keep the size of their input.
-        if name.endswith("norm.weight"):
-            drawn = drawn + 1
-        elif name == "grapem.phi":
-            drawn = drawn - torch.arange(len(drawn)) * 8
-        found[name] = drawn
-    return found
+    record_reference(recorder)
 
 
 def _write(folder: str) -> Any:
@@ -240,8 +137,8 @@ def _write(folder: str) -> Any:
     from vpmoe.tokenizer.asset import ASSET_SHA256
     from vpmoe.tokenizer.special import CALL, ENDOFTEXT, RETURN
 
-    model = parse_architecture(_ARCHITECTURE)
-    tensors = _tensors(model)
+    model = parse_architecture(ARCHITECTURE)
+    tensors = tensors_of(model)
     halves = {
         "embedding.word_embeddings.weight": torch.bfloat16,
         "output_layer.weight": torch.float16,
@@ -308,7 +205,7 @@ def _generate(commands: Session) -> None:
         commands.vpmoe("generate interrupted", *generate, "5", "--tokens", "1")
 
 
-def _reconfigured(source: str, target: str, edits: _Edits, mended: bool = True) -> None:
+def _reconfigured(source: str, target: str, edits: Edits, mended: bool = True) -> None:
     """A copy of an export, its config changed; `mended` gives it its digest again."""
     from vpmoe.export import folder
 
@@ -316,7 +213,7 @@ def _reconfigured(source: str, target: str, edits: _Edits, mended: bool = True) 
     for path in Path(source).glob("*.safetensors"):
         os.link(path, Path(target) / path.name)
     document = json.loads((Path(source) / "config.json").read_text())
-    document = _edited(document, edits, "/")
+    document = edited(document, edits, "/")
     if mended:
         body = {name: value for name, value in document.items() if name != "digest"}
         document["digest"] = folder._digest(body)
@@ -351,13 +248,13 @@ def _bad_exports(commands: Session) -> None:
         commands.vpmoe(f"import {name}", "import", folder, f"{folder}-imported")
 
     def filled(value: float) -> Callable[[dict[str, Any]], None]:
-        return lambda tensors: tensors.update({_BIAS: torch.full((8,), value)})
+        return lambda tensors: tensors.update({BIAS: torch.full((8,), value)})
 
     changes: Mapping[str, Callable[[dict[str, Any]], Any]] = {
-        "a missing tensor": lambda tensors: tensors.pop(_BIAS),
+        "a missing tensor": lambda tensors: tensors.pop(BIAS),
         "an unknown tensor": lambda tensors: tensors.update(gate=torch.ones(1)),
-        "a short tensor": lambda tensors: tensors.update({_BIAS: torch.ones(3)}),
-        "a tensor in fp64": lambda tensors: tensors.update({_BIAS: tensors[_BIAS].double()}),
+        "a short tensor": lambda tensors: tensors.update({BIAS: torch.ones(3)}),
+        "a tensor in fp64": lambda tensors: tensors.update({BIAS: tensors[BIAS].double()}),
         "another tensor": filled(0.25),
         "an infinite tensor": filled(float("inf")),
     }
@@ -395,10 +292,10 @@ def _without_tokenizer(commands: Session) -> None:
         ],
     )
     place = SimpleNamespace(key="gate", global_shape=(3,))
-    commands.call("a tensor that does not fit", _fill, place, {"gate": _tensors_of(2)})
+    commands.call("a tensor that does not fit", _fill, place, {"gate": _anything_of(2)})
 
 
-def _tensors_of(length: int) -> Any:
+def _anything_of(length: int) -> Any:
     import torch
 
     return torch.ones(length)
@@ -514,13 +411,13 @@ def _architecture(args: Any) -> Mapping[str, Any]:
     return architecture_of(args).as_dict()
 
 
-def _set_arguments(edits: _Edits, found: Any) -> None:
+def _set_arguments(edits: Edits, found: Any) -> None:
     _set(found.args, edits)
 
 
-def _set(args: Any, edits: _Edits) -> None:
+def _set(args: Any, edits: Edits) -> None:
     for name, value in edits.items():
-        if value is _GONE:
+        if value is GONE:
             delattr(args, name)
         else:
             setattr(args, name, value)
@@ -548,10 +445,10 @@ def _breaks(found: Any) -> None:
 
 _CHANGES: Mapping[str, Callable[[Any], None]] = {
     "a tensor that is not finite": _not_finite,
-    "a tensor of fp64": lambda found: found.dtypes.update({_BIAS: __import__("torch").float64}),
+    "a tensor of fp64": lambda found: found.dtypes.update({BIAS: __import__("torch").float64}),
     "a file that breaks": _breaks,
     "a tensor more": lambda found: found.shapes.update(gate=(1,)),
-    "a tensor less": lambda found: found.shapes.pop(_BIAS),
+    "a tensor less": lambda found: found.shapes.pop(BIAS),
 }
 
 
@@ -599,60 +496,3 @@ def _closed(words: list[str]) -> int:
 
     with replaced(convert, "export_checkpoint", close), replaced(convert, "import_export", close):
         return main([*words, "imported", "new"])
-
-
-def _variants(recorder: Recorder) -> None:
-    """Logits of the reference model, its flags and its tensors, of each kind of model."""
-    import torch
-
-    from vpmoe.export.architecture import parse_architecture, tensor_shapes
-    from vpmoe.export.flags import flags_of
-    from vpmoe.export.reference import ReferenceModel
-
-    generator = torch.Generator().manual_seed(_SEED)
-    tokens = torch.randint(_ARCHITECTURE["vocab_size"], (2, 20), generator=generator)
-    documents = (torch.arange(20) >= torch.tensor([[20], [7]])).long()
-    for name, edits in _VARIANTS.items():
-        model = parse_architecture(_edited(_ARCHITECTURE, edits))
-        place = f"variant/{name}"
-        recorder.discrete(place, flags_of(model), tensor="flags")
-        shapes = {key: list(shape) for key, shape in tensor_shapes(model).items()}
-        recorder.discrete(place, shapes, tensor="shapes")
-        logits = ReferenceModel(model, _tensors(model))(tokens, documents)
-        recorder.tensor(
-            step=0, micro_batch=0, phase="forward", module=place, tensor="logits", value=logits
-        )
-    with session(recorder, "reference") as commands:
-        model = parse_architecture(_ARCHITECTURE)
-        tensors = _tensors(model)
-        commands.call(
-            "a missing tensor",
-            lambda: ReferenceModel(
-                model, {key: value for key, value in tensors.items() if key != _BIAS}
-            ),
-        )
-        commands.call(
-            "an unknown tensor", lambda: ReferenceModel(model, tensors | {"gate": torch.ones(1)})
-        )
-        commands.call(
-            "a short tensor", lambda: ReferenceModel(model, tensors | {_BIAS: torch.ones(3)})
-        )
-        built = ReferenceModel(model, tensors)
-        commands.call("too long", lambda: built(torch.zeros(1, 25, dtype=torch.long)).tolist())
-        commands.call("an id outside", lambda: built(torch.full((1, 2), 96)).tolist())
-        commands.call("a negative id", lambda: built(torch.full((1, 2), -1)).tolist())
-        commands.call("a wrong shape", lambda: _write_wrong(model, (2, 2), 1.0))
-        commands.call("too large for its dtype", lambda: _write_wrong(model, (96, 16), 1e39))
-
-
-def _write_wrong(model: Any, shape: tuple[int, ...], value: float) -> None:
-    import torch
-
-    from vpmoe.export.folder import write_export
-
-    tensors = _tensors(model)
-    dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
-    tensors["output_layer.weight"] = torch.full(shape, value, dtype=torch.float64)
-    write_export(
-        Path("wrong"), model, None, 1, dtypes, lambda names: {name: tensors[name] for name in names}
-    )

@@ -10,8 +10,10 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from vpmoe.cases.commands.presets import BASE, preset
 from vpmoe.cases.commands.session import Session
@@ -347,8 +349,7 @@ def _in_place_of_training(train: Callable[..., Any]) -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def _first_of(processes: int) -> Iterator[None]:
+def _first_of(processes: int) -> AbstractContextManager[Any]:
     """torchrun's environment of the first of some processes."""
     added = {
         "RANK": "0",
@@ -357,16 +358,7 @@ def _first_of(processes: int) -> Iterator[None]:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": "0",
     }
-    former = {name: os.environ.get(name) for name in added}
-    os.environ.update(added)
-    try:
-        yield
-    finally:
-        for name, value in former.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+    return patch.dict(os.environ, added)
 
 
 def _schedule_plan(commands: Session) -> None:

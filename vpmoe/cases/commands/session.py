@@ -29,6 +29,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from validation.running.recorder import Recorder
 
@@ -248,16 +249,7 @@ def _streams(
 @contextlib.contextmanager
 def _environment() -> Iterator[None]:
     """The variables that decide how programs print, the same everywhere."""
-    names = (*_ENVIRONMENT, *_UNSET)
-    former = {name: os.environ.get(name) for name in names}
-    for name in _UNSET:
-        os.environ.pop(name, None)
-    os.environ.update(_ENVIRONMENT)
-    try:
+    with patch.dict(os.environ, _ENVIRONMENT):
+        for name in _UNSET:
+            os.environ.pop(name, None)
         yield
-    finally:
-        for name, value in former.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
