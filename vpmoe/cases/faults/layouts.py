@@ -12,6 +12,7 @@ from vpmoe.cases.faults.planting import (
     patched,
     skipped,
 )
+from vpmoe.cases.faults.resume import after_loading, clear_expert_bias, states_of
 from vpmoe.megatron import points
 
 
@@ -314,15 +315,6 @@ def sequence_scattered_off_by_one() -> Planted:
 # --- a checkpoint of another layout -----------------------------------------------------------
 
 
-def _after_loading(act: Callable[[Any, Any], None]) -> Planted:
-    """Calls `act(model chunks, optimizer)` once a checkpoint has been loaded."""
-
-    def act_on(model: Any, optimizer: Any, *_: Any) -> None:
-        act(model, optimizer)
-
-    return after(*points.LOAD_CHECKPOINT.place, act_on)
-
-
 @fault(
     "neighbours-expert-loaded",
     "moved",
@@ -347,7 +339,7 @@ def neighbours_expert_loaded() -> Planted:
             for (_, parameter), value in zip(found, [*values[1:], *values[:1]], strict=True):
                 parameter.data.copy_(value)
 
-    return _after_loading(act)
+    return after_loading(act)
 
 
 @fault(
@@ -364,15 +356,15 @@ def optimizer_not_moved() -> Planted:
 
     def act(model: Any, optimizer: Any) -> None:
         del model
+        for state in states_of(optimizer):
+            for value in state.values():
+                value.zero_()
         for part in optimizer.chained_optimizers:
-            for state in part.optimizer.state.values():
-                for value in state.values():
-                    value.zero_()
             for group in part.optimizer.param_groups:
                 if "step" in group:
                     group["step"] = 0
 
-    return _after_loading(act)
+    return after_loading(act)
 
 
 @fault(
@@ -389,12 +381,11 @@ def momentum_not_moved() -> Planted:
 
     def act(model: Any, optimizer: Any) -> None:
         del model
-        for part in optimizer.chained_optimizers:
-            for state in part.optimizer.state.values():
-                if "momentum_buffer" in state:
-                    state["momentum_buffer"].zero_()
+        for state in states_of(optimizer):
+            if "momentum_buffer" in state:
+                state["momentum_buffer"].zero_()
 
-    return _after_loading(act)
+    return after_loading(act)
 
 
 @fault(
@@ -416,7 +407,7 @@ def data_position_not_moved() -> Planted:
         # Of 0 Megatron makes the iterations' number of samples.
         get_args().consumed_train_samples //= 2
 
-    return _after_loading(act)
+    return after_loading(act)
 
 
 @fault(
@@ -430,15 +421,7 @@ def data_position_not_moved() -> Planted:
 )
 def balancing_bias_not_moved() -> Planted:
     """The balancing bias starts at zero at another layout."""
-
-    def act(model: Any, optimizer: Any) -> None:
-        del optimizer
-        for chunk in model:
-            for name, buffer in chunk.named_buffers():
-                if name.endswith("expert_bias"):
-                    buffer.zero_()
-
-    return _after_loading(act)
+    return after_loading(clear_expert_bias)
 
 
 @fault(
@@ -473,4 +456,4 @@ def random_states_not_moved() -> Planted:
 
         torch.default_generator.manual_seed(1 + torch.distributed.get_rank())
 
-    return _after_loading(act)
+    return after_loading(act)

@@ -16,7 +16,7 @@ from vpmoe.cases.faults.planting import (
 from vpmoe.megatron import points
 
 
-def _after_loading(act: Callable[[Any, Any], None]) -> Planted:
+def after_loading(act: Callable[[Any, Any], None]) -> Planted:
     """Calls `act(model chunks, optimizer)` once a checkpoint has been loaded."""
 
     def wrap(original: Any) -> Any:
@@ -30,7 +30,17 @@ def _after_loading(act: Callable[[Any, Any], None]) -> Planted:
     return patched(*points.LOAD_CHECKPOINT.place, wrap)
 
 
-def _states(optimizer: Any) -> Any:
+def clear_expert_bias(model: Any, optimizer: Any) -> None:
+    """Sets the balancing bias of every router to zero."""
+    del optimizer
+    for chunk in model:
+        for name, buffer in chunk.named_buffers():
+            if name.endswith("expert_bias"):
+                buffer.zero_()
+
+
+def states_of(optimizer: Any) -> Any:
+    """The state of each parameter, of all optimizers in Megatron's chain."""
     for part in getattr(optimizer, "chained_optimizers", [optimizer]):
         yield from part.optimizer.state.values()
 
@@ -62,11 +72,11 @@ def second_moment_dropped() -> Planted:
     """NorMuon's second moment starts at zero after a resume."""
 
     def act(model: Any, optimizer: Any) -> None:
-        for state in _states(optimizer):
+        for state in states_of(optimizer):
             if "second_momentum" in state:
                 state["second_momentum"].zero_()
 
-    return _after_loading(act)
+    return after_loading(act)
 
 
 @fault(
@@ -82,11 +92,11 @@ def step_count_dropped() -> Planted:
     """AdamW counts its steps from 1 again after a resume."""
 
     def act(model: Any, optimizer: Any) -> None:
-        for state in _states(optimizer):
+        for state in states_of(optimizer):
             if "exp_avg" in state:
                 state["step"].zero_()
 
-    return _after_loading(act)
+    return after_loading(act)
 
 
 @fault(
@@ -100,14 +110,7 @@ def step_count_dropped() -> Planted:
 )
 def expert_bias_dropped() -> Planted:
     """The balancing bias starts at zero after a resume."""
-
-    def act(model: Any, optimizer: Any) -> None:
-        for chunk in model:
-            for name, buffer in chunk.named_buffers():
-                if name.endswith("expert_bias"):
-                    buffer.zero_()
-
-    return _after_loading(act)
+    return after_loading(clear_expert_bias)
 
 
 @fault(
@@ -142,7 +145,7 @@ def samples_skipped() -> Planted:
         args = get_args()
         args.consumed_train_samples += args.global_batch_size
 
-    return _after_loading(act)
+    return after_loading(act)
 
 
 @fault(
@@ -162,7 +165,7 @@ def weights_saved_in_bf16() -> Planted:
             for parameter in chunk.parameters():
                 parameter.data.copy_(rounded(parameter.data))
 
-    return _after_loading(act)
+    return after_loading(act)
 
 
 @fault(
