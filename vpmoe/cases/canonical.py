@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from validation.running.recorder import Recorder
-from vpmoe.cases.statics import named_parameters, unwrap
+from vpmoe.cases.statics import gradient_of, named_parameters, unwrap
 from vpmoe.cases.updates import stepped_parameters
 from vpmoe.megatron.shards import Shard, shards_of
 
@@ -228,8 +228,7 @@ def record_canonical(
 def _gradients(parameters: Tensors) -> Tensors:
     found = {}
     for number, parameter in parameters.items():
-        gradient = getattr(parameter, "main_grad", None)
-        gradient = parameter.grad if gradient is None else gradient
+        gradient = gradient_of(parameter)
         if gradient is not None:
             found[number] = gradient
     return found

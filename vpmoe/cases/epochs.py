@@ -21,7 +21,7 @@ import torch
 
 from validation.running.recorder import Recorder
 from vpmoe.cases.tokens import record_batch
-from vpmoe.cases.training import build_data, share_cores, train
+from vpmoe.cases.training import prepared, train
 
 _SHARE = 0.8  # of an epoch, below which Megatron shuffles the last one by itself
 
@@ -39,26 +39,21 @@ def run(recorder: Recorder, settings: Mapping[str, Any]) -> None:
     """
     import vpmoe.data.dataset as dataset_module
     from vpmoe.megatron.points import TRAIN_STEP
-    from vpmoe.runtime import detect_lane
     from vpmoe.runtime.patches import replaced
-    from vpmoe.tokenizer.asset import ensure_asset
 
-    share_cores()
-    ensure_asset()
     reader = _Reader(recorder)
     with tempfile.TemporaryDirectory(prefix="golden-epochs-") as name, ExitStack() as stack:
         rows = Path(name) / "rows.jsonl"
         lines = Path(settings["conversations"]).read_text(encoding="utf-8").splitlines(True)
         rows.write_text("".join(lines[: settings["rows"]]), encoding="utf-8")
-        data = build_data(recorder, {**settings, "conversations": str(rows)}, Path(name) / "data")
-        stack.enter_context(detect_lane().activate())
+        of_rows = {**settings, "conversations": str(rows)}
+        flags, _ = stack.enter_context(prepared(recorder, of_rows))
         stack.enter_context(TRAIN_STEP.wrapped(reader.wrap_train_step))
         provider = reader.wrap_provider(dataset_module.train_valid_test_datasets_provider)
         stack.enter_context(
             replaced(dataset_module, "train_valid_test_datasets_provider", provider)
         )
-        flags = ["--config", settings["preset"], "--synth-kd-data", str(data)]
-        train([*flags, *(str(flag) for flag in settings["flags"])])
+        train(flags)
         reader.check()
 
 

@@ -9,7 +9,6 @@ trainings end with the same state.
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -23,7 +22,7 @@ from vpmoe.cases.declare import EPSILON
 from vpmoe.cases.state import State, differing, surroundings, training_state
 from vpmoe.cases.statics import unwrap
 from vpmoe.cases.tokens import record_batch
-from vpmoe.cases.training import build_data, build_files, share_cores, train
+from vpmoe.cases.training import build_files, prepared, train
 
 # Two means of some hundred rounded numbers, added up in another order.
 _LOSS_BOUND = 64 * EPSILON
@@ -41,31 +40,22 @@ def run(recorder: Recorder, settings: Mapping[str, Any]) -> None:
     Raises:
         RuntimeError: a training refused or failed.
     """
-    from vpmoe.runtime import detect_lane
-    from vpmoe.tokenizer.asset import ensure_asset
+    with prepared(recorder, settings) as (flags, folder):
+        from vpmoe.cases.observe import observe_training
 
-    share_cores()
-    ensure_asset()
-    with tempfile.TemporaryDirectory(prefix="golden-evaluated-") as name:
-        folder = Path(name)
-        data = build_data(recorder, settings, folder / "data")
-        build_files({**settings, "valid_fraction": 0.0}, folder / "whole")
-        _check_splits(recorder, data, folder / "whole")
-        flags = ["--config", settings["preset"], "--synth-kd-data", str(data)]
-        flags += [str(flag) for flag in settings["flags"]]
+        data, whole = folder / "data", folder / "whole"
+        build_files({**settings, "valid_fraction": 0.0}, whole)
+        _check_splits(recorder, data, whole)
         texts = {split: _text_of(data, split) for split in ("train", "valid")}
-        with detect_lane().activate():
-            from vpmoe.cases.observe import observe_training
-
-            seed = settings.get("perturb_seed")
-            watch = _Watch(recorder, texts, seed)
-            with observe_training(recorder), watch.attached():
-                train([*flags, *(str(flag) for flag in settings["evaluation"])])
-            evaluated = watch.end()
-            plain = _Watch(None, texts, seed)
-            with plain.attached():
-                train([*flags, "--eval-iters", "0"])
-            _compare(recorder, evaluated, plain.end())
+        seed = settings.get("perturb_seed")
+        watch = _Watch(recorder, texts, seed)
+        with observe_training(recorder), watch.attached():
+            train([*flags, *(str(flag) for flag in settings["evaluation"])])
+        evaluated = watch.end()
+        plain = _Watch(None, texts, seed)
+        with plain.attached():
+            train([*flags, "--eval-iters", "0"])
+        _compare(recorder, evaluated, plain.end())
 
 
 def _check_splits(recorder: Recorder, data: Path, whole: Path) -> None:

@@ -7,17 +7,16 @@ routed to them.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from validation.running.recorder import Recorder
-from vpmoe.cases.statics import named_parameters, parts, unwrap
-from vpmoe.cases.training import build_data, share_cores, train
+from vpmoe.cases.statics import named_parameters, unwrap
+from vpmoe.cases.training import prepared, stopping, train
+from vpmoe.cases.updates import stepped
 
 # Far below every score, which is a sigmoid's.
 _NEVER = -1000.0
@@ -38,25 +37,15 @@ def run(recorder: Recorder, settings: Mapping[str, Any]) -> None:
         RuntimeError: the training refused or failed.
     """
     from vpmoe.megatron.points import SETUP, TRAIN_STEP
-    from vpmoe.runtime import detect_lane
-    from vpmoe.tokenizer.asset import ensure_asset
 
-    share_cores()
-    ensure_asset()
     watch = _Watch(recorder, settings)
-    with tempfile.TemporaryDirectory(prefix="golden-data-") as folder, ExitStack() as stack:
-        data = build_data(recorder, settings, Path(folder) / "data")
-        flags = ["--config", settings["preset"], "--synth-kd-data", str(data)]
-        stack.enter_context(detect_lane().activate())
+    with prepared(recorder, settings) as (flags, _), ExitStack() as stack:
         from vpmoe.cases.observe import observe_training
 
         stack.enter_context(SETUP.wrapped(watch.wrap_setup))
         stack.enter_context(TRAIN_STEP.wrapped(watch.wrap_train_step))
         stack.enter_context(observe_training(recorder, settings.get("perturb_seed")))
-        flags += [str(flag) for flag in settings["flags"]]
-        if settings.get("stop_after"):
-            flags += ["--exit-interval", str(settings["stop_after"])]
-        train(flags)
+        train([*flags, *stopping(settings)])
 
 
 class _Watch:
@@ -126,14 +115,15 @@ class _Watch:
         wanted = [*self._idle(), self.embedding]
         return {
             name: parameter.detach().clone()
-            for name, parameter, _, _ in _stepped(self._model, optimizer)
+            for name, parameter, _, _ in stepped(self._model, optimizer)
             if name in wanted
         }
 
     def _check(self, befores: Mapping[str, torch.Tensor], optimizer: Any) -> None:
         """Looks at what the step did, while its gradients are there."""
         idle = self._idle()
-        for name, parameter, state, group in _stepped(self._model, optimizer):
+        for name, parameter, inner, group in stepped(self._model, optimizer):
+            state = inner.state.get(parameter, {})
             finite = bool(torch.isfinite(parameter).all())
             self._law(name, "every weight is finite", float(not finite), 0.0, "finite")
             if name in idle:
@@ -198,15 +188,3 @@ def _decay_gap(before: torch.Tensor, after: torch.Tensor, group: Mapping[str, An
     expected = before.double() * (1.0 - group["lr"] * group["weight_decay"])
     size = expected.abs().clamp_min(torch.finfo(torch.float32).tiny)
     return float(((after.double() - expected).abs() / size).max())
-
-
-def _stepped(
-    model: Sequence[torch.nn.Module], optimizer: Any
-) -> Iterator[tuple[str, torch.Tensor, Mapping[str, torch.Tensor], Mapping[str, Any]]]:
-    """(name, parameter, its optimizer's state, its group)."""
-    names = {id(parameter): name for name, parameter in named_parameters(model)}
-    for part in parts(optimizer):
-        for group in part.optimizer.param_groups:
-            for parameter in group["params"]:
-                state = part.optimizer.state.get(parameter, {})
-                yield names[id(parameter)], parameter, state, group

@@ -8,17 +8,14 @@ vocabulary.
 from __future__ import annotations
 
 import math
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from validation.running.recorder import Recorder
-from vpmoe.cases.statics import unwrap
-from vpmoe.cases.training import build_data, share_cores, train
+from vpmoe.cases.training import instead_of_training, prepared, train
 
 _EPSILON = 2.0**-23
 _SEQUENCES = 4
@@ -35,28 +32,12 @@ def run(recorder: Recorder, settings: Mapping[str, Any]) -> None:
         settings: `preset` (file), `conversations` (JSONL file, which the start-up reads),
             `perturb_seed` (moves the seed of the inputs).
     """
-    from vpmoe.megatron.points import SETUP
-    from vpmoe.runtime import detect_lane
-    from vpmoe.tokenizer.asset import ensure_asset
-
-    share_cores()
-    ensure_asset()
-    with tempfile.TemporaryDirectory(prefix="golden-data-") as folder:
-        data = build_data(recorder, settings, Path(folder) / "data")
-        with detect_lane().activate():
-
-            def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
-                def setup_model_and_optimizer(*args: Any, **kwargs: Any) -> Any:
-                    model, _, _ = original(*args, **kwargs)
-                    check_invariants(
-                        recorder, unwrap(model[0]), int(settings.get("perturb_seed", 0))
-                    )
-                    raise SystemExit(0)  # as Megatron ends a run
-
-                return setup_model_and_optimizer
-
-            with SETUP.wrapped(wrap):
-                train(["--config", settings["preset"], "--synth-kd-data", str(data)])
+    seed = int(settings.get("perturb_seed", 0))
+    with (
+        prepared(recorder, settings) as (flags, _),
+        instead_of_training(lambda model: check_invariants(recorder, model, seed)),
+    ):
+        train(flags)
 
 
 @dataclass(frozen=True)

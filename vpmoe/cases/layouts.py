@@ -15,7 +15,7 @@ from typing import Any
 
 from validation.running.recorder import Recorder
 from vpmoe.cases.presets import small_flags
-from vpmoe.cases.training import share_cores, train
+from vpmoe.cases.training import share_cores, stopping, train
 from vpmoe.cases.variants import Samples, meeting_again
 from vpmoe.runtime.patches import replaced
 
@@ -58,8 +58,7 @@ def run(recorder: Recorder, settings: Mapping[str, Any]) -> None:
                 train([*saving, "--save", place, "--save-interval", "1", "--exit-interval", "1"])
             flags += ["--load", place]
             moved = checkpoint.loaded()
-        if settings.get("stop_after"):
-            flags += ["--exit-interval", str(settings["stop_after"])]
+        flags += stopping(settings)
         # What was loaded is looked at before the observation perturbs it.
         with moved, observe_training(recorder, settings.get("perturb_seed"), canonical=True):
             train(flags)

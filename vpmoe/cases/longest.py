@@ -8,9 +8,7 @@ angles of GRAPE-M have one that grows with the position: they are rounded relati
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,8 +17,7 @@ from validation.running.recorder import Recorder
 from vpmoe.cases import layer_formulas
 from vpmoe.cases.declare import EPSILON
 from vpmoe.cases.layer_formulas import Shape
-from vpmoe.cases.statics import unwrap
-from vpmoe.cases.training import build_data, share_cores, train
+from vpmoe.cases.training import instead_of_training, prepared, train
 
 _SEED = 50
 # Errors relative to the largest output, and to the norm of a gradient. Measured: 2 epsilons.
@@ -47,27 +44,11 @@ def run(recorder: Recorder, settings: Mapping[str, Any]) -> None:
     Raises:
         RuntimeError: the training refused.
     """
-    from vpmoe.megatron.points import SETUP
-    from vpmoe.runtime import detect_lane
-    from vpmoe.tokenizer.asset import ensure_asset
-
-    share_cores()
-    ensure_asset()
-    with tempfile.TemporaryDirectory(prefix="golden-data-") as folder:
-        data = build_data(recorder, settings, Path(folder) / "data")
-        flags = ["--config", settings["preset"], "--synth-kd-data", str(data)]
-        with detect_lane().activate():
-
-            def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
-                def setup_model_and_optimizer(*args: Any, **kwargs: Any) -> Any:
-                    model, _, _ = original(*args, **kwargs)
-                    _Laws(recorder, unwrap(model[0]), settings).check()
-                    raise SystemExit(0)  # as Megatron ends a run
-
-                return setup_model_and_optimizer
-
-            with SETUP.wrapped(wrap):
-                train([*flags, *(str(flag) for flag in settings["flags"])])
+    with (
+        prepared(recorder, settings) as (flags, _),
+        instead_of_training(lambda model: _Laws(recorder, model, settings).check()),
+    ):
+        train(flags)
 
 
 class _Laws:

@@ -24,6 +24,7 @@ from vpmoe.cases.groups import parameter_group
 from vpmoe.cases.marks import record_marks
 from vpmoe.cases.rates import gradient_norms, record_rates
 from vpmoe.cases.statics import (
+    gradient_of,
     named_parameters,
     norm_of,
     record_statics,
@@ -228,8 +229,7 @@ class _Observation:
 
     def _gradients(self) -> Iterator[tuple[str, torch.Tensor]]:
         for name, parameter in named_parameters(self._model):
-            gradient = getattr(parameter, "main_grad", None)
-            gradient = parameter.grad if gradient is None else gradient
+            gradient = gradient_of(parameter)
             if gradient is not None:
                 yield name, gradient
 

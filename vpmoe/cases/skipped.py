@@ -7,10 +7,8 @@ gradient in a backward pass. Megatron then skips the step, as vpMoE's optimizers
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +16,7 @@ import torch
 from validation.running.recorder import Recorder
 from vpmoe.cases.state import State, differing, training_state
 from vpmoe.cases.statics import named_parameters, unwrap
-from vpmoe.cases.training import build_data, share_cores, train
+from vpmoe.cases.training import prepared, stopping, train
 
 _COUNTS = re.compile(r"number of (skipped|nan) iterations: +(\d+)")
 _ITERATION = re.compile(r" iteration +(\d+)/")
@@ -38,16 +36,9 @@ def run(recorder: Recorder, settings: Mapping[str, Any]) -> None:
         RuntimeError: the training refused or failed.
     """
     from vpmoe.megatron.points import PRINT_LAST, SETUP, TRAIN_STEP
-    from vpmoe.runtime import detect_lane
-    from vpmoe.tokenizer.asset import ensure_asset
 
-    share_cores()
-    ensure_asset()
     watch = _Watch(recorder, settings["poisoned"])
-    with tempfile.TemporaryDirectory(prefix="golden-data-") as folder, ExitStack() as stack:
-        data = build_data(recorder, settings, Path(folder) / "data")
-        flags = ["--config", settings["preset"], "--synth-kd-data", str(data)]
-        stack.enter_context(detect_lane().activate())
+    with prepared(recorder, settings) as (flags, _), ExitStack() as stack:
         from vpmoe.cases.observe import observe_training
 
         for point, wrap in (
@@ -58,10 +49,7 @@ def run(recorder: Recorder, settings: Mapping[str, Any]) -> None:
             stack.enter_context(point.wrapped(wrap))
         finite = FiniteSteps(recorder, watch.poisoned)
         stack.enter_context(observe_training(finite, settings.get("perturb_seed")))
-        flags += [str(flag) for flag in settings["flags"]]
-        if settings.get("stop_after"):
-            flags += ["--exit-interval", str(settings["stop_after"])]
-        train(flags)
+        train([*flags, *stopping(settings)])
 
 
 class FiniteSteps(Recorder):

@@ -69,6 +69,12 @@ def norm_of(tensor: torch.Tensor) -> float:
     return float(torch.linalg.vector_norm(tensor, dtype=torch.float64).float())
 
 
+def gradient_of(parameter: torch.Tensor) -> torch.Tensor | None:
+    """A parameter's gradient: in Megatron's buffer, where it has one there; None without any."""
+    gradient: torch.Tensor | None = getattr(parameter, "main_grad", None)
+    return parameter.grad if gradient is None else gradient
+
+
 def unwrap(chunk: torch.nn.Module) -> torch.nn.Module:
     """The model inside Megatron's DDP and precision wrappers."""
     while isinstance(inner := getattr(chunk, "module", None), torch.nn.Module):

@@ -6,7 +6,7 @@ import contextlib
 import importlib
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,34 +49,79 @@ def run(recorder: Recorder, settings: Mapping[str, Any]) -> None:
     Raises:
         RuntimeError: the training refused or failed.
     """
+    for name, value in settings.get("environment", {}).items():
+        os.environ.setdefault(name, value)
+    with (
+        prepared(recorder, settings) as (flags, folder),
+        compiling(settings.get("compiled", True)),
+    ):
+        from vpmoe.cases.observe import observe_training
+
+        if settings.get("resume_after"):
+            checkpoint, after = str(folder / "checkpoint"), str(settings["resume_after"])
+            saving = ["--save", checkpoint, "--save-interval", after, "--exit-interval", after]
+            train([*flags, *saving])
+            flags += ["--load", checkpoint]
+        with observe_training(
+            recorder,
+            settings.get("perturb_seed"),
+            by_kind=settings.get("by_kind", False),
+            canonical=settings.get("canonical", False),
+        ):
+            train([*flags, *stopping(settings)])
+
+
+@contextlib.contextmanager
+def prepared(recorder: Recorder, settings: Mapping[str, Any]) -> Iterator[tuple[list[str], Path]]:
+    """Builds a case's dataset, then enters the lane.
+
+    Args:
+        recorder: of this process; receives the dataset's digests.
+        settings: `preset` (file), `flags` (of `vpmoe pretrain`), and those of `build_files`.
+
+    Yields:
+        Flags of a training on the dataset, which is `data` in a temporary folder; that folder.
+    """
     from vpmoe.runtime import detect_lane
     from vpmoe.tokenizer.asset import ensure_asset
 
-    for name, value in settings.get("environment", {}).items():
-        os.environ.setdefault(name, value)
     share_cores()
     ensure_asset()
-    with tempfile.TemporaryDirectory(prefix="golden-data-") as folder:
-        data = build_data(recorder, settings, Path(folder) / "data")
+    with tempfile.TemporaryDirectory(prefix="golden-data-") as name:
+        folder = Path(name)
+        data = build_data(recorder, settings, folder / "data")
         flags = ["--config", settings["preset"], "--synth-kd-data", str(data)]
         flags += [str(flag) for flag in settings.get("flags", ())]
-        with detect_lane().activate(), compiling(settings.get("compiled", True)):
-            from vpmoe.cases.observe import observe_training
+        with detect_lane().activate():
+            yield flags, folder
 
-            if settings.get("resume_after"):
-                checkpoint, after = str(Path(folder) / "checkpoint"), str(settings["resume_after"])
-                saving = ["--save", checkpoint, "--save-interval", after, "--exit-interval", after]
-                train([*flags, *saving])
-                flags += ["--load", checkpoint]
-            if settings.get("stop_after"):
-                flags += ["--exit-interval", str(settings["stop_after"])]
-            with observe_training(
-                recorder,
-                settings.get("perturb_seed"),
-                by_kind=settings.get("by_kind", False),
-                canonical=settings.get("canonical", False),
-            ):
-                train(flags)
+
+def stopping(settings: Mapping[str, Any]) -> list[str]:
+    """The flags that end a training after the step `stop_after`, if the settings name one."""
+    step = settings.get("stop_after")
+    return ["--exit-interval", str(step)] if step else []
+
+
+@contextlib.contextmanager
+def instead_of_training(act: Callable[[Any], None]) -> Iterator[None]:
+    """Has a training end before its first step, once it has built its model.
+
+    Args:
+        act: called with the model, without Megatron's wrappers.
+    """
+    from vpmoe.cases.statics import unwrap
+    from vpmoe.megatron.points import SETUP
+
+    def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
+        def setup_model_and_optimizer(*args: Any, **kwargs: Any) -> Any:
+            model, _, _ = original(*args, **kwargs)
+            act(unwrap(model[0]))
+            raise SystemExit(0)  # as Megatron ends a run
+
+        return setup_model_and_optimizer
+
+    with SETUP.wrapped(wrap):
+        yield
 
 
 @contextlib.contextmanager

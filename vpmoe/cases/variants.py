@@ -28,7 +28,7 @@ import torch
 from validation.running.recorder import Recorder
 from vpmoe.cases.named import Named, named_parts
 from vpmoe.cases.presets import variants_of
-from vpmoe.cases.statics import norm_of, unwrap
+from vpmoe.cases.statics import gradient_of, norm_of, unwrap
 from vpmoe.cases.training import share_cores, train
 from vpmoe.runtime.patches import replaced
 
@@ -282,8 +282,7 @@ class _Watch:
         def prepare_grads() -> bool:
             found_inf = bool(prepare())
             for part in self.found.parts:
-                gradient = getattr(part.parameter, "main_grad", None)
-                gradient = part.parameter.grad if gradient is None else gradient
+                gradient = gradient_of(part.parameter)
                 if gradient is not None:
                     self.found.gradients[self.step, part.key] = part.of(gradient).clone()
             return found_inf
