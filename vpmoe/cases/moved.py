@@ -161,7 +161,7 @@ def content_of(
     }
     layout = (args.tensor_model_parallel_size, args.pipeline_model_parallel_size)
     random = hashlib.blake2b(digest_size=8)
-    for state in random_states():
+    for _, state in random_states():
         random.update(state)
     rank = (
         parallel_state.get_tensor_model_parallel_rank(),

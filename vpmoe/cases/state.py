@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from vpmoe.cases.statics import named_parameters, parts, unwrap
+from vpmoe.cases.statics import named_parameters, unwrap
+from vpmoe.cases.updates import stepped_parameters
 
 
 @dataclass(frozen=True)
@@ -66,24 +66,16 @@ def surroundings(model: Sequence[torch.nn.Module]) -> State:
         A digest for each generator, the consumed samples, the routers' losses that wait to be
         logged, and each module's mode (`training` or not).
     """
-    import numpy as np
     from megatron.training import get_args
 
     from vpmoe.megatron.moe import waiting_losses
-    from vpmoe.megatron.shards import RANDOM_STATES
+    from vpmoe.megatron.shards import random_states
 
-    tracker = RANDOM_STATES.take("get_cuda_rng_tracker")
-    kind, keys, *rest = np.random.get_state(legacy=True)
     found = {
-        Place("rng", "torch"): _digest(torch.get_rng_state()),
-        Place("rng", "python"): _text(str(random.getstate())),
-        Place("rng", "numpy"): _text(f"{kind} {np.asarray(keys).tolist()} {rest}"),
+        **{Place("rng", name): _of_bytes(state) for name, state in random_states()},
         Place("data", "consumed_train_samples"): str(get_args().consumed_train_samples),
         Place("router_losses", "waiting"): _text(json.dumps(waiting_losses(), sort_keys=True)),
     }
-    for name, state in sorted(tracker().get_states().items()):
-        if isinstance(state, torch.Tensor):
-            found[Place("rng", name)] = _digest(state)
     for chunk in model:
         for name, module in chunk.named_modules():
             found[Place(name or "model", "training")] = str(module.training)
@@ -106,18 +98,14 @@ def _optimizer_state(
 ) -> Iterator[tuple[str, str, Any]]:
     """(parameter, key, value) of all optimizers in the chain, and of mixed precision's weights."""
     names = {id(parameter): name for name, parameter in named_parameters(model)}
-    for part in parts(optimizer):
-        halves = [h for group in getattr(part, "float16_groups", ()) for h in group]
-        mains = [m for group in getattr(part, "fp32_from_float16_groups", ()) for m in group]
-        for half, main in zip(halves, mains, strict=True):
-            names[id(main)] = names[id(half)]
-            yield names[id(half)], "main", main
-        for group in part.optimizer.param_groups:
-            for parameter in group["params"]:
-                for key, value in sorted(part.optimizer.state.get(parameter, {}).items()):
-                    yield names[id(parameter)], key, value
-                if "step" in group:
-                    yield names[id(parameter)], "step", group["step"]
+    for parameter, stepped, inner, group in stepped_parameters(optimizer):
+        name = names[id(parameter)]
+        if stepped is not parameter:
+            yield name, "main", stepped
+        for key, value in sorted(inner.state.get(stepped, {}).items()):
+            yield name, key, value
+        if "step" in group:
+            yield name, "step", group["step"]
 
 
 def _digest(value: Any) -> str:
@@ -125,8 +113,12 @@ def _digest(value: Any) -> str:
         return _text(repr(value))
     flat = value.detach().cpu().contiguous().flatten()
     raw = flat.view(torch.uint8).numpy() if flat.numel() else b""
-    return hashlib.blake2b(raw, digest_size=16).hexdigest()
+    return _of_bytes(raw)
 
 
 def _text(text: str) -> str:
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    return _of_bytes(text.encode())
+
+
+def _of_bytes(content: Any) -> str:
+    return hashlib.blake2b(content, digest_size=16).hexdigest()

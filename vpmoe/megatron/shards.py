@@ -86,8 +86,8 @@ def shards_of(model: Sequence[Any]) -> Iterator[tuple[Shard, torch.Tensor]]:
                 yield Shard(entry.key, entry.global_shape, entry.global_offset, shape), entry.data
 
 
-def random_states() -> Iterator[bytes]:
-    """The random states of this rank that Megatron saves, in a fixed order."""
+def random_states() -> Iterator[tuple[str, bytes]]:
+    """The random states of this rank that Megatron saves, by generator, in a fixed order."""
     import random
 
     import numpy as np
@@ -95,10 +95,11 @@ def random_states() -> Iterator[bytes]:
     RANDOM_STATES.check()
     from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 
-    yield repr(random.getstate()).encode()
-    yield repr(np.random.get_state()[1].tolist()).encode()
-    yield torch.get_rng_state().numpy().tobytes()
+    kind, keys, *rest = np.random.get_state(legacy=True)
+    yield "python", repr(random.getstate()).encode()
+    yield "numpy", f"{kind} {np.asarray(keys).tolist()} {rest}".encode()
+    yield "torch", torch.get_rng_state().numpy().tobytes()
     if torch.cuda.is_available():
-        yield torch.cuda.get_rng_state().numpy().tobytes()
-    for _, state in sorted(get_cuda_rng_tracker().get_states().items()):
-        yield bytes(state.cpu().numpy().tobytes())
+        yield "cuda", torch.cuda.get_rng_state().numpy().tobytes()
+    for name, state in sorted(get_cuda_rng_tracker().get_states().items()):
+        yield name, bytes(state.cpu().numpy().tobytes())
