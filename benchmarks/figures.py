@@ -245,6 +245,7 @@ FIGURES: dict[str, Callable[[], str]] = {
     "controls-passed": lambda: _score("twins passed"),
     "smallest-margins": _margins,
     "faults": lambda: str(_declared("cpu")),
+    "unmeasured": lambda: str(_declared("cpu") - int(_matrix()["total"])),
     "gpu-faults": lambda: str(_declared("h200")),
     "benign": lambda: str(_benign()),
     "clean-checks": lambda: f"{_clean()['checks']} checks",
