@@ -152,7 +152,7 @@ def whole_experts_cut() -> Planted:
     "recompute-draws-anew",
     "alternatives",
     "recompute_dropout",
-    "recomputation under another random state (https://github.com/pytorch/pytorch/issues/23408)",
+    "recomputation under another random state (https://github.com/pytorch/pytorch/pull/14253)",
     case="alternatives",
     steps=None,
     canary=False,
@@ -233,8 +233,8 @@ def distributed_orthogonalises_a_slice() -> Planted:
     "per-token-loss-divided-by-another-count",
     "alternatives",
     "per_token_loss",
-    "a sum of losses divided by the tokens that count, where gradients of routers need all "
-    "(https://github.com/huggingface/transformers/issues/34242)",
+    "a loss divided by another number of tokens than it is summed over "
+    "(https://github.com/huggingface/transformers/issues/37766)",
     case="alternatives",
     steps=None,
     canary=False,
